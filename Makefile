@@ -1,0 +1,60 @@
+# The commands of this project; `make` alone lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint format types layers bench proto proto-check lock clean
+SHELL := /bin/bash
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/.cache/bin:$(PATH)
+PYTEST := $(BIN)/python -m pytest
+PYTEST_ARGS ?= -n 2
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/demo.stamp ## run a real experiment on this machine: no root, no server, no engine needed
+	@$(BIN)/python examples/demo.py
+
+test: ## everything, against real servers and a real engine (root installs the Debian packages)
+	@.ci/packages
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) $(PYTEST_ARGS)
+
+check: lint ## format, lint, types, layers, generated code, unit and contract tests
+	$(PYTEST) $(PYTEST_ARGS) tests/unit tests/contract
+
+lint: format layers proto-check types
+
+format: .venv/test.stamp
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+
+types: .venv/test.stamp
+	$(BIN)/mypy
+
+layers: .venv/test.stamp
+	$(BIN)/lint-imports
+
+bench: .venv/test.stamp ## measure, and write what was measured
+	$(BIN)/python -m bench
+
+proto: .venv/test.stamp ## generate jobqueue/wire from proto/
+	.ci/proto .
+
+proto-check: .venv/test.stamp
+	.ci/proto --check
+
+lock: ## choose the versions in requirements/ anew
+	.ci/lock
+
+clean: ## remove the virtual environment and what the commands cached here
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# The tests' requirements hold the demo's, so that one environment serves both.
+.venv/demo.stamp: requirements/demo.txt pyproject.toml .ci/venv
+	.ci/venv demo
+	@touch $@
+
+.venv/test.stamp: requirements/test.txt pyproject.toml .ci/venv
+	.ci/venv test
+	@touch .venv/demo.stamp $@
