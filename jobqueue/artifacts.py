@@ -1,0 +1,89 @@
+"""Named files and trees with their address and digest, and where each kind lies in the store.
+
+workspaces/<sha256>.tar.zst                          packed once per content
+inputs/<sha256>[.tar.zst]                            uploaded from the submitter's disk
+experiments/<id>/RESULT                              the result marker: the truth about the end
+experiments/<id>/attempts/<n>-<token>/outputs/<path>
+experiments/<id>/attempts/<n>-<token>/manifest.json
+experiments/<id>/attempts/<n>-<token>/logs/<stream>/<chunk>
+"""
+
+from dataclasses import dataclass
+
+from jobqueue.ids import ExperimentId
+
+ARCHIVE_SUFFIX = ".tar.zst"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A file, or a tree packed as `.tar.zst`, that an experiment reads.
+
+    Attributes:
+        uri: where it lies: `s3://bucket/key`, `file:///path`, or `store:key` for the project's own store.
+        sha256: of the bytes at `uri`, in hex; empty when the submitter did not know it.
+        size_bytes: of the bytes at `uri`; 0 when the submitter did not know it.
+        unpacked_bytes: of a tree: the sum of its files; 0 for a file.
+    """
+
+    uri: str
+    sha256: str = ""
+    size_bytes: int = 0
+    unpacked_bytes: int = 0
+
+    @property
+    def is_tree(self) -> bool:
+        """Tell whether the bytes are an archive to be unpacked."""
+        return self.uri.endswith(ARCHIVE_SUFFIX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """One file of an attempt's outputs: its path in the workspace, its size, its digest."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What one attempt left behind: its files, and why some were left out."""
+
+    files: tuple[OutputFile, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def workspace_key(sha256: str) -> str:
+    """Return where a packed workspace lies."""
+    return f"workspaces/{sha256}{ARCHIVE_SUFFIX}"
+
+
+def input_key(sha256: str, *, tree: bool) -> str:
+    """Return where an uploaded input lies."""
+    return f"inputs/{sha256}{ARCHIVE_SUFFIX if tree else ''}"
+
+
+def result_key(experiment_id: ExperimentId) -> str:
+    """Return where the result marker lies."""
+    return f"experiments/{experiment_id}/RESULT"
+
+
+def attempt_prefix(experiment_id: ExperimentId, attempt: int, token: int) -> str:
+    """Return the prefix, without a trailing slash, that belongs to one attempt alone."""
+    return f"experiments/{experiment_id}/attempts/{attempt}-{token}"
+
+
+def output_key(prefix: str, path: str) -> str:
+    """Return where the output `path` of the attempt with `prefix` lies."""
+    return f"{prefix}/outputs/{path}"
+
+
+def manifest_key(prefix: str) -> str:
+    """Return where the manifest of the attempt with `prefix` lies."""
+    return f"{prefix}/manifest.json"
+
+
+def log_prefix(prefix: str, stream: str) -> str:
+    """Return the prefix of the log chunks of one stream; chunk names sort in order."""
+    return f"{prefix}/logs/{stream}/"

@@ -1,0 +1,1 @@
+"""What this project asks of a broker beyond what Celery asks."""

@@ -1,0 +1,133 @@
+"""What this project asks of a broker beyond what Celery asks: the ports, and the values that pass through them.
+
+Celery publishes and consumes request messages; these ports create queues, put deliveries off, keep them alive, set poison aside,
+and carry reports. Queues are created by producers and operators only, never by a worker.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """How much lies in a queue.
+
+    Attributes:
+        ready: waiting to be delivered, deferred ones included.
+        unacked: delivered and not acknowledged; None where the broker does not tell.
+        consumers: who consumes it; None where the broker does not tell.
+    """
+
+    ready: int
+    unacked: int | None = None
+    consumers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mail:
+    """A message of a queue that Celery does not consume: a report, a dead letter.
+
+    Attributes:
+        handle: what `Post.acknowledge` needs; opaque.
+    """
+
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    handle: object = None
+
+
+class Queues(Protocol):
+    """Queues by name. Raises `BrokerUnavailable` when the broker does not answer."""
+
+    def create(self, queue: str) -> None:
+        """Create a request queue and its companions (`_deferred`, `_dead`); creating it again changes nothing."""
+        ...
+
+    def create_plain(self, queue: str) -> None:
+        """Create one durable queue without companions: a reporting queue."""
+        ...
+
+    def exists(self, queue: str) -> bool:
+        """Tell whether it exists, without creating it."""
+        ...
+
+    def depth(self, queue: str) -> Depth:
+        """Return how much lies in it.
+
+        Raises:
+            NoSuchQueue: it does not exist.
+        """
+        ...
+
+    def delete(self, queue: str) -> None:
+        """Delete a queue with its companions and everything in them; an unknown name changes nothing."""
+        ...
+
+
+class Deliveries(Protocol):
+    """What becomes of one delivery. `message` is kombu's; all but `keep_alive` are called on the consuming thread.
+
+    No method loses the message: it is acknowledged only after a confirmed copy exists, or not at all.
+    """
+
+    def keep_alive(self, properties: Mapping[str, Any]) -> None:
+        """Extend the delivery where the broker can. Any thread. `properties` is `message.properties` as Celery passes it on."""
+        ...
+
+    def defer(self, message: Any, *, queue: str, delay: timedelta) -> None:
+        """Put it off: it comes back to `queue` after about `delay` (a broker may choose a shorter one)."""
+        ...
+
+    def dead_letter(self, message: Any, *, queue: str, reason: str, detail: str) -> None:
+        """Set it aside in `<queue>_dead` with the reason in its headers, confirmed, then acknowledge it."""
+        ...
+
+
+class Post(Protocol):
+    """Bytes to a named queue and back, at least once. Safe in threads."""
+
+    def send(
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Send, confirmed by the broker. Returns False, and creates nothing, when the queue does not exist."""
+        ...
+
+    def receive(self, queue: str, *, timeout: timedelta) -> Mail | None:
+        """Return the next message, unacknowledged, or None after `timeout`.
+
+        Raises:
+            NoSuchQueue: it does not exist.
+        """
+        ...
+
+    def acknowledge(self, mail: Mail) -> None:
+        """Remove a received message for good."""
+        ...
+
+
+class Broker(Protocol):
+    """One broker: its ports, and how Celery is to use it."""
+
+    queues: Queues
+    deliveries: Deliveries
+    post: Post
+
+    def celery_settings(self) -> dict[str, Any]:
+        """Return the part of Celery's configuration that depends on the broker (`broker_url`, `broker_transport_options`, …)."""
+        ...
+
+    def request_queue(self, name: str) -> Any:
+        """Return the `kombu.Queue` to consume or publish to: it never declares anything."""
+        ...
+
+    def close(self) -> None:
+        """Close its connections."""
+        ...

@@ -1,0 +1,182 @@
+"""Settings: the only reader of the environment and of `jobqueue.toml`."""
+
+import os
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from jobqueue.errors import InvalidSetting
+from jobqueue.quantities import parse_duration, parse_size
+
+PREFIX = "JOBQUEUE_"
+SETTINGS_FILE = "jobqueue.toml"
+
+
+def _state_folder() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "jobqueue"
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "jobqueue"
+
+
+def _words(value: object) -> object:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _folder(value: object) -> object:
+    return Path(value).expanduser().absolute() if isinstance(value, str | Path) else value
+
+
+_Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+_Size = Annotated[int, BeforeValidator(parse_size)]
+_Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+_Folder = Annotated[Path, BeforeValidator(_folder)]
+
+
+class Settings(BaseSettings):
+    """What an operator or a user can set, as `JOBQUEUE_<NAME>` or in `jobqueue.toml`.
+
+    A variable `JOBQUEUE_<NAME>_FILE` names a file whose content is the value, for secrets such as a URL with a password.
+    Arguments win over the environment, the environment over the file.
+
+    Attributes:
+        state_dir: what has to survive a restart: keys, the embedded broker's data, the default store.
+        broker_url: `amqp[s]://`, `redis[s]://`, `redis+socket://`; empty: the embedded one of `jobqueue dev`.
+        registry_url: `redis[s]://`, `redis+socket://`; empty: the broker, when that is Redis.
+        storage_url: `s3://bucket/prefix`, `file:///folder`; empty: a folder in `state_dir`.
+        storage_endpoint: of an S3 store other than Amazon's.
+        keys: folder with a sub-folder for each role.
+        runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
+        queues: what a worker consumes; empty: the project's CPU queue, and its GPU queue where there is a GPU.
+        lease: how long a worker may be silent before another one may take over.
+        networks, images: what specs may ask of this node; an image pattern is a shell pattern.
+        grace: between SIGTERM and SIGKILL, for a container and for a draining worker.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        toml_file=SETTINGS_FILE,
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+    )
+
+    state_dir: _Folder = Field(default_factory=_state_folder)
+    broker_url: str = Field(default="", repr=False)
+    registry_url: str = Field(default="", repr=False)
+    events_url: str = Field(default="", repr=False)
+    storage_url: str = ""
+    storage_endpoint: str = ""
+    project: str = "default"
+    keys: _Folder | None = None
+    runtime: Literal["auto", "docker", "process"] = "auto"
+    queues: _Words = ()
+    lease: _Duration = timedelta(seconds=60)
+    networks: _Words = ("none",)
+    images: _Words = ("*",)
+    max_timeout: _Duration = timedelta(days=30)
+    log_limit: _Size = 2 * 2**30
+    cache_dir: _Folder = Field(default_factory=_cache_folder)
+    cache_size: _Size = 50 * 10**9
+    grace: _Duration = timedelta(seconds=30)
+    log_format: Literal["text", "json"] = "text"
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InvalidSetting(_describe(error)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, then the environment, then `*_FILE` twins, then `jobqueue.toml`."""
+        del dotenv_settings, file_secret_settings
+        return (
+            init_settings,
+            env_settings,
+            _FileTwins(settings_cls),
+            TomlConfigSettingsSource(settings_cls),
+        )
+
+    @cached_property
+    def embedded_socket(self) -> Path:
+        """Where the embedded broker of `jobqueue dev` listens."""
+        return self.state_dir / "dev" / "redis.sock"
+
+    @cached_property
+    def broker(self) -> str:
+        """The broker's URL, the embedded one by default."""
+        return self.broker_url or f"redis+socket://{self.embedded_socket}"
+
+    @cached_property
+    def registry(self) -> str:
+        """The registry's URL.
+
+        Raises:
+            InvalidSetting: the broker is not Redis and no registry is named.
+        """
+        if self.registry_url:
+            return self.registry_url
+        if self.broker.startswith(("redis", "memory")):
+            return self.broker
+        raise InvalidSetting(
+            "no registry is named, and the broker is not Redis",
+            hint=f"set {PREFIX}REGISTRY_URL, as in redis://host:6379/0",
+        )
+
+    @cached_property
+    def storage(self) -> str:
+        """The store's URL, a folder by default."""
+        return self.storage_url or (self.state_dir / "store").as_uri()
+
+    @cached_property
+    def keys_dir(self) -> Path:
+        """The folder of keys."""
+        return self.keys or self.state_dir / "keys"
+
+
+class _FileTwins(PydanticBaseSettingsSource):
+    """Reads `JOBQUEUE_<NAME>_FILE`: the file's content, stripped, is the value."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        variable = f"{PREFIX}{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except OSError as error:
+            raise InvalidSetting(f"{variable} names a file that cannot be read: {path}: {error.strerror}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for detail in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in detail["loc"])
+        lines.append(f"{PREFIX}{name.upper()}: {detail['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)

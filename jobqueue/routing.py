@@ -1,0 +1,45 @@
+"""Queue names: which queue an experiment goes to, and what its companions are called.
+
+Names hold letters, digits, `-` and `_` only and stay under 80 characters with every suffix, because SQS allows no more.
+"""
+
+from typing import Final
+
+from jobqueue.spec import ExperimentSpec
+
+REPORTING: Final = "_reporting"
+DEFERRED: Final = "_deferred"
+DEAD: Final = "_dead"
+FIRST: Final = "_first"
+COMPANIONS: Final = (REPORTING, DEFERRED, DEAD, FIRST)
+
+
+def request_queues(project: str) -> tuple[str, str]:
+    """Return the project's pair of request queues: for CPU work, for GPU work."""
+    return f"{project}_cpu", f"{project}_gpu"
+
+
+def choose_queue(spec: ExperimentSpec) -> str:
+    """Return the request queue of an experiment: the one it names, else by its project and resources."""
+    cpu_queue, gpu_queue = request_queues(spec.project)
+    return spec.queue or (gpu_queue if spec.gpus else cpu_queue)
+
+
+def reporting_queue(queue: str) -> str:
+    """Return where the reports of a request queue's experiments go, if somebody has created it."""
+    return queue + REPORTING
+
+
+def deferred_queue(queue: str) -> str:
+    """Return where deliveries wait that were put off."""
+    return queue + DEFERRED
+
+
+def dead_letter_queue(queue: str) -> str:
+    """Return where messages lie that can never be processed."""
+    return queue + DEAD
+
+
+def is_request_queue(name: str) -> bool:
+    """Tell whether a name is that of a request queue, not of a companion."""
+    return not name.endswith(COMPANIONS)

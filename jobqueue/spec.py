@@ -1,0 +1,239 @@
+"""What a user submits: the immutable description of one experiment, checked field by field.
+
+`parse_spec` is the only door: it reads what people write (`"16GiB"`, `"1h30m"`, one shell-like command), refuses every wrong field
+at once with its fix, and returns plain numbers. The limits here are what travels; a node may allow less.
+"""
+
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from jobqueue.artifacts import Artifact
+from jobqueue.errors import InvalidSpec, Problem
+from jobqueue.quantities import parse_duration, parse_size
+from jobqueue.resources import Resources
+
+WORKSPACE: Final = PurePosixPath("/workspace")
+DEFAULT_OUTPUTS: Final = "outputs/"
+MAX_COMMAND_BYTES: Final = 64 * 1024
+MAX_ENV_BYTES: Final = 64 * 1024
+
+_ALIASES = {
+    "ram": "memory",
+    "hdd": "disk",
+    "gpuMem": "gpu_memory",
+    "gpuCount": "gpus",
+    "max_duration": "timeout",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_RESERVED_VARIABLES = ("JOBQUEUE_", "NVIDIA_", "CUDA_VISIBLE_DEVICES", "LD_", "DOCKER_")
+_IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(?:@sha256:[0-9a-f]{64})?", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _command(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        words = tuple(shlex.split(value))
+    elif isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        words = tuple(value)
+    else:
+        raise ValueError(f"not a command: {value!r} (use a list of words, or one text as for a shell)")
+    if not words or not words[0]:
+        raise ValueError("empty (say what to run, as in ['python', 'train.py'])")
+    if any("\0" in word for word in words):
+        raise ValueError("has a NUL character (take it out)")
+    if sum(len(word.encode()) for word in words) > MAX_COMMAND_BYTES:
+        raise ValueError(f"longer than {MAX_COMMAND_BYTES} bytes (put it into a file of the workspace)")
+    return words
+
+
+def _image(value: object) -> str:
+    if not isinstance(value, str) or not _IMAGE.fullmatch(value):
+        raise ValueError(f"not an image: {value!r} (use a name such as 'python:3.12-slim')")
+    return value
+
+
+def _path(value: object) -> str:
+    """Return a path relative to the workspace; a trailing slash (a folder) is kept."""
+    if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
+        raise ValueError(f"not a path: {value!r} (use one inside the workspace, such as 'model.pt')")
+    path = PurePosixPath(value)
+    if path.is_relative_to(WORKSPACE):
+        path = path.relative_to(WORKSPACE)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"outside the workspace: {value!r} (use a path inside {WORKSPACE})")
+    return f"{path}/" if value.endswith("/") and path.parts else str(path)
+
+
+def _named(limit: int) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > limit:
+            raise ValueError(f"not a name: {value!r} (use letters, digits, - and _, at most {limit})")
+        return value
+
+    return check
+
+
+def _title(value: object) -> str:
+    limit = 128
+    if not isinstance(value, str) or not value.strip() or len(value) > limit or _CONTROL.search(value):
+        raise ValueError(f"not a name: {value!r} (use at most {limit} printable characters)")
+    return value
+
+
+def _input_name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise ValueError(f"not an input name: {value!r} (use letters, digits, . - and _, at most 64)")
+    return value
+
+
+def _variable(value: object) -> str:
+    if not isinstance(value, str) or not _VARIABLE.fullmatch(value):
+        raise ValueError(f"not a variable name: {value!r} (use letters, digits and _)")
+    if value.startswith(_RESERVED_VARIABLES):
+        raise ValueError(f"{value} is set by the node (take it out)")
+    return value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"not a text: {type(value).__name__} (write it as a text)")
+    if "\0" in str(value):
+        raise ValueError("has a NUL character (take it out)")
+    return str(value)
+
+
+def _positive_duration(value: object) -> timedelta:
+    duration = parse_duration(value)
+    if not duration:
+        raise ValueError("must be longer than 0s")
+    return duration
+
+
+def _positive_size(value: object) -> int:
+    size = parse_size(value)
+    if not size:
+        raise ValueError("must be larger than 0")
+    return size
+
+
+_Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
+_Image = Annotated[str, BeforeValidator(_image)]
+_Path = Annotated[str, BeforeValidator(_path)]
+_Size = Annotated[int, BeforeValidator(parse_size)]
+_PositiveSize = Annotated[int, BeforeValidator(_positive_size)]
+_Duration = Annotated[timedelta, BeforeValidator(_positive_duration)]
+_Title = Annotated[str, BeforeValidator(_title)]
+_InputName = Annotated[str, BeforeValidator(_input_name)]
+_Variable = Annotated[str, BeforeValidator(_variable)]
+_Text = Annotated[str, BeforeValidator(_text)]
+_Project = Annotated[str, BeforeValidator(_named(64))]
+_Queue = Annotated[str, BeforeValidator(_named(70))]
+
+
+class ExperimentSpec(BaseModel):
+    """One experiment, immutable. Sizes are bytes, durations timedeltas; see `submit_experiment` for what each field means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    image: _Image
+    command: _Command
+    workspace: Artifact | None = None
+    inputs: dict[_InputName, Artifact] = Field(default_factory=dict, max_length=64)
+    outputs: tuple[_Path, ...] = Field(default=(DEFAULT_OUTPUTS,), max_length=256)
+    env: dict[_Variable, _Text] = Field(default_factory=dict, max_length=512)
+    secrets: dict[_Variable, _Text] = Field(default_factory=dict, max_length=64, repr=False)
+    gpus: int = Field(default=0, ge=0, le=1024)
+    gpu_memory: _Size = 0
+    cpus: float = Field(default=1.0, gt=0, le=4096, allow_inf_nan=False)
+    memory: _PositiveSize = 2 * 2**30
+    disk: _PositiveSize = 10 * 2**30
+    shm_size: _PositiveSize = 64 * 2**20
+    timeout: _Duration = timedelta(hours=24)
+    stall_timeout: _Duration | None = None
+    expires: _Duration = timedelta(days=7)
+    retries: int = Field(default=0, ge=0, le=100)
+    network: Literal["none", "bridge"] = "none"
+    project: _Project = "default"
+    queue: _Queue | None = None
+    name: _Title | None = None
+    labels: dict[_Title, _Text] = Field(default_factory=dict, max_length=64)
+    idempotency_key: _Title | None = None
+
+    @property
+    def resources(self) -> Resources:
+        """What scheduling needs to know; it travels in the clear header."""
+        return Resources(
+            cpus=self.cpus,
+            memory_bytes=self.memory,
+            disk_bytes=self.disk,
+            shm_bytes=self.shm_size,
+            gpus=self.gpus,
+            gpu_memory_bytes=self.gpu_memory,
+        )
+
+
+def parse_spec(fields: Mapping[str, Any]) -> ExperimentSpec:
+    """Return the spec that `fields` describe.
+
+    Args:
+        fields: as the arguments of `submit_experiment`, StudioML's names accepted; `workspace` and `inputs` are `Artifact`s here.
+
+    Raises:
+        InvalidSpec: with every wrong field, by path, and what to write instead.
+    """
+    given = {_ALIASES.get(name, name): value for name, value in fields.items()}
+    try:
+        spec = ExperimentSpec.model_validate(given)
+    except ValidationError as error:
+        raise InvalidSpec([_problem(detail) for detail in error.errors(include_url=False)]) from None
+    if problems := _cross_check(spec):
+        raise InvalidSpec(problems)
+    return spec
+
+
+def _cross_check(spec: ExperimentSpec) -> list[Problem]:
+    """Return what is wrong between fields that are each right by themselves."""
+    problems = []
+    if spec.gpu_memory and not spec.gpus:
+        problems.append(Problem(path="gpu_memory", message="asked for without a GPU (add gpus=1)"))
+    if spec.shm_size > spec.memory:
+        problems.append(Problem(path="shm_size", message="larger than memory (ask for less, or more memory)"))
+    for name in spec.env.keys() & spec.secrets.keys():
+        problems.append(Problem(path=f"env.{name}", message="also given as a secret (keep one of them)"))
+    if sum(len(name) + len(value.encode()) for name, value in spec.env.items()) > MAX_ENV_BYTES:
+        problems.append(
+            Problem(
+                path="env",
+                message=f"more than {MAX_ENV_BYTES} bytes in all (use a file of the workspace)",
+            )
+        )
+    return problems
+
+
+def _problem(detail: Any) -> Problem:
+    location = [str(part) for part in detail["loc"] if part != "[key]"]
+    path = ".".join(location)
+    kind, message = detail["type"], detail["msg"]
+    if kind == "extra_forbidden":
+        message = f"unknown field{_did_you_mean(path)}"
+    elif kind == "missing":
+        message = "missing (it has no default)"
+    elif kind == "value_error":
+        message = str(detail["ctx"]["error"])
+    elif path not in ("workspace",) and not path.startswith(("inputs", "secrets")):
+        message = f"{message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"
+    return Problem(path=path, message=message)
+
+
+def _did_you_mean(name: str) -> str:
+    known = [*ExperimentSpec.model_fields, *_ALIASES]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(ExperimentSpec.model_fields))})"

@@ -1,0 +1,1 @@
+"""Where artifacts live, by the scheme of their address."""

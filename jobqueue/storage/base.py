@@ -1,0 +1,51 @@
+"""Where artifacts live: the port, and the value that passes through it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """One object: its key and size."""
+
+    key: str
+    size_bytes: int
+
+
+class Store(Protocol):
+    """Objects by key. Keys are relative, `/`-separated. Safe in threads.
+
+    Every method raises `StoreUnavailable` when the store does not answer or answers with a server error or a refusal of
+    credentials; reads raise `NotFound` for an unknown key. Transient errors have been retried a few times before.
+    """
+
+    def put(self, key: str, source: bytes | Path) -> None:
+        """Write an object whole or not at all, replacing it; a path is streamed with bounded memory."""
+        ...
+
+    def put_if_absent(self, key: str, content: bytes) -> bool:
+        """Write an object only if there is none, atomically. Returns whether it was written."""
+        ...
+
+    def get(self, key: str) -> Iterator[bytes]:
+        """Return the content in pieces of bounded size."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Return the size in bytes, or None when there is no such object."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Return the objects whose key begins with `prefix`, sorted by key."""
+        ...
+
+    def presign(self, key: str, *, method: Literal["GET", "PUT"], expires: timedelta) -> str:
+        """Return a URL that gives this one right for a while.
+
+        Raises:
+            StoreUnavailable: this kind of store has no such URLs.
+        """
+        ...
