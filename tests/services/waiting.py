@@ -1,0 +1,59 @@
+"""Waiting for a condition, never for a time."""
+
+import random
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.02
+# Below the range that the kernel gives to outgoing connections, so that a server which was
+# stopped finds its port free when it starts again.
+_PORTS = range(12_000, 32_000)
+# The tests' random order seeds every worker's `random` alike.
+_random = random.SystemRandom()
+
+
+def wait_until(
+    condition: Callable[[], T],
+    *,
+    what: str,
+    within: timedelta = timedelta(seconds=20),
+) -> T:
+    """Return the first true value of `condition`, asked until `within` is over.
+
+    Raises:
+        TimeoutError: It never became true; the message names `what` and the last value.
+    """
+    until = time.monotonic() + within.total_seconds()
+    while not (value := condition()):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what}: not within {within.total_seconds():g} s (last: {value!r})")
+        time.sleep(_POLL_SECONDS)
+    return value
+
+
+def free_port() -> int:
+    """Choose a loopback port that nobody listens on."""
+    while True:
+        port = _random.choice(_PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def answers(port: int, request: bytes, expected: bytes) -> bool:
+    """Tell whether what listens on the loopback port answers `request` with `expected` in it."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(request)
+            return expected in connection.recv(1024)
+    except OSError:
+        return False
