@@ -127,7 +127,7 @@ def _write_settings(folder: Path, *, port: int, management_port: int, settings: 
         "management.tcp.ip": "127.0.0.1",
         "management.tcp.port": str(management_port),
         "disk_free_limit.absolute": "64MB",
-        "log.console.level": "info",
+        "log.console.level": "warning",
         **settings,
     }
     text = "".join(f"{key} = {value}\n" for key, value in lines.items())

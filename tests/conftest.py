@@ -1,0 +1,163 @@
+"""Fixtures and rules for every test: real servers, tiers by folder, nothing left behind."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn, Protocol, TypeVar
+
+import pytest
+from services import leaks
+from services.engine import Engine, open_engine
+from services.moto import MotoServer, open_moto
+from services.process import Process
+from services.rabbitmq import RabbitServer, open_rabbitmq
+from services.redis import RedisServer, open_redis
+from services.waiting import wait_until
+
+TIERS = ("unit", "contract", "integration", "acceptance", "faults")
+_ROOT = Path(__file__).parent
+_IN_CI = os.environ.get("CI") == "true"
+_LEAVE = timedelta(seconds=3)
+
+
+class Server(Protocol):
+    """What every server of `services` has."""
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Every process of it."""
+
+
+S = TypeVar("S", bound=Server)
+_shared: dict[str, Server] = {}
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis for the whole run; whoever stops it starts it again."""
+    with _share("redis_server", open_redis(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """A RabbitMQ for the whole run; whoever stops it starts it again."""
+    with _share("rabbitmq_server", open_rabbitmq(tmp_path_factory.mktemp("rabbitmq"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    """S3 for the whole run; it is `sqs_server` too."""
+    with _share("s3_server", open_moto(tmp_path_factory.mktemp("moto"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqs_server(s3_server: MotoServer) -> MotoServer:
+    """SQS for the whole run."""
+    return s3_server
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """A container engine with the test images for the whole run; whoever stops it starts it."""
+    with _share("engine", open_engine()) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    engine = _shared.get("engine")
+    engine = engine if isinstance(engine, Engine) else None
+    unit = request.node.get_closest_marker("unit")
+    find = leaks.watch(test="" if unit else request.node.nodeid, known=_known, engine=engine)
+    yield
+    # What was told to end may take a moment.
+    with suppress(TimeoutError):
+        wait_until(lambda: not find(), what="nothing left", within=_LEAVE)
+    if left := find():
+        leaks.remove(left, engine)
+    stopped = [process for process in _shared_processes() if not process.running]
+    for process in stopped:
+        process.start()
+    if left or stopped:
+        names = "".join(f"\nstopped: {process.name}" for process in stopped)
+        pytest.fail(f"left behind:\n{left}{names}")
+
+
+@pytest.fixture(autouse=True)
+def _no_socket_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("unit"):
+        for method in ("connect", "connect_ex", "bind"):
+            original = getattr(socket.socket, method)
+            monkeypatch.setattr(socket.socket, method, _local_only(original))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with its tier, which is the folder that it stands in."""
+    for item in items:
+        tier = item.path.relative_to(_ROOT).parts[0]
+        if tier not in TIERS:
+            raise pytest.UsageError(f"{item.path}: not in one of {', '.join(TIERS)}")
+        item.add_marker(tier)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Iterator[None]:
+    """Turn a skip into a failure in continuous integration, and print the world on a failure."""
+    report = yield
+    _forbid_skip(report)
+    if report.failed:
+        for name in getattr(item, "fixturenames", ()):
+            for process in _shared[name].processes if name in _shared else ():
+                report.sections.append((f"{process.name}'s log", process.log_tail()))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    """Turn a skipped module into a failure in continuous integration."""
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if _IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where everything must run: {report.longrepr}"
+
+
+@contextmanager
+def _share(name: str, opened: AbstractContextManager[S]) -> Iterator[S]:
+    with opened as server:
+        _shared[name] = server
+        yield server
+        del _shared[name]
+
+
+def _shared_processes() -> list[Process]:
+    return [process for server in _shared.values() for process in server.processes]
+
+
+def _known() -> set[int]:
+    return {pid for process in _shared_processes() for pid in process.pids}
+
+
+def _local_only(original: Callable[[socket.socket, object], object]) -> object:
+    def refuse(address: object) -> NoReturn:
+        pytest.fail(
+            f"a unit test opened a socket to {address}: use the in-memory adapter, "
+            "or move the test to tests/integration"
+        )
+
+    def guarded(self: socket.socket, address: object) -> object:
+        return original(self, address) if self.family == socket.AF_UNIX else refuse(address)
+
+    return guarded
