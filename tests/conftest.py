@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol, TypeVar
 import pytest
 from services import leaks
 from services.engine import Engine, open_engine
+from services.image_registry import ImageRegistry, open_image_registry
 from services.moto import MotoServer, open_moto
 from services.process import Process
 from services.rabbitmq import RabbitServer, open_rabbitmq
@@ -69,6 +70,13 @@ def engine() -> Iterator[Engine]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def image_registry(engine: Engine) -> Iterator[ImageRegistry]:
+    """A registry of images that the engine, and nobody else, reaches."""
+    with _share("image_registry", open_image_registry(engine)) as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     engine = _shared.get("engine")
@@ -79,14 +87,14 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     # What was told to end may take a moment.
     with suppress(TimeoutError):
         wait_until(lambda: not find(), what="nothing left", within=_LEAVE)
-    if left := find():
-        leaks.remove(left, engine)
+    left = find()
     stopped = [process for process in _shared_processes() if not process.running]
+    said = [str(left), *(f"{process.name}, stopped" for process in stopped)]
+    leaks.remove(left, engine)
     for process in stopped:
         process.start()
     if left or stopped:
-        names = "".join(f"\nstopped: {process.name}" for process in stopped)
-        pytest.fail(f"left behind:\n{left}{names}")
+        pytest.fail("\n".join(["left behind:", *filter(None, said)]))
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,10 @@ import kombu
 import psutil
 import pytest
 import redis
+from docker.errors import NotFound
 from docker.models.containers import Container
 from services.engine import Engine
+from services.image_registry import ImageRegistry
 from services.images import BUSYBOX, PYTHON
 from services.moto import MotoServer
 from services.process import MissingProgramError, Process, ServerFailedError, find_program
@@ -102,6 +104,14 @@ def test_the_engine_sees_nothing_of_the_machine_s_network(engine: Engine) -> Non
     command = [*engine.enter, find_program("ip", package="iproute2"), "-brief", "link"]
     links = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in links.splitlines()] == ["lo"]
+
+
+def test_images_are_pushed_and_pulled_by_their_digest(image_registry: ImageRegistry) -> None:
+    reference = image_registry.push(BUSYBOX, "services/busybox")
+    pulled = image_registry.engine.client.images.pull(reference)
+    assert reference in pulled.attrs["RepoDigests"]
+    with pytest.raises(NotFound):
+        image_registry.engine.client.images.pull(f"{image_registry.address}/no/such", tag="1")
 
 
 def test_a_paused_server_answers_again_after_it_is_resumed(

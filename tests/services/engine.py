@@ -130,7 +130,7 @@ def _make_daemon(folder: Path, options: Sequence[str], environment: Mapping[str,
         *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
         *("--host", f"unix://{_socket(folder)}", "--pidfile", str(folder / "dockerd.pid")),
         *("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"),
-        *("--live-restore", *options),
+        *("--live-restore", "--log-level=warn", *options),
     ]
     return Process(
         name="dockerd",

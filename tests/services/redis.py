@@ -40,7 +40,8 @@ def open_redis(folder: Path, *, options: Sequence[str] = ()) -> Iterator[RedisSe
     command = [
         find_program("redis-server", package="redis-server"),
         *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)),
-        *("--appendonly", "yes", "--save", "", "--enable-debug-command", "local"),
+        *("--appendonly", "yes", "--save", "", "--loglevel", "warning"),
+        *("--enable-debug-command", "local"),
         *options,
     ]
     process = Process(
