@@ -38,10 +38,10 @@ layers: .venv/test.stamp
 bench: .venv/test.stamp ## measure, and write what was measured
 	$(BIN)/python -m bench
 
-proto: .venv/test.stamp ## generate jobqueue/wire from proto/
-	.ci/proto .
+proto: .cache/proto.stamp ## generate jobqueue/wire from proto/
+	.ci/proto
 
-proto-check: .venv/test.stamp
+proto-check: .cache/proto.stamp
 	.ci/proto --check
 
 lock: ## choose the versions in requirements/ anew
@@ -52,9 +52,13 @@ clean: ## remove the virtual environment and what the commands cached here
 
 # The tests' requirements hold the demo's, so that one environment serves both.
 .venv/demo.stamp: requirements/demo.txt pyproject.toml .ci/venv
-	.ci/venv demo
+	.ci/venv .venv demo
 	@touch $@
 
 .venv/test.stamp: requirements/test.txt pyproject.toml .ci/venv
-	.ci/venv test
+	.ci/venv .venv test
 	@touch .venv/demo.stamp $@
+
+.cache/proto.stamp: requirements/proto.txt .ci/venv
+	.ci/venv .cache/proto proto
+	@touch $@
