@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
+
+from jobqueue.errors import ArtifactRefused
+
+MAX_KEY_BYTES: Final = 1024
+MAX_NAME_BYTES: Final = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,7 @@ class Store(Protocol):
 
     Every method raises `StoreUnavailable` when the store does not answer or answers with a server error or a refusal of
     credentials; reads raise `NotFound` for an unknown key. Transient errors have been retried a few times before.
+    A key that `check_key` refuses raises `ArtifactRefused`.
     """
 
     def put(self, key: str, source: bytes | Path) -> None:
@@ -49,3 +55,27 @@ class Store(Protocol):
             StoreUnavailable: this kind of store has no such URLs.
         """
         ...
+
+
+def check_key(key: str) -> str:
+    """Return `key` if every kind of store can hold it under exactly this name.
+
+    Raises:
+        ArtifactRefused: it is empty, absolute, has an empty, `.` or `..` part, a control character, a character that is
+            not Unicode text, a part or a whole that is too long.
+    """
+    try:
+        encoded = key.encode()
+    except UnicodeEncodeError:
+        raise ArtifactRefused(f"not a storage key: {key!r} is not UTF-8", hint="rename the file") from None
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ArtifactRefused(f"not a storage key: {key!r} has an empty, `.` or `..` part", hint="use a relative path")
+    if any(ord(letter) < ord(" ") or letter == "\x7f" for letter in key):
+        raise ArtifactRefused(f"not a storage key: {key!r} has a control character", hint="rename the file")
+    if len(encoded) > MAX_KEY_BYTES or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        raise ArtifactRefused(
+            f"not a storage key: {key[:80]!r}... is too long",
+            hint=f"use at most {MAX_NAME_BYTES} bytes for a name and {MAX_KEY_BYTES} for a path",
+        )
+    return key
