@@ -5,11 +5,14 @@ inputs/<sha256>[.tar.zst]                            uploaded from the submitter
 experiments/<id>/RESULT                              the result marker: the truth about the end
 experiments/<id>/attempts/<n>-<token>/outputs/<path>
 experiments/<id>/attempts/<n>-<token>/manifest.json
-experiments/<id>/attempts/<n>-<token>/logs/<stream>/<chunk>
+experiments/<id>/attempts/<n>-<token>/logs/<stream>/<offset of the first byte>
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 
+from jobqueue.errors import ArtifactRefused
 from jobqueue.ids import ExperimentId
 
 ARCHIVE_SUFFIX = ".tar.zst"
@@ -54,6 +57,32 @@ class Manifest:
     left_out: tuple[str, ...] = ()
 
 
+def manifest_to_json(manifest: Manifest) -> bytes:
+    """Return the manifest as it lies in the store."""
+    return json.dumps(asdict(manifest), indent=1).encode()
+
+
+def manifest_from_json(content: bytes) -> Manifest:
+    """Return the manifest that lies in the store.
+
+    Raises:
+        ArtifactRefused: it is not one, or has a path that leads out of the folder it is downloaded to.
+    """
+    try:
+        fields = json.loads(content)
+        files = tuple(_output_file(**file) for file in fields["files"])
+        return Manifest(files=files, left_out=tuple(str(line) for line in fields["left_out"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactRefused(f"not a manifest: {error}") from None
+
+
+def _output_file(*, path: str, size_bytes: int, sha256: str) -> OutputFile:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or any(ord(letter) < ord(" ") for letter in path):
+        raise ValueError(f"it has the path {path!r}")
+    return OutputFile(path=path, size_bytes=int(size_bytes), sha256=str(sha256))
+
+
 def workspace_key(sha256: str) -> str:
     """Return where a packed workspace lies."""
     return f"workspaces/{sha256}{ARCHIVE_SUFFIX}"
@@ -84,6 +113,11 @@ def manifest_key(prefix: str) -> str:
     return f"{prefix}/manifest.json"
 
 
+def log_key(prefix: str, stream: str, offset: int) -> str:
+    """Return where the log chunk lies that begins at byte `offset` of one stream; keys sort in order."""
+    return f"{log_prefix(prefix, stream)}{offset:016d}"
+
+
 def log_prefix(prefix: str, stream: str) -> str:
-    """Return the prefix of the log chunks of one stream; chunk names sort in order."""
+    """Return the prefix of the log chunks of one stream."""
     return f"{prefix}/logs/{stream}/"
