@@ -1,6 +1,7 @@
 """Run machine-learning experiments in containers, from a notebook, over a message broker.
 
-Importing this package opens nothing and loads neither Celery nor a container engine; the public words are found when first used.
+Importing this package opens nothing and loads neither Celery nor a container engine; the public words are found when
+first used.
 """
 
 from importlib import import_module
@@ -25,7 +26,7 @@ _WORDS = {
     "ExperimentTimeout": "jobqueue.errors",
 }
 
-__all__ = list(_WORDS)  # noqa: PLE0604 - a list of strings, built once
+__all__ = list(_WORDS)
 
 
 def __getattr__(name: str) -> object:

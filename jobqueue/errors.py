@@ -7,6 +7,7 @@
       ExperimentFailed       ExperimentCancelled      ExperimentTimeout
       Superseded             a write with an older fencing token
       Refused                an envelope that is not to be trusted, opened or understood
+      KeyRefused             a key file that must not be used
       RuntimeFailure         the container engine, or an image it cannot have
       ArtifactRefused        an archive, input or output that breaks a rule
 
@@ -174,9 +175,19 @@ class Superseded(JobqueueError):
 
 
 class Refused(JobqueueError):
-    """An envelope that a worker must not act on."""
+    """An envelope that a worker must not act on.
+
+    Args:
+        message: what is wrong with it.
+        hint: what to do about it.
+        experiment_id: from the header, once its signature has held; empty: never answer it, nobody known has asked.
+    """
 
     code = "refused"
+
+    def __init__(self, message: str, *, hint: str | None = None, experiment_id: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.experiment_id = experiment_id
 
 
 class BadEnvelope(Refused):
@@ -196,6 +207,12 @@ class Undecryptable(Refused):
 
     code = "undecryptable"
     hint = "the sender sealed to a key this node does not have; `jobqueue keys show` lists them"
+
+
+class KeyRefused(JobqueueError):
+    """A key that must not be used: others can read its file, it is malformed, or it is a weak one."""
+
+    code = "key_refused"
 
 
 class RuntimeFailure(JobqueueError):

@@ -1,7 +1,7 @@
 """Identities: typed strings, and the one place that makes them.
 
-An experiment id is `exp-` and a ULID in lower-case Crockford base32, so ids sort by their time of submission, are legal as
-queue message id, container label, object key and host name, and can be made without asking anybody.
+An experiment id is `exp-` and a ULID in lower-case Crockford base32, so ids sort by their time of submission, are legal
+as queue message id, container label, object key and host name, and can be made without asking anybody.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Sizes and durations as people write them, as numbers and back.
 
-Binary and decimal units are told apart: `16GiB`, `16Gi` are 16 x 2^30, `16G`, `16GB` are 16 x 10^9. StudioML wrote its binary
-sizes in lower case (`4gb`); they are read as it meant them.
+Binary and decimal units are told apart: `16GiB`, `16Gi` are 16 x 2^30, `16G`, `16GB` are 16 x 10^9. StudioML wrote its
+binary sizes in lower case (`4gb`); they are read as it meant them.
 """
 
 import re
@@ -9,11 +9,12 @@ from datetime import timedelta
 
 _DECIMAL = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
+_SIZE = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,30})?)\s*(?P<unit>[A-Za-z]*)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 _ISO = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
+_FOUR_DIGITS = 999.5
 
 MAX_BYTES = 2**62
 MAX_DURATION = timedelta(days=3650)
@@ -29,7 +30,7 @@ def parse_size(value: object) -> int:
         ValueError: it is neither, or is not between 0 and 2^62; the message says what to write.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"not a size: {value!r} (use a text such as '16GiB' or '500MB')")
+        raise ValueError(f"not a size: {value!r} (use a text such as '16GiB' or '500MB')")  # noqa: TRY004 - pydantic's rule
     size = value if isinstance(value, int) else _parse_size_text(value)
     if not 0 <= size <= MAX_BYTES:
         raise ValueError(f"not a size: {value!r} (use a number from 0 up, such as '16GiB')")
@@ -68,10 +69,11 @@ def format_size(size_bytes: int) -> str:
 
 
 def describe_size(size_bytes: int) -> str:
-    """Return a size for people, to three digits: `1.46 GiB`."""
+    """Return a size for people, to three digits or the whole number: `1.46 GiB`, `1023 MiB`."""
     for letter, factor in reversed(_BINARY.items()):
         if size_bytes >= factor:
-            return f"{size_bytes / factor:.3g} {letter}iB"
+            number = size_bytes / factor
+            return f"{number:.3g} {letter}iB" if number < _FOUR_DIGITS else f"{number:.0f} {letter}iB"
     return f"{size_bytes} B"
 
 

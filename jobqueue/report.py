@@ -1,6 +1,6 @@
 """What a worker tells: one numbered statement about an attempt, as plain values.
 
-The codec turns a report into the protobuf message that StudioML's listeners read as well; nothing here knows of the wire.
+The codec turns a report into the protobuf message that StudioML's listeners read as well; nothing here knows the wire.
 """
 
 from dataclasses import dataclass, field

@@ -53,7 +53,8 @@ def fits_in(request: Resources, offer: Offer) -> list[str]:
     if request.gpus > len(offer.gpu_memory_bytes):
         reasons.append(f"asks for {request.gpus} GPUs, {len(offer.gpu_memory_bytes)} are there")
     elif request.gpus > len(large_enough):
-        reasons.append(_short("GPU memory", request.gpu_memory_bytes, max(offer.gpu_memory_bytes)))
+        each = describe_size(request.gpu_memory_bytes)
+        reasons.append(f"asks for {request.gpus} GPUs with {each} of memory each, {len(large_enough)} are there")
     return reasons
 
 

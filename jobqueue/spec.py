@@ -1,7 +1,7 @@
 """What a user submits: the immutable description of one experiment, checked field by field.
 
-`parse_spec` is the only door: it reads what people write (`"16GiB"`, `"1h30m"`, one shell-like command), refuses every wrong field
-at once with its fix, and returns plain numbers. The limits here are what travels; a node may allow less.
+`parse_spec` is the only door: it reads what people write (`"16GiB"`, `"1h30m"`, one shell-like command), refuses every
+wrong field at once with its fix, and returns plain numbers. The limits here are what travels; a node may allow less.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from jobqueue.artifacts import Artifact
 from jobqueue.errors import InvalidSpec, Problem
-from jobqueue.quantities import parse_duration, parse_size
+from jobqueue.quantities import MAX_BYTES, parse_duration, parse_size
 from jobqueue.resources import Resources
 
 WORKSPACE: Final = PurePosixPath("/workspace")
@@ -35,7 +35,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _RESERVED_VARIABLES = ("JOBQUEUE_", "NVIDIA_", "CUDA_VISIBLE_DEVICES", "LD_", "DOCKER_")
 _IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(?:@sha256:[0-9a-f]{64})?", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # lone surrogates too: they are no text to write down
+_NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME = 70
+
+
+def is_name(text: str, *, limit: int = _MAX_NAME) -> bool:
+    """Tell whether `text` may be the name of a queue or project: letters, digits, `-` and `_`, at most `limit`."""
+    return len(text) <= limit and _NAME.fullmatch(text) is not None
 
 
 def _command(value: object) -> tuple[str, ...]:
@@ -47,8 +55,8 @@ def _command(value: object) -> tuple[str, ...]:
         raise ValueError(f"not a command: {value!r} (use a list of words, or one text as for a shell)")
     if not words or not words[0]:
         raise ValueError("empty (say what to run, as in ['python', 'train.py'])")
-    if any("\0" in word for word in words):
-        raise ValueError("has a NUL character (take it out)")
+    if any(_NOT_TEXT.search(word) for word in words):
+        raise ValueError("has a NUL or half a character (take it out)")
     if sum(len(word.encode()) for word in words) > MAX_COMMAND_BYTES:
         raise ValueError(f"longer than {MAX_COMMAND_BYTES} bytes (put it into a file of the workspace)")
     return words
@@ -74,7 +82,7 @@ def _path(value: object) -> str:
 
 def _named(limit: int) -> Callable[[object], str]:
     def check(value: object) -> str:
-        if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > limit:
+        if not isinstance(value, str) or not is_name(value, limit=limit):
             raise ValueError(f"not a name: {value!r} (use letters, digits, - and _, at most {limit})")
         return value
 
@@ -104,10 +112,22 @@ def _variable(value: object) -> str:
 
 def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"not a text: {type(value).__name__} (write it as a text)")
-    if "\0" in str(value):
-        raise ValueError("has a NUL character (take it out)")
+        raise ValueError(f"not a text: {type(value).__name__} (write it as a text)")  # noqa: TRY004 - pydantic's rule
+    if _NOT_TEXT.search(str(value)):
+        raise ValueError("has a NUL or half a character (take it out)")
     return str(value)
+
+
+def _artifact(value: object) -> Artifact:
+    if not isinstance(value, Artifact):
+        raise ValueError(f"not an artifact: {type(value).__name__} (pack it first)")  # noqa: TRY004 - pydantic's rule
+    if not value.uri or _CONTROL.search(value.uri):
+        raise ValueError("has no address (use one such as 's3://bucket/key')")
+    if value.sha256 and not _SHA256.fullmatch(value.sha256):
+        raise ValueError("has a malformed sha256 (use 64 lower-case hex digits, or none)")
+    if not (0 <= value.size_bytes <= MAX_BYTES and 0 <= value.unpacked_bytes <= MAX_BYTES):
+        raise ValueError("has a size that cannot be (use 0 when it is not known)")
+    return value
 
 
 def _positive_duration(value: object) -> timedelta:
@@ -124,6 +144,7 @@ def _positive_size(value: object) -> int:
     return size
 
 
+_Artifact = Annotated[Artifact, BeforeValidator(_artifact)]
 _Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
 _Image = Annotated[str, BeforeValidator(_image)]
 _Path = Annotated[str, BeforeValidator(_path)]
@@ -135,18 +156,18 @@ _InputName = Annotated[str, BeforeValidator(_input_name)]
 _Variable = Annotated[str, BeforeValidator(_variable)]
 _Text = Annotated[str, BeforeValidator(_text)]
 _Project = Annotated[str, BeforeValidator(_named(64))]
-_Queue = Annotated[str, BeforeValidator(_named(70))]
+_Queue = Annotated[str, BeforeValidator(_named(_MAX_NAME))]
 
 
 class ExperimentSpec(BaseModel):
-    """One experiment, immutable. Sizes are bytes, durations timedeltas; see `submit_experiment` for what each field means."""
+    """One experiment, immutable: sizes in bytes, durations as timedeltas; `submit_experiment` explains each field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     image: _Image
     command: _Command
-    workspace: Artifact | None = None
-    inputs: dict[_InputName, Artifact] = Field(default_factory=dict, max_length=64)
+    workspace: _Artifact | None = None
+    inputs: dict[_InputName, _Artifact] = Field(default_factory=dict, max_length=64)
     outputs: tuple[_Path, ...] = Field(default=(DEFAULT_OUTPUTS,), max_length=256)
     env: dict[_Variable, _Text] = Field(default_factory=dict, max_length=512)
     secrets: dict[_Variable, _Text] = Field(default_factory=dict, max_length=64, repr=False)
@@ -184,7 +205,8 @@ def parse_spec(fields: Mapping[str, Any]) -> ExperimentSpec:
     """Return the spec that `fields` describe.
 
     Args:
-        fields: as the arguments of `submit_experiment`, StudioML's names accepted; `workspace` and `inputs` are `Artifact`s here.
+        fields: as the arguments of `submit_experiment`, StudioML's names accepted; `workspace` and `inputs` are
+            `Artifact`s here.
 
     Raises:
         InvalidSpec: with every wrong field, by path, and what to write instead.
@@ -206,8 +228,10 @@ def _cross_check(spec: ExperimentSpec) -> list[Problem]:
         problems.append(Problem(path="gpu_memory", message="asked for without a GPU (add gpus=1)"))
     if spec.shm_size > spec.memory:
         problems.append(Problem(path="shm_size", message="larger than memory (ask for less, or more memory)"))
-    for name in spec.env.keys() & spec.secrets.keys():
-        problems.append(Problem(path=f"env.{name}", message="also given as a secret (keep one of them)"))
+    problems += [
+        Problem(path=f"env.{name}", message="also given as a secret (keep one of them)")
+        for name in sorted(spec.env.keys() & spec.secrets.keys())
+    ]
     if sum(len(name) + len(value.encode()) for name, value in spec.env.items()) > MAX_ENV_BYTES:
         problems.append(
             Problem(
@@ -228,7 +252,7 @@ def _problem(detail: Any) -> Problem:
         message = "missing (it has no default)"
     elif kind == "value_error":
         message = str(detail["ctx"]["error"])
-    elif path not in ("workspace",) and not path.startswith(("inputs", "secrets")):
+    elif path != "workspace" and not path.startswith(("inputs", "secrets")):
         message = f"{message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"
     return Problem(path=path, message=message)
 
