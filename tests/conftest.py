@@ -2,6 +2,7 @@
 
 import os
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
@@ -13,7 +14,7 @@ from services import leaks
 from services.engine import Engine, open_engine
 from services.image_registry import ImageRegistry, open_image_registry
 from services.moto import MotoServer, open_moto
-from services.process import Process
+from services.process import MARK, Process
 from services.rabbitmq import RabbitServer, open_rabbitmq
 from services.redis import RedisServer, open_redis
 from services.waiting import wait_until
@@ -78,11 +79,12 @@ def image_registry(engine: Engine) -> Iterator[ImageRegistry]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     engine = _shared.get("engine")
     engine = engine if isinstance(engine, Engine) else None
-    unit = request.node.get_closest_marker("unit")
-    find = leaks.watch(test="" if unit else request.node.nodeid, known=_known, engine=engine)
+    mark = "" if request.node.get_closest_marker("unit") else uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    find = leaks.watch(mark=mark, known=_known, engine=engine)
     yield
     # What was told to end may take a moment.
     with suppress(TimeoutError):

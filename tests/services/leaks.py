@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from services.engine import Engine
+from services.process import MARK
 
 _LABEL = "jobqueue.experiment"
 
@@ -22,7 +23,7 @@ class Leaks:
 
     Attributes:
         threads: Those which keep the interpreter from ending.
-        processes: Children of this process, and whatever carries the test's name with it.
+        processes: Children of this process, and whatever carries the test's mark.
         containers: The ids of those that run an experiment.
     """
 
@@ -42,11 +43,11 @@ class Leaks:
         return "\n".join(lines)
 
 
-def watch(*, test: str, known: Callable[[], AbstractSet[int]], engine: Engine | None) -> Callable[[], Leaks]:
+def watch(*, mark: str, known: Callable[[], AbstractSet[int]], engine: Engine | None) -> Callable[[], Leaks]:
     """Remember what is there, and return what finds out what came since.
 
     Args:
-        test: The name that processes of this test carry in their environment; "" to skip those.
+        mark: What processes of this test carry in their environment as MARK; "" to skip those.
         known: The process ids of the servers that stay for other tests.
         engine: Where to look for containers.
     """
@@ -56,7 +57,7 @@ def watch(*, test: str, known: Callable[[], AbstractSet[int]], engine: Engine | 
 
     def find() -> Leaks:
         ours = known() | processes
-        found = [*_children(), *(_marked(test) if test else ())]
+        found = [*_children(), *(_marked(mark) if mark else ())]
         return Leaks(
             threads=tuple(thread for thread in _threads() if thread not in threads),
             processes=tuple({each for each in found if not _belongs(each, ours)}),
@@ -88,13 +89,13 @@ def _children() -> Iterable[psutil.Process]:
             yield child
 
 
-def _marked(test: str) -> Iterable[psutil.Process]:
+def _marked(mark: str) -> Iterable[psutil.Process]:
     """Find what the test started even where it detached itself from its parent."""
-    mark = f"PYTEST_CURRENT_TEST={test} (".encode()
+    entry = f"{MARK}={mark}\0".encode()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with suppress(OSError, psutil.NoSuchProcess):
-                if mark in (folder / "environ").read_bytes():
+                if entry in (folder / "environ").read_bytes():
                     yield psutil.Process(int(folder.name))
 
 

@@ -14,6 +14,8 @@ from services.waiting import wait_until
 
 # First, because packages in a virtual environment bring programs of these names too.
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+# The variable that the processes of one test carry, however far they detach themselves.
+MARK = "LEAK_CHECKER_MARK"
 
 _START = timedelta(seconds=60)
 _STOP = timedelta(seconds=20)
@@ -152,8 +154,8 @@ class Process:
 
     def _spawn(self) -> None:
         environment = {**os.environ, **self._environment}
-        # Marks the processes that a test started; this one outlives the test which came first.
-        environment.pop("PYTEST_CURRENT_TEST", None)
+        # A shared server outlives the test which came first.
+        environment.pop(MARK, None)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
