@@ -1,0 +1,227 @@
+"""`jobqueue doctor`: what a submitter and a node depend on, one line each, with the way to mend it."""
+
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from jobqueue.errors import JobqueueError
+from producers.cli.group import EXIT_UNAVAILABLE
+from producers.cli.output import Format, colour, format_option, plain, write_json
+
+if TYPE_CHECKING:
+    from jobqueue.config import Settings
+
+_PROBE: Final = "doctor/probe"
+_LEAST_DISK_BYTES: Final = 2 * 10**9
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+class Verdict(StrEnum):
+    """How a check went; only FAIL keeps experiments from running."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    name: str
+    verdict: Verdict
+    text: str
+    fix: str = ""
+
+
+@click.command()
+@format_option
+@click.pass_context
+def doctor(ctx: click.Context, /, *, form: str) -> None:
+    """Check the settings, the servers, the keys and the container engine; say how to mend what is wrong.
+
+    Exits with 69 when something keeps experiments from running.
+    """
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if form != Format.JSON:
+            _write(finding, form)
+    if form == Format.JSON:
+        write_json([asdict(finding) for finding in findings])
+    if any(finding.verdict is Verdict.FAIL for finding in findings):
+        ctx.exit(EXIT_UNAVAILABLE)
+
+
+def examine() -> Iterator[Finding]:
+    """Yield what each check finds, in the order of what depends on what."""
+    try:
+        from jobqueue.config import Settings
+
+        settings = Settings()
+    except JobqueueError as error:
+        yield _failed("settings", error)
+        return
+    yield Finding(
+        name="settings", verdict=Verdict.OK, text=f"project {settings.project}, state in {settings.state_dir}"
+    )
+    for name, check in _CHECKS.items():
+        try:
+            yield from check(settings)
+        except JobqueueError as error:
+            yield _failed(name, error)
+        except Exception as error:  # noqa: BLE001 - the outer edge: one check that breaks must not hide the others
+            yield Finding(name=name, verdict=Verdict.FAIL, text=f"{type(error).__name__}: {error}")
+
+
+def _check_broker(settings: "Settings") -> Iterator[Finding]:
+    from jobqueue.brokers import open_broker
+    from jobqueue.routing import request_queues
+
+    with closing(open_broker(settings.broker, lease=settings.lease)) as broker:
+        began = time.monotonic()
+        there = {queue: broker.queues.exists(queue) for queue in request_queues(settings.project)}
+        took = (time.monotonic() - began) * 1000 / len(there)
+        yield Finding(
+            name="broker", verdict=Verdict.OK, text=f"{_without_password(settings.broker)} answers in {took:.0f} ms"
+        )
+        missing = [queue for queue, exists in there.items() if not exists]
+        if missing:
+            fix = f"jobqueue queues create {' '.join(missing)}"
+            yield Finding(name="queues", verdict=Verdict.WARN, text=f"not there: {', '.join(missing)}", fix=fix)
+        else:
+            yield Finding(name="queues", verdict=Verdict.OK, text=", ".join(there))
+
+
+def _check_registry(settings: "Settings") -> Iterator[Finding]:
+    from jobqueue.registry import open_registry
+
+    with closing(open_registry(settings.registry)) as registry:
+        registry.ping()
+        yield Finding(name="registry", verdict=Verdict.OK, text=f"{_without_password(settings.registry)} answers")
+        workers = registry.workers.present()
+    names = ", ".join(f"{worker.worker_id} ({worker.runtime}; {', '.join(worker.queues)})" for worker in workers)
+    if workers:
+        yield Finding(name="workers", verdict=Verdict.OK, text=names)
+    else:
+        fix = "start one with `celery -A jobqueue worker`, or `jobqueue dev`"
+        yield Finding(name="workers", verdict=Verdict.WARN, text="none is there; experiments wait", fix=fix)
+
+
+def _check_store(settings: "Settings") -> Iterator[Finding]:
+    from jobqueue.storage import open_store
+
+    store = open_store(settings.storage, endpoint=settings.storage_endpoint)
+    written = f"{socket.gethostname()} {datetime.now(UTC).isoformat()}".encode()
+    store.put(_PROBE, written)
+    if b"".join(store.get(_PROBE)) != written:
+        yield Finding(
+            name="store", verdict=Verdict.FAIL, text=f"{settings.storage} does not give back what was written"
+        )
+        return
+    yield Finding(name="store", verdict=Verdict.OK, text=f"{settings.storage} takes and gives back")
+
+
+def _check_keys(settings: "Settings") -> Iterator[Finding]:
+    folder = settings.keys_dir
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+    if not files:
+        fix = "jobqueue keys new sender, and jobqueue keys new node on each node (jobqueue dev makes both)"
+        yield Finding(name="keys", verdict=Verdict.WARN, text=f"none in {folder}", fix=fix)
+        return
+    if open_ones := [path for path in files if _is_secret(path) and path.stat().st_mode & _OTHERS]:
+        names = " ".join(map(str, open_ones))
+        yield Finding(name="keys", verdict=Verdict.FAIL, text=f"others can read {names}", fix=f"chmod 600 {names}")
+    else:
+        yield Finding(
+            name="keys", verdict=Verdict.OK, text=f"{len(files)} files in {folder}, private ones for the owner only"
+        )
+
+
+def _check_engine(settings: "Settings") -> Iterator[Finding]:
+    verdict = Verdict.FAIL if settings.runtime == "docker" else Verdict.WARN
+    if settings.runtime == "process":
+        yield Finding(name="engine", verdict=Verdict.OK, text="not asked for: JOBQUEUE_RUNTIME=process")
+        return
+    try:
+        answer = find_engine()
+    except ImportError:
+        fix = "pip install 'jobqueue[worker]'"
+        yield Finding(name="engine", verdict=verdict, text="the docker package is not installed", fix=fix)
+        return
+    if answer:
+        yield Finding(name="engine", verdict=Verdict.OK, text=answer)
+    else:
+        fix = "start Docker or Podman here if this machine is to be a node; DOCKER_HOST names another socket"
+        text = "none answers here; a node would use the weaker `process` runtime"
+        yield Finding(name="engine", verdict=verdict, text=text, fix=fix)
+
+
+def find_engine() -> str:
+    """Return the name and version of the container engine that answers on this machine; empty when none does.
+
+    Raises:
+        ImportError: the docker package is not there.
+    """
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        with closing(docker.from_env(timeout=5)) as client:
+            version = client.version()
+    except (DockerException, OSError):
+        return ""
+    name = (version.get("Platform") or {}).get("Name") or "engine"
+    return f"{name} {version.get('Version', '')}".strip()
+
+
+def _check_disk(settings: "Settings") -> Iterator[Finding]:
+    for name, folder in (("state", settings.state_dir), ("cache", settings.cache_dir)):
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        verdict = Verdict.OK if free >= _LEAST_DISK_BYTES else Verdict.WARN
+        fix = "" if verdict is Verdict.OK else f"free some room, or set JOBQUEUE_{name.upper()}_DIR to another disk"
+        yield Finding(name=f"{name} disk", verdict=verdict, text=f"{free / 1e9:.1f} GB free for {folder}", fix=fix)
+
+
+_CHECKS: Final[dict[str, Callable[["Settings"], Iterator[Finding]]]] = {
+    "broker": _check_broker,
+    "registry": _check_registry,
+    "store": _check_store,
+    "keys": _check_keys,
+    "engine": _check_engine,
+    "disk": _check_disk,
+}
+
+
+def _is_secret(path: Path) -> bool:
+    return path.suffix != ".pub" and "trust" not in path.parts[-2:][0]
+
+
+def _failed(name: str, error: JobqueueError) -> Finding:
+    return Finding(name=name, verdict=Verdict.FAIL, text=error.message, fix=error.hint)
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.partition(':')[0]}{at}{host}"
+
+
+def _write(finding: Finding, form: str) -> None:
+    if form == Format.NAME:
+        click.echo(f"{finding.name} {finding.verdict}")
+        return
+    click.echo(f"{colour(finding.verdict.ljust(4))}  {finding.name:10}  {plain(finding.text)}")
+    if finding.fix and finding.verdict is not Verdict.OK:
+        click.echo(f"{'':16}  fix: {plain(finding.fix)}")

@@ -1,0 +1,60 @@
+"""`jobqueue logs` and `wait`: an experiment's output, and its end."""
+
+import time
+from datetime import timedelta
+
+import click
+
+from jobqueue.lifecycle import State
+from producers.cli.arguments import Duration, experiment_argument, experiments_argument, open_client
+from producers.cli.group import EXIT_CANCELLED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_FINISHED
+from producers.cli.output import format_option, write_rows
+from producers.cli.records import as_json, as_row
+
+
+@click.command()
+@experiment_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on until the experiment is over.")
+@click.option(
+    "--stream", type=click.Choice(["stdout", "stderr"]), default="stdout", show_default=True, help="Which one."
+)
+@click.pass_context
+def logs(ctx: click.Context, /, *, experiment: str, follow: bool, stream: str) -> None:
+    """Print the output of EXPERIMENT: an id, the beginning of one, a name, or `last`."""
+    found = open_client(ctx).get(experiment)
+    try:
+        for line in found.logs(follow=follow, stream=stream):
+            click.echo(line)
+    except KeyboardInterrupt:
+        ctx.exit(EXIT_INTERRUPTED)
+
+
+@click.command()
+@experiments_argument
+@click.option("--timeout", type=Duration(), help="How long to wait, as in 30m; for ever when not given.")
+@format_option
+@click.pass_context
+def wait(ctx: click.Context, /, *, experiments: tuple[str, ...], timeout: timedelta | None, form: str) -> None:
+    """Wait until all EXPERIMENTS are over and write how they ended.
+
+    Exits with 0 when all SUCCEEDED, 100 when one FAILED, 103 when one was CANCELLED, 101 when the time is up.
+    """
+    client = open_client(ctx)
+    waiting = [client.get(text) for text in experiments]
+    deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+    for experiment in waiting:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        experiment.wait(left)
+    records = [experiment.look() for experiment in waiting]
+    write_rows(
+        form, rows=[as_row(record) for record in records], objects=[as_json(record) for record in records], name="ID"
+    )
+    ctx.exit(_worst({record.state for record in records}))
+
+
+def _worst(states: set[State]) -> int:
+    if not all(state.is_final for state in states):
+        return EXIT_NOT_FINISHED
+    if State.FAILED in states:
+        return EXIT_FAILED
+    return EXIT_CANCELLED if State.CANCELLED in states else 0

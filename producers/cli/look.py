@@ -1,0 +1,68 @@
+"""`jobqueue ls`, `show` and `why`: what is known of experiments."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from jobqueue.errors import NotFound, StoreUnavailable
+from producers.cli.arguments import experiment_argument, open_client
+from producers.cli.output import Format, format_option, write_fields, write_json, write_rows
+from producers.cli.records import as_fields, as_json, as_row
+from producers.timeline import explain
+
+if TYPE_CHECKING:
+    from producers.handle import Experiment
+
+
+@click.command()
+@click.option("-n", "--limit", default=50, show_default=True, type=click.IntRange(min=1), help="How many at most.")
+@click.option("--name", default="", help="Only those of this name.")
+@click.option("--project", default="", help="Only those of this project.")
+@click.option("--active", is_flag=True, help="Only those that are not over.")
+@format_option
+@click.pass_context
+def ls(ctx: click.Context, /, *, limit: int, name: str, project: str, active: bool, form: str) -> None:
+    """List experiments, newest first."""
+    records = open_client(ctx).registry.experiments.find(name=name, project=project, limit=limit)
+    records = [record for record in records if not (active and record.state.is_final)]
+    if not records and form == Format.TABLE:
+        click.echo("no experiments", err=True)
+    write_rows(
+        form, rows=[as_row(record) for record in records], objects=[as_json(record) for record in records], name="ID"
+    )
+
+
+@click.command()
+@experiment_argument
+@format_option
+@click.pass_context
+def show(ctx: click.Context, /, *, experiment: str, form: str) -> None:
+    """Show all that is known of EXPERIMENT: an id, the beginning of one, a name, or `last`."""
+    found = open_client(ctx).get(experiment)
+    record = found.look()
+    if form == Format.NAME:
+        click.echo(record.submission.id)
+        return
+    sizes = _sizes(found) if record.state.is_final else {}
+    if form == Format.JSON:
+        outputs = [{"path": path, "size_bytes": size} for path, size in sizes.items()]
+        write_json({**as_json(record), "outputs": outputs})
+    else:
+        write_fields(as_fields(record, outputs=sizes))
+
+
+@click.command()
+@experiment_argument
+@click.pass_context
+def why(ctx: click.Context, /, *, experiment: str) -> None:
+    """Say in one sentence where EXPERIMENT is and why."""
+    click.echo(explain(open_client(ctx).get(experiment).look()))
+
+
+def _sizes(experiment: "Experiment") -> dict[str, int]:
+    """Return the size in bytes of each output by path; none when the store does not answer or has no end of it."""
+    try:
+        return {file.path: file.size_bytes for file in experiment.outputs.files}
+    except (NotFound, StoreUnavailable) as error:
+        click.echo(f"no outputs: {error.message}", err=True)
+        return {}
