@@ -1,7 +1,8 @@
 """What is known of experiments, leases, live logs and workers: the ports, and the values that pass through them.
 
-The registry's clock decides everything about leases; no caller's clock is ever sent. Every write of a holder carries its fencing
-token and is refused with `Superseded` when a newer token was granted or the experiment is final.
+The registry's clock decides everything about leases; no caller's clock is ever sent. Every write of a holder carries
+its token, and is refused with `Superseded` when a newer one was granted, the lease was given back, or it is final.
+A lease that has run out stays its holder's until somebody asks for it. Final records are kept for thirty days.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ class Submission:
 
     Attributes:
         spec_digest: sha256 over the spec; tells two submissions under one idempotency key apart.
-        message: the sealed envelope, kept so that the experiment can be published again.
+        message: the sealed envelope, kept to be published again until it is final; only `get` answers with it.
     """
 
     id: ExperimentId
@@ -141,8 +142,9 @@ Answer = Granted | Cancelled | Exhausted | Held | Quarantined | Final
 class Leases(Protocol):
     """Who may run an experiment now. Every method is one atomic step on the registry's clock.
 
-    Every method raises `RegistryUnavailable` when the registry does not answer, and all but `acquire` raise `Superseded`
-    when the lease's token is not the newest one or the experiment is final (repeating the winning `finish` is accepted).
+    Every method raises `RegistryUnavailable` when the registry does not answer, all but `acquire` raise `Superseded`
+    (repeating a `release` or the winning `finish` is fine), and ValueError is for mistakes: a move that is not in
+    `MOVES`, a `release` for a reason that no attempt follows, a `finish` in a state that is not final.
     """
 
     def acquire(
@@ -166,15 +168,15 @@ class Leases(Protocol):
         ...
 
     def advance(self, lease: Lease, state: State, *, phase: Phase | None = None, progress: str | None = None) -> None:
-        """Record where the attempt is. Sets `started_at` at the first RUNNING. Same state again: only phase and progress."""
+        """Record where it is: PREPARING by the grant, RUNNING, FINALIZING; the same again sets only phase, progress."""
         ...
 
     def release(self, lease: Lease, outcome: Outcome, *, delay: timedelta) -> None:
-        """End the attempt without a final state: QUEUED again, not granted before `delay`; counts by the reason's budget."""
+        """End the attempt, QUEUED again and not granted before `delay`; counts by the reason's budget."""
         ...
 
     def finish(self, lease: Lease, outcome: Outcome, *, state: State) -> None:
-        """Record the final state (the marker in the store has been written before). Ends the lease."""
+        """Record the final state, wherever it was (the marker in the store has been written before). Ends the lease."""
         ...
 
 
@@ -185,12 +187,12 @@ class Experiments(Protocol):
         """Record it as QUEUED and return its id; with an idempotency key seen before (in this project): the older id.
 
         Raises:
-            IdempotencyMismatch: the key was used for another `spec_digest`.
+            IdempotencyMismatch: the key, or the id itself, was used for another `spec_digest`.
         """
         ...
 
     def withdraw(self, experiment_id: ExperimentId) -> None:
-        """Forget a submission that could not be published; should its message turn up, it is treated as cancelled."""
+        """Forget what could not be published (cancel it if a worker has it); its stray message meets a tombstone."""
         ...
 
     def get(self, experiment_id: ExperimentId) -> Record:
@@ -223,18 +225,24 @@ class Experiments(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LogPiece:
-    """Some bytes of one stream of one attempt; `cursor` is where to go on after it."""
+    """Some bytes of one stream of one attempt.
+
+    Attributes:
+        cursor: where to go on after it.
+        offset: of its first byte in the attempt's stream, as stored; a gap means that live pieces were dropped.
+    """
 
     cursor: str
     attempt: int
+    offset: int
     data: bytes
 
 
 class LiveLogs(Protocol):
     """The newest part of a running experiment's output: bounded, lossy at its old end; the store has it whole."""
 
-    def append(self, lease: Lease, stream: str, data: bytes) -> None:
-        """Add some bytes."""
+    def append(self, lease: Lease, stream: str, data: bytes, *, offset: int) -> None:
+        """Add some bytes; `offset` is that of the first one in the attempt's stream."""
         ...
 
     def read(self, experiment_id: ExperimentId, stream: str, *, after: str = "") -> list[LogPiece]:

@@ -1,0 +1,100 @@
+"""The registry in memory: complete, for one process; for tests, and for trying things out."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from jobqueue.ids import ExperimentId, WorkerId
+from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece, WorkerRecord, Workers
+from jobqueue.registry.memory_experiments import MemoryExperiments
+from jobqueue.registry.memory_leases import MemoryLeases
+from jobqueue.registry.memory_table import Clock, Table
+from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class MemoryRegistry:
+    """`Registry` in memory, safe in threads.
+
+    Args:
+        clock: the registry's clock, aware; a test may turn its hands.
+    """
+
+    def __init__(self, *, clock: Clock = _now) -> None:
+        table = Table(clock=clock)
+        self.leases: Leases = MemoryLeases(table)
+        self.experiments: Experiments = MemoryExperiments(table)
+        self.live_logs: LiveLogs = MemoryLiveLogs(table)
+        self.workers: Workers = MemoryWorkers(table)
+
+    def ping(self) -> None:
+        """Return: it is always there."""
+
+    def close(self) -> None:
+        """Keep everything: another caller in this process may share it."""
+
+
+class MemoryLiveLogs:
+    """`LiveLogs` in memory."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._logs: defaultdict[tuple[ExperimentId, str], list[LogPiece]] = defaultdict(list)
+
+    def append(self, lease: Lease, stream: str, data: bytes, *, offset: int) -> None:
+        """Add some bytes; what is known already, because it was sent before, is left out."""
+        with self._table.lock:
+            self._table.held(lease)
+            pieces = self._logs[lease.experiment_id, stream]
+            end = int(pieces[-1].cursor) if pieces else 0
+            if pieces and pieces[-1].attempt == lease.attempt:
+                known = max(pieces[-1].offset + len(pieces[-1].data) - offset, 0)
+                offset, data = offset + known, data[known:]
+            for first in range(0, len(data), LARGEST_PIECE_BYTES):
+                piece = data[first : first + LARGEST_PIECE_BYTES]
+                end += len(piece)
+                pieces.append(
+                    LogPiece(cursor=str(end), attempt=lease.attempt, offset=offset + first, data=piece),
+                )
+            pieces[:] = [piece for piece in pieces if int(piece.cursor) >= end - KEPT_LOG_BYTES]
+
+    def read(self, experiment_id: ExperimentId, stream: str, *, after: str = "") -> list[LogPiece]:
+        """Return what came after the cursor, without waiting."""
+        check_cursor(after)
+        with self._table.lock:
+            pieces = list(self._logs.get((experiment_id, stream), ()))
+        return [piece for piece in pieces if not after or int(piece.cursor) > int(after)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Presence:
+    worker: WorkerRecord
+    until: datetime
+
+
+class MemoryWorkers:
+    """`Workers` in memory."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._presences: dict[WorkerId, _Presence] = {}
+
+    def announce(self, worker: WorkerRecord, *, ttl: timedelta) -> None:
+        """Say that it is there."""
+        with self._table.lock:
+            self._presences[worker.worker_id] = _Presence(worker=worker, until=self._table.clock() + ttl)
+
+    def leave(self, worker_id: WorkerId) -> None:
+        """Say that it has gone."""
+        with self._table.lock:
+            self._presences.pop(worker_id, None)
+
+    def present(self) -> list[WorkerRecord]:
+        """Return who is there, by id."""
+        with self._table.lock:
+            now = self._table.clock()
+            self._presences = {name: found for name, found in self._presences.items() if found.until > now}
+            return [found.worker for _, found in sorted(self._presences.items())]

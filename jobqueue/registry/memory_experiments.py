@@ -1,0 +1,94 @@
+"""Experiments in memory."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from jobqueue.ids import ExperimentId
+from jobqueue.lifecycle import State
+from jobqueue.registry.base import Record, Submission
+from jobqueue.registry.memory_table import Entry, Table, without_message
+from jobqueue.registry.rules import not_found, refuse_key
+
+_WITHDRAWN: Final = timedelta(days=7)
+
+
+class MemoryExperiments:
+    """`Experiments` in memory."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def register(self, submission: Submission) -> ExperimentId:
+        """Record it as QUEUED and return its id, or the older one of its idempotency key."""
+        key = (submission.project, submission.idempotency_key)
+        with self._table.lock:
+            older_id = self._table.idempotency.get(key, submission.id)
+            older = self._table.entry(older_id) or self._table.entry(submission.id)
+            if older:
+                return _same(older, submission)
+            self._table.add(submission)
+            self._table.withdrawn.pop(submission.id, None)
+            if submission.idempotency_key:
+                self._table.idempotency[key] = submission.id
+            return submission.id
+
+    def withdraw(self, experiment_id: ExperimentId) -> None:
+        """Forget a submission that could not be published."""
+        with self._table.lock:
+            entry = self._table.entry(experiment_id)
+            if entry and entry.record.state.is_final:
+                return
+            self._table.withdrawn[experiment_id] = self._table.clock() + _WITHDRAWN
+            if entry is None:
+                return
+            submission = entry.record.submission
+            if self._table.idempotency.get((submission.project, submission.idempotency_key)) == experiment_id:
+                del self._table.idempotency[submission.project, submission.idempotency_key]
+            if entry.record.token:
+                self._table.cancel(entry)
+            else:
+                del self._table.entries[experiment_id]
+
+    def get(self, experiment_id: ExperimentId) -> Record:
+        """Return the record."""
+        with self._table.lock:
+            entry = self._table.entry(experiment_id)
+        if entry is None:
+            raise not_found(experiment_id)
+        return entry.record
+
+    def states(self, experiment_ids: Sequence[ExperimentId]) -> dict[ExperimentId, State]:
+        """Return where each known one is."""
+        with self._table.lock:
+            found = {name: self._table.entry(name) for name in experiment_ids}
+        return {name: entry.record.state for name, entry in found.items() if entry}
+
+    def find(self, *, prefix: str = "", name: str = "", project: str = "", limit: int = 100) -> list[Record]:
+        """Return matching records, newest first."""
+        with self._table.lock:
+            entries = [self._table.entry(known) for known in sorted(self._table.entries, reverse=True)]
+        records = [entry.record for entry in entries if entry]
+        matching = [
+            record
+            for record in records
+            if record.submission.id.startswith(prefix)
+            and name in {"", record.submission.name}
+            and project in {"", record.submission.project}
+        ]
+        return [without_message(record) for record in matching[:limit]]
+
+    def cancel(self, experiment_id: ExperimentId) -> State:
+        """Put a tombstone; without a live lease the experiment is CANCELLED at once."""
+        with self._table.lock:
+            entry = self._table.entry(experiment_id)
+            if entry is None:
+                raise not_found(experiment_id)
+            return self._table.cancel(entry)
+
+
+def _same(older: Entry, submission: Submission) -> ExperimentId:
+    known = older.record.submission
+    if known.spec_digest not in {"", submission.spec_digest}:
+        refuse_key(known.id)
+    return known.id

@@ -1,0 +1,153 @@
+"""What the registry in memory knows of experiments, and the steps its ports share; `prelude.lua` is its counterpart."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from jobqueue.ids import ExperimentId
+from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.registry.base import Lease, PastAttempt, Record, Submission
+from jobqueue.registry.rules import HISTORY_LENGTH, RETENTION, counter_of, refuse_write
+
+Clock = Callable[[], datetime]
+
+EPOCH: Final = datetime.fromtimestamp(0, UTC)
+_CLOCK_TOLERANCE: Final = timedelta(milliseconds=500)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A record, and what only the registry needs to know.
+
+    Attributes:
+        record: as of now; its submission holds the message until it is final.
+        until: ends the lease while there is a holder, a back-off otherwise.
+        span: how long that was meant to be, so that a clock which jumped back cannot stretch it.
+        is_attempt: the lease is for running it, not only for committing an end.
+    """
+
+    record: Record
+    until: datetime = EPOCH
+    span: timedelta = timedelta(0)
+    is_attempt: bool = False
+
+
+@dataclass(kw_only=True)
+class Table:
+    """Every experiment, under one lock; the callers hold it.
+
+    Attributes:
+        lock: makes a step atomic.
+        clock: the registry's; aware.
+        withdrawn: until when a stray message of a withdrawn experiment is answered with a cancel.
+    """
+
+    clock: Clock
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    entries: dict[ExperimentId, Entry] = field(default_factory=dict)
+    withdrawn: dict[ExperimentId, datetime] = field(default_factory=dict)
+    idempotency: dict[tuple[str, str], ExperimentId] = field(default_factory=dict)
+
+    def entry(self, experiment_id: ExperimentId) -> Entry | None:
+        """Return what is known of an experiment, unless it has expired."""
+        entry = self.entries.get(experiment_id)
+        finished_at = entry.record.finished_at if entry else None
+        if finished_at and self.clock() >= finished_at + RETENTION:
+            del self.entries[experiment_id]
+            return None
+        return entry
+
+    def add(self, submission: Submission) -> Entry:
+        """Record a submission as QUEUED."""
+        entry = Entry(record=Record(submission=submission))
+        self.entries[submission.id] = entry
+        return entry
+
+    def store(self, entry: Entry) -> Entry:
+        """Replace what is known of an experiment."""
+        self.entries[entry.record.submission.id] = entry
+        return entry
+
+    def remaining(self, entry: Entry) -> timedelta:
+        """Return how long the lease or the back-off goes on; not above 0 when it is over."""
+        remaining = entry.until - self.clock()
+        if remaining > entry.span + _CLOCK_TOLERANCE:
+            # The clock jumped back: a live holder renews within its span, a dead one is over after it.
+            self.store(replace(entry, until=self.clock() + entry.span))
+            return entry.span
+        return remaining
+
+    def held(self, lease: Lease) -> Entry:
+        """Return the entry that a holder may write.
+
+        Raises:
+            Superseded: a newer token was granted, the lease was given back, or it is final.
+        """
+        entry = self.entry(lease.experiment_id)
+        if entry is None:
+            return refuse_write(lease, known_token=None, known_state=None)
+        record = entry.record
+        if record.state.is_final or record.worker_id is None or record.token != lease.token:
+            refuse_write(lease, known_token=record.token, known_state=record.state)
+        return entry
+
+    def give_back(self, entry: Entry, outcome: Outcome, *, delay: timedelta) -> Entry:
+        """End an attempt without a final state."""
+        record = replace(entry.record, state=State.QUEUED, phase=None, worker_id=None, node_id=None)
+        if entry.is_attempt:
+            record = _counted(record, outcome)
+        return self.store(Entry(record=record, until=self.clock() + delay, span=delay))
+
+    def make_final(self, entry: Entry, outcome: Outcome, *, state: State) -> None:
+        """Record the end."""
+        record = replace(
+            entry.record,
+            submission=replace(entry.record.submission, message=b""),
+            state=state,
+            phase=None,
+            worker_id=None,
+            node_id=None,
+            reason=outcome.reason,
+            detail=outcome.detail,
+            exit_code=outcome.exit_code,
+            last_lines=outcome.last_lines,
+            finished_at=self.clock(),
+        )
+        self.store(Entry(record=record))
+
+    def cancel(self, entry: Entry) -> State:
+        """Put a tombstone; final at once where nobody holds the lease. Returns the state."""
+        if entry.record.state.is_final:
+            return entry.record.state
+        entry = self.store(replace(entry, record=replace(entry.record, is_cancelled=True)))
+        if entry.record.worker_id is not None and entry.until > self.clock():
+            return entry.record.state
+        self.make_final(entry, Outcome(reason=Reason.CANCELLED_BY_USER), state=State.CANCELLED)
+        return State.CANCELLED
+
+
+def without_message(record: Record) -> Record:
+    """Return the record as every answer but `get` gives it."""
+    return replace(record, submission=replace(record.submission, message=b""))
+
+
+def _counted(record: Record, outcome: Outcome) -> Record:
+    past = PastAttempt(
+        attempt=record.attempt,
+        token=record.token,
+        reason=outcome.reason,
+        detail=outcome.detail,
+    )
+    counter = counter_of(outcome)
+    return replace(
+        record,
+        reason=outcome.reason,
+        detail=outcome.detail,
+        exit_code=outcome.exit_code,
+        last_lines=outcome.last_lines,
+        history=(*record.history, past)[-HISTORY_LENGTH:],
+        user_failures=record.user_failures + (counter == "user_failures"),
+        platform_failures=record.platform_failures + (counter == "platform_failures"),
+    )

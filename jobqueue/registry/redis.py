@@ -1,0 +1,34 @@
+"""The registry in Redis."""
+
+from jobqueue.registry.base import Experiments, Leases, LiveLogs, Workers
+from jobqueue.registry.redis_client import RedisClient
+from jobqueue.registry.redis_experiments import RedisExperiments
+from jobqueue.registry.redis_leases import RedisLeases
+from jobqueue.registry.redis_logs import RedisLiveLogs
+from jobqueue.registry.redis_workers import RedisWorkers
+
+
+class RedisRegistry:
+    """`Registry` over one pool of connections, safe in threads and after a fork.
+
+    Args:
+        url: as `open_registry` takes it.
+
+    Raises:
+        InvalidSetting: the URL cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._client = RedisClient(url)
+        self.leases: Leases = RedisLeases(self._client)
+        self.experiments: Experiments = RedisExperiments(self._client)
+        self.live_logs: LiveLogs = RedisLiveLogs(self._client)
+        self.workers: Workers = RedisWorkers(self._client)
+
+    def ping(self) -> None:
+        """Return when Redis answers."""
+        self._client.ask(("PING",))
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()

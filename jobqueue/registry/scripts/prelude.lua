@@ -1,0 +1,142 @@
+-- Stands before every script: the registry's clock, the names of the keys, and the steps that scripts share.
+--
+-- An experiment is a hash; an empty field means "none". `until_ms` ends a lease while `worker_id` is set, a back-off otherwise;
+-- `span_ms` is how long that was meant to be, so that a clock which jumped back cannot stretch it. `kind` is the answer that
+-- gave the lease, `grant` the call that asked for it. The indexes are ordered by id, which is the order of submission.
+
+local EXPERIMENT, MESSAGE, WITHDRAWN = 'jobqueue:experiment:', 'jobqueue:message:', 'jobqueue:withdrawn:'
+local ALL, PROJECT, NAME = 'jobqueue:experiments', 'jobqueue:project:', 'jobqueue:name:'
+local IDEMPOTENCY = 'jobqueue:idempotency:'
+
+local DAY_MS = 24 * 3600 * 1000
+local RETENTION_MS = 30 * DAY_MS
+local WITHDRAWN_MS = 7 * DAY_MS
+local UNUSED_INDEX_MS = 365 * DAY_MS
+local HISTORY_LENGTH = 20
+local CLOCK_TOLERANCE_MS = 500
+
+local time = redis.call('TIME')
+local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+-- Lua prints large numbers with an exponent.
+local function whole(value)
+  return string.format('%.0f', value)
+end
+
+local function load(id)
+  local flat, record = redis.call('HGETALL', EXPERIMENT .. id), {}
+  for i = 1, #flat, 2 do
+    record[flat[i]] = flat[i + 1]
+  end
+  return record
+end
+
+local function store(id, ...)
+  redis.call('HSET', EXPERIMENT .. id, ...)
+end
+
+-- Adds to an index and takes out two of its oldest entries if their records have expired, so that it cannot only grow.
+local function add_to_index(key, id)
+  redis.call('ZADD', key, 0, id)
+  for _, oldest in ipairs(redis.call('ZRANGE', key, 0, 1)) do
+    if redis.call('EXISTS', EXPERIMENT .. oldest) == 0 then
+      redis.call('ZREM', key, oldest)
+    end
+  end
+  redis.call('PEXPIRE', key, whole(UNUSED_INDEX_MS))
+end
+
+local function add_record(submission)
+  local id = submission.id
+  store(id,
+    'submission', submission.json, 'project', submission.project, 'name', submission.name,
+    'spec_digest', submission.spec_digest, 'idempotency', submission.idempotency,
+    'state', 'QUEUED', 'attempt', '0', 'token', '0', 'worker_id', '', 'node_id', '', 'phase', '',
+    'reason', '', 'detail', '', 'exit_code', '', 'last_lines', '', 'progress', '', 'history', '',
+    'started_at', '', 'finished_at', '', 'is_cancelled', '', 'user_failures', '0', 'platform_failures', '0',
+    'until_ms', '0', 'span_ms', '0', 'kind', '', 'grant', '')
+  if submission.message ~= '' then
+    redis.call('SET', MESSAGE .. id, submission.message)
+  end
+  add_to_index(ALL, id)
+  add_to_index(PROJECT .. submission.project, id)
+  if submission.name ~= '' then
+    add_to_index(NAME .. submission.name, id)
+  end
+end
+
+-- The first arguments of `register` and `acquire`.
+local function read_submission()
+  return {
+    id = ARGV[1], json = ARGV[2], message = ARGV[3], project = ARGV[4], name = ARGV[5],
+    spec_digest = ARGV[6], idempotency = ARGV[7],
+  }
+end
+
+local function is_final(record)
+  return record.finished_at ~= nil and record.finished_at ~= ''
+end
+
+local function is_leased(record)
+  return record.worker_id ~= nil and record.worker_id ~= ''
+end
+
+-- Milliseconds until the lease or the back-off is over; not above 0 when it is.
+local function remaining_ms(record)
+  return tonumber(record.until_ms) - now_ms
+end
+
+-- Tells whether the holder of this token may write.
+local function may_write(record, token)
+  return is_leased(record) and not is_final(record) and record.token == token
+end
+
+local function refuse(record)
+  return {'superseded', record.token or '', record.state or ''}
+end
+
+local function lengthen_history(record, reason, detail)
+  local history = record.history ~= '' and cjson.decode(record.history) or {}
+  history[#history + 1] = {attempt = record.attempt, token = record.token, reason = reason, detail = detail}
+  while #history > HISTORY_LENGTH do
+    table.remove(history, 1)
+  end
+  return cjson.encode(history)
+end
+
+-- Ends an attempt without a final state; `ended.counter` is the field that counts it, or empty.
+local function give_back(id, record, ended)
+  if record.kind == 'granted' then
+    if ended.counter ~= '' then
+      redis.call('HINCRBY', EXPERIMENT .. id, ended.counter, 1)
+    end
+    store(id, 'state', 'QUEUED', 'reason', ended.reason, 'detail', ended.detail, 'exit_code', ended.exit_code,
+      'last_lines', ended.last_lines, 'history', lengthen_history(record, ended.reason, ended.detail))
+  end
+  store(id, 'state', 'QUEUED', 'phase', '', 'worker_id', '', 'node_id', '', 'kind', '', 'grant', '',
+    'until_ms', whole(now_ms + ended.delay_ms), 'span_ms', whole(ended.delay_ms))
+end
+
+local function make_final(id, record, ended)
+  store(id, 'state', ended.state, 'reason', ended.reason, 'detail', ended.detail, 'exit_code', ended.exit_code,
+    'last_lines', ended.last_lines, 'phase', '', 'worker_id', '', 'node_id', '', 'kind', '', 'grant', '',
+    'until_ms', '0', 'span_ms', '0', 'finished_at', whole(now_ms))
+  redis.call('PEXPIRE', EXPERIMENT .. id, whole(RETENTION_MS))
+  redis.call('DEL', MESSAGE .. id)
+  if record.idempotency ~= '' then
+    redis.call('PEXPIRE', IDEMPOTENCY .. record.idempotency, whole(RETENTION_MS))
+  end
+end
+
+-- Puts a tombstone; final at once where nobody holds the lease. Returns the state.
+local function cancel(id, record)
+  if is_final(record) then
+    return record.state
+  end
+  store(id, 'is_cancelled', '1')
+  if is_leased(record) and remaining_ms(record) > 0 then
+    return record.state
+  end
+  make_final(id, record, {state = 'CANCELLED', reason = 'CANCELLED_BY_USER', detail = '', exit_code = '', last_lines = ''})
+  return 'CANCELLED'
+end
