@@ -1,7 +1,7 @@
 """What this project asks of a broker beyond what Celery asks: the ports, and the values that pass through them.
 
-Celery publishes and consumes request messages; these ports create queues, put deliveries off, keep them alive, set poison aside,
-and carry reports. Queues are created by producers and operators only, never by a worker.
+Celery publishes and consumes request messages; these ports create queues, put deliveries off, keep them alive, set
+poison aside, and carry reports. Queues are created by producers and operators only, never by a worker.
 """
 
 from collections.abc import Mapping
@@ -71,10 +71,11 @@ class Deliveries(Protocol):
     """What becomes of one delivery. `message` is kombu's; all but `keep_alive` are called on the consuming thread.
 
     No method loses the message: it is acknowledged only after a confirmed copy exists, or not at all.
+    They raise `BrokerUnavailable` or, where a companion of the queue is missing, `NoSuchQueue`; nothing changed then.
     """
 
     def keep_alive(self, properties: Mapping[str, Any]) -> None:
-        """Extend the delivery where the broker can. Any thread. `properties` is `message.properties` as Celery passes it on."""
+        """Extend the delivery where the broker can. Any thread. `properties` is kombu's `message.properties`."""
         ...
 
     def defer(self, message: Any, *, queue: str, delay: timedelta) -> None:
@@ -121,7 +122,7 @@ class Broker(Protocol):
     post: Post
 
     def celery_settings(self) -> dict[str, Any]:
-        """Return the part of Celery's configuration that depends on the broker (`broker_url`, `broker_transport_options`, …)."""
+        """Return the part of Celery's configuration that depends on the broker (`broker_url`, …)."""
         ...
 
     def request_queue(self, name: str) -> Any:

@@ -1,0 +1,98 @@
+"""What a copy of a delivery carries, and how kombu lays a message into Redis and memory.
+
+Headers that a broker or an earlier copy has left are never carried over: RabbitMQ drops a message whose `x-death` shows
+a cycle, and `CC` would let a sender address our copy to further queues.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import uuid4
+
+from jobqueue.brokers.base import Mail
+
+REASON_HEADER: Final = "jobqueue-reason"
+DETAIL_HEADER: Final = "jobqueue-detail"
+_OURS: Final = "jobqueue-"
+_STALE_PREFIXES: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-", "x-acquired-")
+_STALE: Final = ("CC", "BCC")
+_DETAIL_LIMIT: Final = 1000
+_REASON_LIMIT: Final = 100
+_UNREADABLE: Final = "application/octet-stream"
+
+
+def fresh_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers as their sender wrote them."""
+    return {key: value for key, value in headers.items() if key not in _STALE and not key.startswith(_STALE_PREFIXES)}
+
+
+def dead_headers(headers: Mapping[str, Any], *, reason: str, detail: str) -> dict[str, Any]:
+    """Return the headers of a dead letter: the sender's, and why it lies there, bounded."""
+    kept = {key: value for key, value in fresh_headers(headers).items() if not key.startswith(_OURS)}
+    return {**kept, REASON_HEADER: _bounded(reason, _REASON_LIMIT), DETAIL_HEADER: _bounded(detail, _DETAIL_LIMIT)}
+
+
+def text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
+    """Return headers as text; what is not text becomes JSON."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, default=str)
+        for key, value in headers.items()
+        if value is not None
+    }
+
+
+def pack(queue: str, body: bytes, *, content_type: str, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as kombu's transports without a server of their own (Redis, memory) keep it."""
+    return {
+        "body": base64.b64encode(body).decode("ascii"),
+        "content-encoding": "binary",
+        "content-type": content_type,
+        "headers": dict(headers),
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "delivery_mode": 2,
+            "delivery_tag": str(uuid4()),
+            "priority": 0,
+        },
+    }
+
+
+def repack(payload: Mapping[str, Any], queue: str, *, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message of theirs for another queue and with other headers; its body stays as it is."""
+    properties = {
+        **payload["properties"],
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "delivery_tag": str(uuid4()),
+        "priority": 0,
+    }
+    return {**payload, "headers": dict(headers), "properties": properties}
+
+
+def unpack(payload: Mapping[str, Any], *, handle: object) -> Mail:
+    """Return the mail in a message of theirs.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        encoded = payload["properties"].get("body_encoding") == "base64"
+        body = base64.b64decode(payload["body"], validate=True) if encoded else payload["body"].encode()
+        headers = text_headers(payload.get("headers") or {})
+        return Mail(body=body, content_type=str(payload["content-type"]), headers=headers, handle=handle)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not a message of kombu") from error
+
+
+def unpack_json(raw: bytes, *, handle: object) -> Mail:
+    """Return the mail in a message of theirs as JSON; bytes that are none become the body, for the reader to refuse."""
+    try:
+        return unpack(json.loads(raw), handle=handle)
+    except ValueError:
+        return Mail(body=raw, content_type=_UNREADABLE, handle=handle)
+
+
+def _bounded(text: str, limit: int) -> str:
+    # A lone surrogate, as a sender may smuggle in, could not be encoded.
+    return text.encode("utf-8", "replace").decode("utf-8")[:limit]

@@ -1,0 +1,156 @@
+"""A broker inside one process: kombu's in-memory transport, which Celery can use too."""
+
+import itertools
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from queue import Empty, Queue
+from typing import Any, Final, cast
+
+from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, Queues
+from jobqueue.brokers.copies import dead_headers, pack, repack, unpack
+from jobqueue.brokers.polling import poll
+from jobqueue.errors import NoSuchQueue
+from jobqueue.routing import dead_letter_queue
+
+_TIMER: Final = "jobqueue-deferred-"
+
+
+class MemoryBroker:
+    """The queues of this process; every broker of this kind in it sees the same ones."""
+
+    def __init__(self) -> None:
+        self._post = MemoryPost()
+        self.queues: Queues = MemoryQueues()
+        self.deliveries: Deliveries = MemoryDeliveries()
+        self.post: Post = self._post
+
+    def celery_settings(self) -> dict[str, Any]:
+        """Return how Celery is to connect."""
+        return {"broker_url": "memory://", "broker_transport_options": {"polling_interval": 0.01}}
+
+    def request_queue(self, name: str) -> Any:
+        """Return the `kombu.Queue`."""
+        import kombu
+
+        return kombu.Queue(name, kombu.Exchange(""), routing_key=name, no_declare=True)
+
+    def close(self) -> None:
+        """Give back what was received and not acknowledged."""
+        self._post.close()
+
+
+class MemoryQueues:
+    """Queues by name."""
+
+    def create(self, queue: str) -> None:
+        """Create a request queue and its dead-letter queue; a delivery that is put off needs no queue here."""
+        self.create_plain(dead_letter_queue(queue))
+        self.create_plain(queue)
+
+    def create_plain(self, queue: str) -> None:
+        """Create one queue."""
+        _all_queues().setdefault(queue, Queue())
+
+    def exists(self, queue: str) -> bool:
+        """Tell whether it exists."""
+        return queue in _all_queues()
+
+    def depth(self, queue: str) -> Depth:
+        """Return how much lies in it, and how much was put off."""
+        put_off = sum(1 for thread in threading.enumerate() if thread.name == _TIMER + queue)
+        return Depth(ready=_find(queue).qsize() + put_off)
+
+    def delete(self, queue: str) -> None:
+        """Delete a queue and its dead letters."""
+        _all_queues().pop(queue, None)
+        _all_queues().pop(dead_letter_queue(queue), None)
+
+
+class MemoryDeliveries:
+    """What becomes of one delivery."""
+
+    def keep_alive(self, properties: Mapping[str, Any]) -> None:
+        """Do nothing: a delivery stays with its consumer as long as the process lives."""
+
+    def defer(self, message: Any, *, queue: str, delay: timedelta) -> None:
+        """Put it back after `delay`."""
+        payload = repack(_raw(message), queue, headers=message.headers)
+        timer = threading.Timer(delay.total_seconds(), _find(queue).put, args=(payload,))
+        timer.name = _TIMER + queue
+        timer.daemon = True
+        timer.start()
+        message.ack()
+
+    def dead_letter(self, message: Any, *, queue: str, reason: str, detail: str) -> None:
+        """Put it into the dead-letter queue."""
+        target = dead_letter_queue(queue)
+        headers = dead_headers(message.headers, reason=reason, detail=detail)
+        _find(target).put(repack(_raw(message), target, headers=headers))
+        message.ack()
+
+
+class MemoryPost:
+    """Bytes to a named queue and back."""
+
+    def __init__(self) -> None:
+        self._unacknowledged: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._handles = itertools.count()
+
+    def send(
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Send. Returns False when the queue does not exist."""
+        found = _all_queues().get(queue)
+        if found is not None:
+            found.put(pack(queue, body, content_type=content_type, headers=headers or {}))
+        return found is not None
+
+    def receive(self, queue: str, *, timeout: timedelta) -> Mail | None:
+        """Return the next message, or None after `timeout`."""
+        return poll(lambda: self._fetch(queue), timeout=timeout)
+
+    def acknowledge(self, mail: Mail) -> None:
+        """Forget a received message."""
+        self._unacknowledged.pop(cast("int", mail.handle), None)
+
+    def close(self) -> None:
+        """Put what was received and not acknowledged back to where it was."""
+        for handle in sorted(self._unacknowledged, reverse=True):
+            queue, payload = self._unacknowledged.pop(handle)
+            found = _all_queues().get(queue)
+            if found is not None:
+                with found.mutex:
+                    found.queue.appendleft(payload)
+
+    def _fetch(self, queue: str) -> Mail | None:
+        try:
+            payload = _find(queue).get_nowait()
+        except Empty:
+            return None
+        handle = next(self._handles)
+        self._unacknowledged[handle] = (queue, payload)
+        return unpack(payload, handle=handle)
+
+
+def _all_queues() -> "dict[str, Queue[dict[str, Any]]]":
+    from kombu.transport.memory import Channel
+
+    return cast("dict[str, Queue[dict[str, Any]]]", Channel.queues)
+
+
+def _find(queue: str) -> "Queue[dict[str, Any]]":
+    try:
+        return _all_queues()[queue]
+    except KeyError:
+        raise NoSuchQueue(f"the queue {queue} does not exist at the broker") from None
+
+
+def _raw(message: Any) -> dict[str, Any]:
+    # The message as it came: kombu's own restoring reads it too.
+    return cast("dict[str, Any]", message._raw)  # noqa: SLF001

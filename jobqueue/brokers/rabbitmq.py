@@ -1,0 +1,295 @@
+"""RabbitMQ: quorum queues, every message confirmed, and a delivery put off as a confirmed copy in a queue of its own.
+
+The deferred queue gives its messages back by at-least-once dead-lettering; a classic one loses confirmed messages when
+the broker is killed. All delays in it are short, because a message expires only at the head of the queue.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, Queues
+from jobqueue.brokers.copies import dead_headers, fresh_headers, text_headers
+from jobqueue.brokers.links import Link, Links, broker_errors, tls_options, translated
+from jobqueue.brokers.polling import poll
+from jobqueue.errors import BrokerUnavailable, NoSuchQueue
+from jobqueue.routing import dead_letter_queue, deferred_queue
+
+_QUORUM: Final = {"x-queue-type": "quorum"}
+# The registry counts attempts; a limit here would drop an experiment that is only put off often.
+_DELIVERY_LIMIT: Final = 1_000_000
+_CONSUMER_TIMEOUT: Final = timedelta(days=30)
+_SHORTEST_DELAY: Final = timedelta(milliseconds=100)
+_LONGEST_DELAY: Final = timedelta(seconds=5)
+_PERSISTENT: Final = 2
+# A copy must neither expire, nor claim another user, nor change its queue type's arguments.
+_LEFT_OUT: Final = ("application_headers", "expiration", "user_id", "cluster_id", "delivery_mode")
+_WORKER_HEARTBEAT_SECONDS: Final = 30
+# The broker gives the mail of a dead receiver back after two of them; a callback may take as long.
+_RECEIVER_HEARTBEAT_SECONDS: Final = 300
+
+
+class RabbitBroker:
+    """A RabbitMQ broker, 3.10 or newer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._links = Links(url)
+        self._post = RabbitPost(url, self._links)
+        self.queues: Queues = RabbitQueues(self._links)
+        self.deliveries: Deliveries = RabbitDeliveries(url, self._links)
+        self.post: Post = self._post
+
+    def celery_settings(self) -> dict[str, Any]:
+        """Return how Celery is to connect: with confirms, and with heartbeats that end before a lease does."""
+        settings: dict[str, Any] = {
+            "broker_url": self._url,
+            "broker_transport_options": {"confirm_publish": True},
+            "broker_heartbeat": _WORKER_HEARTBEAT_SECONDS,
+        }
+        tls = tls_options(self._url)
+        return {**settings, "broker_use_ssl": tls} if tls else settings
+
+    def request_queue(self, name: str) -> Any:
+        """Return the `kombu.Queue`; Celery tells by its type that it must not ask for a prefetch over all queues."""
+        from kombu import Exchange, Queue
+
+        return Queue(name, Exchange(""), routing_key=name, queue_arguments=dict(_QUORUM), no_declare=True)
+
+    def close(self) -> None:
+        """Close its connections; mail that was not acknowledged comes back."""
+        self._post.close()
+        self._links.close()
+
+
+class RabbitQueues:
+    """Queues by name."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+
+    def create(self, queue: str) -> None:
+        """Create a request queue, after the companions that it needs."""
+        self._declare(
+            {
+                dead_letter_queue(queue): _QUORUM,
+                deferred_queue(queue): {**_QUORUM, **_dead_lettering(queue)},
+                queue: {
+                    **_QUORUM,
+                    **_dead_lettering(dead_letter_queue(queue)),
+                    "x-delivery-limit": _DELIVERY_LIMIT,
+                    "x-consumer-timeout": int(_CONSUMER_TIMEOUT.total_seconds() * 1000),
+                },
+            }
+        )
+
+    def create_plain(self, queue: str) -> None:
+        """Create one quorum queue: it outlives a node of a cluster, as reports must."""
+        self._declare({queue: _QUORUM})
+
+    def exists(self, queue: str) -> bool:
+        """Tell whether it exists, without creating it."""
+        return self._links.run(lambda link: link.look(queue)) is not None
+
+    def depth(self, queue: str) -> Depth:
+        """Return how much lies in it and in its deferred queue; only operators can ask for unacknowledged ones."""
+
+        def look(link: Link) -> tuple[Any, Any]:
+            return link.look(queue), link.look(deferred_queue(queue))
+
+        own, deferred = self._links.run(look)
+        if own is None:
+            raise _missing(queue)
+        put_off = deferred.message_count if deferred else 0
+        return Depth(ready=own.message_count + put_off, consumers=own.consumer_count)
+
+    def delete(self, queue: str) -> None:
+        """Delete a queue first, so that nothing comes back into it, then its companions."""
+
+        def delete(link: Link) -> None:
+            for name in (queue, deferred_queue(queue), dead_letter_queue(queue)):
+                if link.look(name) is not None:
+                    with link.patience():
+                        link.channel.queue_delete(name)
+
+        self._links.run(delete)
+
+    def _declare(self, queues: Mapping[str, Mapping[str, object]]) -> None:
+        def declare(link: Link) -> None:
+            for name, arguments in queues.items():
+                # Declaring one that an operator made with other arguments would be an error.
+                if link.look(name) is None:
+                    with link.patience():
+                        link.channel.queue_declare(name, durable=True, auto_delete=False, arguments=dict(arguments))
+
+        self._links.run(declare)
+
+
+class RabbitDeliveries:
+    """What becomes of one delivery; copies travel over connections other than the consuming one."""
+
+    def __init__(self, url: str, links: Links) -> None:
+        self._url = url
+        self._links = links
+
+    def keep_alive(self, properties: Mapping[str, Any]) -> None:
+        """Do nothing: RabbitMQ keeps a delivery as long as its consumer lives, or its consumer timeout is over."""
+
+    def defer(self, message: Any, *, queue: str, delay: timedelta) -> None:
+        """Put a confirmed copy into the deferred queue, then acknowledge; a long delay takes several rounds."""
+        bounded = max(_SHORTEST_DELAY, min(delay, _LONGEST_DELAY))
+        expiration = str(int(bounded.total_seconds() * 1000))
+        self._move(message, deferred_queue(queue), fresh_headers(message.headers), {"expiration": expiration})
+
+    def dead_letter(self, message: Any, *, queue: str, reason: str, detail: str) -> None:
+        """Put a confirmed copy into the dead-letter queue, then acknowledge."""
+        self._move(message, dead_letter_queue(queue), dead_headers(message.headers, reason=reason, detail=detail), {})
+
+    def _move(self, message: Any, queue: str, headers: dict[str, Any], changes: Mapping[str, Any]) -> None:
+        body = _to_bytes(message.body, message.content_encoding)
+        if not message.errors:
+            # kombu has decompressed the body, and would do it again.
+            headers.pop("compression", None)
+        kept = {key: value for key, value in message.properties.items() if key not in _LEFT_OUT}
+        properties = {**kept, **changes, "application_headers": headers, "delivery_mode": _PERSISTENT}
+        if not self._links.run(lambda link: link.publish(queue, body, properties)):
+            raise _missing(queue)
+        with translated(self._url):
+            message.ack()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Receipt:
+    receiver: "_Receiver"
+    link: Link
+    delivery_tag: int
+
+
+class RabbitPost:
+    """Bytes to a named queue and back; each queue is received from over a connection of its own."""
+
+    def __init__(self, url: str, links: Links) -> None:
+        self._url = url
+        self._links = links
+        self._receivers: dict[tuple[int, str], _Receiver] = {}
+
+    def send(
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Send, confirmed by the broker. Returns False when the queue does not exist."""
+        properties = {
+            "content_type": content_type,
+            "content_encoding": "binary",
+            "delivery_mode": _PERSISTENT,
+            "application_headers": dict(headers or {}),
+        }
+        return self._links.run(lambda link: link.publish(queue, body, properties))
+
+    def receive(self, queue: str, *, timeout: timedelta) -> Mail | None:
+        """Return the next message, or None after `timeout`."""
+        # A forked child has receivers of its own: it must not touch its parent's sockets and locks.
+        receiver = self._receivers.setdefault((os.getpid(), queue), _Receiver(self._url, queue))
+        return poll(receiver.fetch, timeout=timeout)
+
+    def acknowledge(self, mail: Mail) -> None:
+        """Remove a received message for good.
+
+        Raises:
+            BrokerUnavailable: the connection that it came over is gone; it will be delivered again.
+        """
+        receipt = mail.handle
+        if not isinstance(receipt, _Receipt):
+            raise TypeError("this mail was not received from RabbitMQ")
+        receipt.receiver.acknowledge(receipt)
+
+    def close(self) -> None:
+        """Close the receiving connections of this process."""
+        for (pid, _), receiver in list(self._receivers.items()):
+            if pid == os.getpid():
+                receiver.close()
+
+
+class _Receiver:
+    """The connection over which one queue is received; it stays, since mail is acknowledged where it came from."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        self._url = url
+        self._queue = queue
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+
+    def fetch(self) -> Mail | None:
+        with self._lock, translated(self._url):
+            link, self._link = self._link, None
+            if link is not None:
+                try:
+                    return self._fetch(link)
+                except TimeoutError:
+                    raise
+                except broker_errors():
+                    pass
+            return self._fetch(Link(self._url, heartbeat_seconds=_RECEIVER_HEARTBEAT_SECONDS))
+
+    def acknowledge(self, receipt: _Receipt) -> None:
+        with self._lock, translated(self._url):
+            if receipt.link is not self._link:
+                raise BrokerUnavailable(f"the connection over which mail of {self._queue} came is gone; it comes again")
+            receipt.link.channel.basic_ack(receipt.delivery_tag)
+
+    def close(self) -> None:
+        with self._lock:
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()
+
+    def _fetch(self, link: Link) -> Mail | None:
+        try:
+            mail = self._take(link)
+        except BaseException:
+            link.drop()
+            raise
+        self._link = link
+        return mail
+
+    def _take(self, link: Link) -> Mail | None:
+        # Looking costs nothing; taking from an empty quorum queue is a write to its log.
+        found = link.look(self._queue)
+        if found is None:
+            raise _missing(self._queue)
+        message = link.channel.basic_get(self._queue) if found.message_count else None
+        if message is None:
+            return None
+        return Mail(
+            body=_to_bytes(message.body, None),
+            content_type=str(message.properties.get("content_type", "")),
+            headers=text_headers(message.properties.get("application_headers") or {}),
+            handle=_Receipt(receiver=self, link=link, delivery_tag=message.delivery_tag),
+        )
+
+
+def _to_bytes(body: bytes | str, encoding: str | None) -> bytes:
+    """Undo the library's decoding; an empty body is text to it whatever its encoding is called."""
+    if isinstance(body, str):
+        return body.encode(encoding or "utf-8") if body else b""
+    return bytes(body)
+
+
+def _dead_lettering(target: str) -> dict[str, object]:
+    return {
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": target,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+def _missing(queue: str) -> NoSuchQueue:
+    return NoSuchQueue(f"the queue {queue} does not exist at the broker")
