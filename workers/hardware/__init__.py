@@ -1,1 +1,1 @@
-"""What is here?"""
+"""What is here: what this machine can give to experiments."""

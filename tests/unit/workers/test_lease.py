@@ -1,0 +1,82 @@
+"""Keeping a lease while an attempt runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from services.waiting import wait_until
+
+from jobqueue.errors import RegistryUnavailable, Superseded
+from jobqueue.ids import make_experiment_id
+from jobqueue.registry.base import Lease
+from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
+
+TTL = timedelta(milliseconds=400)
+
+
+class Leases:
+    """Answers renewals as it is told."""
+
+    def __init__(self) -> None:
+        self.renewals = 0
+        self.error: Exception | None = None
+        self.is_cancelled = False
+
+    def renew(self, lease: Lease, *, ttl: timedelta) -> bool:
+        self.renewals += 1
+        if self.error:
+            raise self.error
+        return self.is_cancelled
+
+
+@contextmanager
+def kept(leases: Leases) -> Iterator[LeaseKeeper]:
+    lease = Lease(experiment_id=make_experiment_id(), token=1, attempt=1)
+    keeper = LeaseKeeper(leases, lease, ttl=TTL, granted_at_seconds=clock_seconds())  # type: ignore[arg-type]
+    keeper.start()
+    try:
+        yield keeper
+    finally:
+        keeper.close()
+
+
+def test_a_lease_that_is_renewed_stays_held() -> None:
+    leases = Leases()
+    with kept(leases) as keeper:
+        wait_until(lambda: leases.renewals > 8, what="renewals for two leases")
+        assert keeper.standing is Standing.HELD
+
+
+def test_a_silent_registry_puts_the_lease_in_doubt_before_it_ends() -> None:
+    leases = Leases()
+    leases.error = RegistryUnavailable("down")
+    started_at_seconds = clock_seconds()
+    with kept(leases) as keeper:
+        wait_until(lambda: keeper.standing is Standing.IN_DOUBT, what="doubt")
+        assert clock_seconds() - started_at_seconds < TTL.total_seconds()
+        leases.error = None
+        wait_until(lambda: keeper.standing is Standing.HELD, what="trust again")
+
+
+def test_doubt_comes_even_while_a_renewal_hangs() -> None:
+    lease = Lease(experiment_id=make_experiment_id(), token=1, attempt=1)
+    long_ago = clock_seconds() - TTL.total_seconds()
+    keeper = LeaseKeeper(Leases(), lease, ttl=TTL, granted_at_seconds=long_ago)  # type: ignore[arg-type]
+    assert keeper.standing is Standing.IN_DOUBT
+
+
+def test_a_superseded_lease_is_lost_for_good() -> None:
+    leases = Leases()
+    leases.error = Superseded("newer")
+    with kept(leases) as keeper:
+        wait_until(lambda: keeper.standing is Standing.LOST, what="loss")
+        leases.error = None
+        renewals = leases.renewals
+    assert (keeper.standing, leases.renewals) == (Standing.LOST, renewals)
+
+
+def test_a_tombstone_is_seen_at_the_next_renewal() -> None:
+    leases = Leases()
+    leases.is_cancelled = True
+    with kept(leases) as keeper:
+        wait_until(lambda: keeper.standing is Standing.CANCELLED, what="the tombstone")

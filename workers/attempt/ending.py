@@ -1,0 +1,75 @@
+"""Why an attempt ended, as a reason of the table: from an exit, and from an error."""
+
+import errno
+import random
+from datetime import timedelta
+from typing import Final
+
+from jobqueue.errors import (
+    ArtifactRefused,
+    ImagePullFailed,
+    ImageRefused,
+    InvalidSpec,
+    JobqueueError,
+    NotFound,
+    RuntimeFailure,
+    StoreUnavailable,
+    Superseded,
+    Undecryptable,
+)
+from jobqueue.lifecycle import Outcome, Reason
+from jobqueue.quantities import describe_size
+from jobqueue.resources import Resources
+from workers.attempt.logs import LogWriter
+from workers.attempt.runtimes.base import Exit
+
+FIRST_BACK_OFF: Final = timedelta(seconds=5)
+LAST_BACK_OFF: Final = timedelta(minutes=5)
+_KILLED: Final = 137
+
+_REASONS: Final[tuple[tuple[type[JobqueueError], Reason], ...]] = (
+    (Superseded, Reason.SUPERSEDED),
+    (ImageRefused, Reason.IMAGE_REFUSED),
+    (ImagePullFailed, Reason.IMAGE_PULL_FAILED),
+    (RuntimeFailure, Reason.RUNTIME_FAILURE),
+    (StoreUnavailable, Reason.STORE_UNAVAILABLE),
+    (ArtifactRefused, Reason.INPUT_INVALID),
+    (NotFound, Reason.INPUT_INVALID),
+    (Undecryptable, Reason.UNDECRYPTABLE),
+    (InvalidSpec, Reason.BAD_SPEC),
+)
+
+
+def outcome_of_exit(ended: Exit, *, resources: Resources, logs: LogWriter) -> Outcome:
+    """Return what an exit means that nobody here asked for."""
+    reason, detail = _read_exit(ended, resources=resources, logs=logs)
+    return Outcome(reason=reason, detail=detail, exit_code=ended.code, last_lines=logs.last_lines)
+
+
+def _read_exit(ended: Exit, *, resources: Resources, logs: LogWriter) -> tuple[Reason, str]:
+    if ended.code == 0:
+        return Reason.EXITED_ZERO, ""
+    if ended.is_out_of_memory:
+        peak = f", its peak was {describe_size(ended.memory_peak_bytes)}" if ended.memory_peak_bytes else ""
+        return Reason.OUT_OF_MEMORY, f"the limit is {describe_size(resources.memory_bytes)}{peak}"
+    if resources.gpus and logs.is_gpu_out_of_memory:
+        return Reason.GPU_OUT_OF_MEMORY, ""
+    if ended.code == _KILLED and not ended.error:
+        return Reason.RUNTIME_FAILURE, "it was killed from outside"
+    return Reason.EXITED_NONZERO, f"exit code {ended.code}" + (f", {ended.error}" if ended.error else "")
+
+
+def outcome_of_error(error: BaseException) -> Outcome:
+    """Return what an error of the node's own steps means for the attempt."""
+    if isinstance(error, JobqueueError):
+        reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), Reason.RUNTIME_FAILURE)
+        return Outcome(reason=reason, detail=error.message)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Outcome(reason=Reason.NODE_DISK_FULL)
+    return Outcome(reason=Reason.RUNTIME_FAILURE, detail=f"the worker met {type(error).__name__}")
+
+
+def back_off(failures: int) -> timedelta:
+    """Return how long to wait before the next attempt: doubling, bounded, jittered by half."""
+    longest = min(FIRST_BACK_OFF * 2 ** min(failures, 10), LAST_BACK_OFF)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing

@@ -1,0 +1,225 @@
+"""The steps under one lease: open the spec, prepare, run the container, collect. Every error becomes an outcome."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import stamina
+from jobqueue.envelope import Verified, open_sealed
+
+from jobqueue.artifacts import attempt_prefix, manifest_key
+from jobqueue.errors import RuntimeFailure, StoreUnavailable, Superseded
+from jobqueue.lifecycle import Outcome, Phase, Reason, State
+from jobqueue.spec import ExperimentSpec
+from workers.attempt import workspace
+from workers.attempt.commit import PATIENCE_SECONDS
+from workers.attempt.ending import outcome_of_error, outcome_of_exit
+from workers.attempt.lease import LeaseKeeper, Standing
+from workers.attempt.logs import LogWriter
+from workers.attempt.planning import PROGRESS_FILE, make_plan, refuse
+from workers.attempt.progress import ProgressFile
+from workers.attempt.reporting import Reporter
+from workers.attempt.runtimes.base import Container, Exit
+from workers.attempt.site import Site
+from workers.attempt.watch import ProgressRelay, Watch
+
+log = logging.getLogger(__name__)
+
+TICKS_PER_LEASE = 12
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """Somebody asked for the end before the container was started."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executed:
+    """How the attempt went.
+
+    Attributes:
+        manifest: the store key of its outputs' manifest; empty when none was written.
+        retries: what the spec allows; 0 when it could not be opened.
+    """
+
+    outcome: Outcome
+    manifest: str = ""
+    retries: int = 0
+
+
+class Execution:
+    """One execution under one lease, on the calling thread; `ask` may come from any."""
+
+    def __init__(self, site: Site, message: Verified, *, keeper: LeaseKeeper, reporter: Reporter) -> None:
+        self._site, self._message = site, message
+        self._keeper, self._reporter = keeper, reporter
+        self._lease = keeper.lease
+        self._prefix = attempt_prefix(self._lease.experiment_id, self._lease.attempt, self._lease.token)
+        self._asked: Reason | None = None
+        self._watch: Watch | None = None
+        self._spec: ExperimentSpec | None = None
+        self._manifest = ""
+
+    def ask(self, reason: Reason) -> None:
+        """Ask for its end; returns at once."""
+        self._asked = self._asked or reason
+        if self._watch:
+            self._watch.ask(reason)
+
+    def run(self) -> Executed:
+        """Return how it went; nothing of it is left on this node but what an adapter could not remove."""
+        folder = workspace.attempt_folder(self._site.folder, self._lease)
+        try:
+            outcome = self._run(folder)
+        except Stopped as stop:
+            outcome = Outcome(reason=stop.reason)
+        except BaseException as error:  # the last line of defence: no error may end without a reason
+            log.exception("attempt.failed experiment=%s", self._lease.experiment_id)
+            outcome = outcome_of_error(error)
+        finally:
+            workspace.remove(folder)
+        return Executed(outcome=outcome, manifest=self._manifest, retries=self._spec.retries if self._spec else 0)
+
+    def _run(self, folder: Path) -> Outcome:
+        header = self._message.header
+        if header.expires_at <= datetime.now(UTC):
+            return Outcome(reason=Reason.EXPIRED)
+        self._enter(State.PREPARING, Phase.PULLING)
+        spec = self._spec = open_sealed(self._message, keys=self._site.keys)
+        refusal = refuse(spec, policy=self._site.policy, offer=self._site.offer)
+        if refusal:
+            return refusal
+        image = self._watching(lambda: self._site.runtime.resolve(spec.image))
+        self._check()
+        self._site.registry.leases.advance(self._lease, State.PREPARING, phase=Phase.STAGING)
+        staged = workspace.stage_in(spec, folder, store=self._site.store, cache=self._site.folder)
+        self._check()
+        plan = make_plan(
+            spec,
+            lease=self._lease,
+            queue=header.queue,
+            node_id=self._site.node_id,
+            image=image,
+            workspace=staged.workspace,
+            inputs=staged.inputs,
+            grace=self._site.grace,
+        )
+        container = self._site.runtime.start(plan)
+        try:
+            return self._supervise(container, spec, staged.workspace)
+        finally:
+            self._remove(container)
+
+    def _supervise(self, container: Container, spec: ExperimentSpec, folder: Path) -> Outcome:
+        progress = ProgressRelay(self._site.registry.leases, self._keeper, self._reporter)
+        logs = LogWriter(
+            self._lease,
+            store=self._site.store,
+            prefix=self._prefix,
+            live=self._site.registry.live_logs,
+            limit_bytes=self._site.policy.log_limit_bytes,
+            secrets=tuple(value.encode() for value in spec.secrets.values()),
+            on_progress=progress.offer,
+        )
+        watch = Watch(
+            container,
+            runtime=self._site.runtime,
+            spec=spec,
+            keeper=self._keeper,
+            logs=logs,
+            progress=progress,
+            progress_file=ProgressFile(folder / PROGRESS_FILE),
+            grace=self._site.grace,
+            tick=self._site.lease / TICKS_PER_LEASE,
+        )
+        self._watch = watch
+        if self._asked:
+            watch.ask(self._asked)
+        try:
+            self._enter(State.RUNNING)
+            ended = watch.run()
+        finally:
+            self._watch = None
+            logs_error = _close(logs)
+        return self._finalize(spec, folder, ended, watch=watch, logs=logs, logs_error=logs_error)
+
+    def _finalize(
+        self,
+        spec: ExperimentSpec,
+        folder: Path,
+        ended: Exit,
+        *,
+        watch: Watch,
+        logs: LogWriter,
+        logs_error: StoreUnavailable | None,
+    ) -> Outcome:
+        if watch.stop_reason is Reason.DRAINED:
+            return Outcome(reason=Reason.DRAINED)
+        if logs_error:
+            raise logs_error
+        self._enter(State.FINALIZING)
+        for patience in stamina.retry_context(on=StoreUnavailable, attempts=None, timeout=PATIENCE_SECONDS):
+            with patience:
+                workspace.stage_out(spec, folder, store=self._site.store, prefix=self._prefix)
+        self._manifest = manifest_key(self._prefix)
+        if watch.stop_reason:
+            return Outcome(
+                reason=watch.stop_reason, detail=watch.stop_detail, exit_code=ended.code, last_lines=logs.last_lines
+            )
+        return outcome_of_exit(ended, resources=spec.resources, logs=logs)
+
+    def _enter(self, state: State, phase: Phase | None = None) -> None:
+        self._site.registry.leases.advance(self._lease, state, phase=phase)
+        self._reporter.entered(state)
+
+    def _check(self) -> None:
+        """Raise when the attempt should not go on."""
+        if self._keeper.standing is Standing.LOST:
+            raise Superseded("a newer attempt holds the lease")
+        if self._keeper.standing is Standing.CANCELLED:
+            raise Stopped(Reason.CANCELLED_BY_USER)
+        if self._asked:
+            raise Stopped(self._asked)
+
+    def _watching(self, step: Callable[[], Result]) -> Result:
+        """Do a step that may take long on another thread; it is left behind when the attempt should not go on."""
+        future: Future[Result] = Future()
+        threading.Thread(target=_fulfil, args=(future, step), name="step", daemon=True).start()
+        while True:
+            try:
+                return future.result(timeout=(self._site.lease / TICKS_PER_LEASE).total_seconds())
+            except NotYet:
+                if future.done():
+                    raise
+                self._check()
+
+    def _remove(self, container: Container) -> None:
+        try:
+            container.remove()
+        except RuntimeFailure as error:
+            log.warning("container.not_removed experiment=%s error=%s", self._lease.experiment_id, error.message)
+
+
+def _close(logs: LogWriter) -> StoreUnavailable | None:
+    try:
+        logs.close()
+    except StoreUnavailable as error:
+        return error
+    return None
+
+
+def _fulfil(future: "Future[Result]", step: Callable[[], Result]) -> None:
+    try:
+        future.set_result(step())
+    except BaseException as error:  # noqa: BLE001 - handed to the waiting thread as it is
+        future.set_exception(error)

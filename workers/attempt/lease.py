@@ -1,0 +1,98 @@
+"""Keeping a lease while an attempt runs: one thread that renews, and nothing else.
+
+The deadline is local and monotonic: the moment of *sending* the last renewal that was answered, plus the lease, less a
+margin, on a clock that counts suspended time too. Past it the lease is in doubt, whatever the thread is busy with: the
+supervisor then freezes the container until an answer says that the lease is still held, or lost.
+"""
+
+import logging
+import threading
+import time
+from datetime import timedelta
+from enum import Enum
+from typing import Final
+
+from jobqueue.errors import RegistryUnavailable, Superseded
+from jobqueue.registry.base import Lease, Leases
+
+log = logging.getLogger(__name__)
+
+RENEWALS_PER_LEASE: Final = 4
+MARGIN: Final = 1 / 6
+
+
+class Standing(Enum):
+    """What the holder knows of its lease."""
+
+    HELD = "held"
+    IN_DOUBT = "in_doubt"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+def clock_seconds() -> float:
+    """Return the clock that local deadlines are on: monotonic, suspended time included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class LeaseKeeper:
+    """Renews one lease until it is closed or lost.
+
+    Args:
+        leases: the registry's port.
+        lease: as granted just now.
+        ttl: how long it lasts from each renewal.
+        granted_at_seconds: `clock_seconds()` before `acquire` was sent.
+    """
+
+    def __init__(self, leases: Leases, lease: Lease, *, ttl: timedelta, granted_at_seconds: float) -> None:
+        self.lease = lease
+        self._leases = leases
+        self._ttl = ttl
+        self._is_cancelled = False
+        self._is_lost = False
+        self._closed = threading.Event()
+        self._deadline_seconds = self._deadline(granted_at_seconds)
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.experiment_id}", daemon=True)
+
+    @property
+    def standing(self) -> Standing:
+        """What is known now."""
+        if self._is_lost:
+            return Standing.LOST
+        if clock_seconds() >= self._deadline_seconds:
+            return Standing.IN_DOUBT
+        return Standing.CANCELLED if self._is_cancelled else Standing.HELD
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop renewing; the lease is left as it is."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _deadline(self, sent_at_seconds: float) -> float:
+        return sent_at_seconds + self._ttl.total_seconds() * (1 - MARGIN)
+
+    def _keep(self) -> None:
+        interval_seconds = self._ttl.total_seconds() / RENEWALS_PER_LEASE
+        while not self._is_lost and not self._closed.wait(interval_seconds):
+            interval_seconds = self._renew().total_seconds()
+
+    def _renew(self) -> timedelta:
+        """Renew once; return how long to wait for the next time."""
+        sent_at_seconds = clock_seconds()
+        try:
+            self._is_cancelled = self._leases.renew(self.lease, ttl=self._ttl)
+        except Superseded:
+            self._is_lost = True
+            log.warning("lease.lost experiment=%s token=%d", self.lease.experiment_id, self.lease.token)
+        except RegistryUnavailable as error:
+            log.warning("lease.renewal_failed experiment=%s error=%s", self.lease.experiment_id, error.message)
+            return self._ttl / RENEWALS_PER_LEASE**2
+        else:
+            self._deadline_seconds = self._deadline(sent_at_seconds)
+        return self._ttl / RENEWALS_PER_LEASE

@@ -1,0 +1,235 @@
+"""Where a container's output goes: whole to the store, its newest part to the registry, its end to the report.
+
+A chunk's name is the offset of its first byte, and live pieces carry their offset too, so that a reader can go from
+one to the other without losing or doubling a byte. Memory is bounded by the chunk size; a slow store slows the
+container down.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from jobqueue.artifacts import log_key
+from jobqueue.errors import JobqueueError, StoreUnavailable
+from jobqueue.registry.base import Lease, LiveLogs
+from jobqueue.storage.base import Store
+from workers.attempt.progress import MAX_PROGRESS_BYTES, parse_progress_line
+
+log = logging.getLogger(__name__)
+
+STREAMS: Final = ("stdout", "stderr")
+CHUNK_BYTES: Final = 4 * 2**20
+CHUNK_EVERY: Final = timedelta(seconds=5)
+LIVE_EVERY: Final = timedelta(milliseconds=200)
+LIVE_BYTES: Final = 64 * 1024
+LAST_LINES: Final = 20
+LAST_LINE_CHARACTERS: Final = 500
+REDACTED: Final = b"[secret]"
+_GPU_OUT_OF_MEMORY = (b"CUDA out of memory", b"CUDA_ERROR_OUT_OF_MEMORY", b"OutOfMemoryError: CUDA")
+
+
+class _Redactor:
+    """Replaces secrets in a stream of bytes, across the borders of its pieces."""
+
+    def __init__(self, secrets: tuple[bytes, ...]) -> None:
+        self._secrets = tuple(sorted((secret for secret in secrets if secret), key=len, reverse=True))
+        self._keep_bytes = max((len(secret) - 1 for secret in self._secrets), default=0)
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what is safe to pass on; the end is kept back while it may be the beginning of a secret."""
+        if not self._secrets:
+            return data
+        data = self._redact(self._rest + data)
+        cut = len(data) - self._suspect_bytes(data)
+        self._rest = data[cut:]
+        return data[:cut]
+
+    def flush(self) -> bytes:
+        """Return what was kept back."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def _redact(self, data: bytes) -> bytes:
+        for secret in self._secrets:
+            data = data.replace(secret, REDACTED)
+        return data
+
+    def _suspect_bytes(self, data: bytes) -> int:
+        for length in range(min(self._keep_bytes, len(data)), 0, -1):
+            if any(secret.startswith(data[-length:]) for secret in self._secrets):
+                return length
+        return 0
+
+
+class _Lines:
+    """Finds lines in a stream; of a line that is too long only the beginning is kept."""
+
+    def __init__(self, on_line: Callable[[bytes], None]) -> None:
+        self._on_line = on_line
+        self._partial = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take some bytes."""
+        first, *rest = data.split(b"\n")
+        self._extend(first)
+        for piece in rest:
+            self.flush()
+            self._extend(piece)
+
+    def flush(self) -> None:
+        """End the line."""
+        line = bytes(self._partial).rstrip(b"\r")
+        self._partial.clear()
+        if line:
+            self._on_line(line)
+
+    def _extend(self, piece: bytes) -> None:
+        self._partial += piece[: MAX_PROGRESS_BYTES - len(self._partial)]
+
+
+class _Stream:
+    """One stream of one attempt: what is not yet in the store, what is not yet live."""
+
+    def __init__(self, name: str, secrets: tuple[bytes, ...], on_line: Callable[[bytes], None]) -> None:
+        self.name = name
+        self.redactor = _Redactor(secrets)
+        self.lines = _Lines(on_line)
+        self.chunk = bytearray()
+        self.chunk_offset = 0
+        self.chunk_since = time.monotonic()
+        self.live = bytearray()
+        self.live_offset = 0
+
+    def take(self, data: bytes) -> None:
+        self.chunk += data
+        self.live += data
+        if len(self.live) > LIVE_BYTES:
+            drop = len(self.live) - LIVE_BYTES
+            del self.live[:drop]
+            self.live_offset += drop
+
+
+class LogWriter:
+    """Takes the output of one container.
+
+    Args:
+        lease: whose output it is.
+        store, prefix: where the chunks go: the prefix of the attempt.
+        live: the registry's port.
+        limit_bytes: of both streams together; past it the output is cut and `is_over_limit` is set.
+        secrets: values that must not appear.
+        on_progress: called with a JSON object for each progress line.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        store: Store,
+        prefix: str,
+        live: LiveLogs,
+        limit_bytes: int,
+        secrets: tuple[bytes, ...] = (),
+        on_progress: Callable[[str], None],
+    ) -> None:
+        self.is_over_limit = False
+        self.is_gpu_out_of_memory = False
+        self.last_output_at = time.monotonic()
+        self.error: StoreUnavailable | None = None
+        self._lease, self._store, self._prefix, self._live = lease, store, prefix, live
+        self._left_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
+        self._on_progress = on_progress
+        self._last_lines: deque[bytes] = deque(maxlen=LAST_LINES)
+        self._streams = {name: _Stream(name, secrets, self._take_line) for name in STREAMS}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name=f"logs-{lease.experiment_id}", daemon=True)
+        self._ticker.start()
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        """The end of the output, oldest first, each line bounded."""
+        return tuple(line.decode(errors="replace")[:LAST_LINE_CHARACTERS] for line in self._last_lines)
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Take some output of one stream; blocks while the store is behind."""
+        self.last_output_at = time.monotonic()
+        with self._lock:
+            target = self._streams[stream]
+            self._take(target, target.redactor.feed(data))
+
+    def close(self) -> None:
+        """Write what is left.
+
+        Raises:
+            StoreUnavailable: the store did not take all of it.
+        """
+        self._closed.set()
+        self._ticker.join()
+        with self._lock:
+            for stream in self._streams.values():
+                self._take(stream, stream.redactor.flush())
+                stream.lines.flush()
+                self._put_chunk(stream)
+        self._send_live()
+        if self.error:
+            raise self.error
+
+    def _take(self, stream: _Stream, data: bytes) -> None:
+        if self.is_over_limit or not data:
+            return
+        if len(data) > self._left_bytes:
+            self.is_over_limit = True
+            data = data[: self._left_bytes] + b"\n[log cut here: over its limit of %d bytes]\n" % self.limit_bytes
+        self._left_bytes -= len(data)
+        stream.take(data)
+        stream.lines.feed(data)
+        if len(stream.chunk) >= CHUNK_BYTES:
+            self._put_chunk(stream)
+
+    def _take_line(self, line: bytes) -> None:
+        self._last_lines.append(line)
+        self.is_gpu_out_of_memory |= any(mark in line for mark in _GPU_OUT_OF_MEMORY)
+        progress = parse_progress_line(line)
+        if progress:
+            self._on_progress(progress)
+
+    def _tick(self) -> None:
+        while not self._closed.wait(LIVE_EVERY.total_seconds()):
+            self._send_live()
+            with self._lock:
+                for stream in self._streams.values():
+                    if time.monotonic() - stream.chunk_since >= CHUNK_EVERY.total_seconds():
+                        self._put_chunk(stream)
+
+    def _put_chunk(self, stream: _Stream) -> None:
+        stream.chunk_since = time.monotonic()
+        if not stream.chunk:
+            return
+        try:
+            self._store.put(log_key(self._prefix, stream.name, stream.chunk_offset), bytes(stream.chunk))
+        except StoreUnavailable as error:
+            log.warning("logs.chunk_not_stored experiment=%s error=%s", self._lease.experiment_id, error.message)
+            if len(stream.chunk) < 2 * CHUNK_BYTES and not self._closed.is_set():
+                return
+            self.error = error
+        stream.chunk_offset += len(stream.chunk)
+        stream.chunk.clear()
+
+    def _send_live(self) -> None:
+        """Send what is new; the live log may lose, so a registry that does not answer costs nothing."""
+        for stream in self._streams.values():
+            with self._lock:
+                data, offset = bytes(stream.live), stream.live_offset
+                stream.live.clear()
+                stream.live_offset += len(data)
+            if data:
+                with contextlib.suppress(JobqueueError):
+                    self._live.append(self._lease, stream.name, data, offset=offset)

@@ -1,0 +1,79 @@
+"""From a spec to a plan: may it run here, and what does its container see."""
+
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from jobqueue.lifecycle import Outcome, Reason
+from jobqueue.quantities import format_duration
+from jobqueue.registry.base import Lease
+from jobqueue.resources import Offer, fits_in
+from jobqueue.spec import WORKSPACE, ExperimentSpec
+from workers.attempt.runtimes.base import Labels, Plan
+from workers.attempt.site import Policy
+
+PROGRESS_FILE: Final = ".jobqueue/progress"
+
+
+def refuse(spec: ExperimentSpec, *, policy: Policy, offer: Offer) -> Outcome | None:
+    """Return why this node cannot run the experiment, or None when it can."""
+    if not any(fnmatchcase(spec.image, pattern) for pattern in policy.images):
+        return Outcome(reason=Reason.IMAGE_REFUSED, detail=f"this node allows {', '.join(policy.images)}")
+    misfits = fits_in(spec.resources, offer)
+    if spec.network not in policy.networks:
+        misfits.append(f"asks for the network {spec.network!r}, this node allows {', '.join(policy.networks)}")
+    if spec.timeout > policy.max_timeout:
+        misfits.append(
+            f"asks for {format_duration(spec.timeout)}, this node allows {format_duration(policy.max_timeout)}"
+        )
+    return Outcome(reason=Reason.DOES_NOT_FIT, detail="; ".join(misfits)) if misfits else None
+
+
+def make_plan(
+    spec: ExperimentSpec,
+    *,
+    lease: Lease,
+    queue: str,
+    node_id: str,
+    image: str,
+    workspace: Path,
+    inputs: dict[str, Path],
+    grace: timedelta,
+) -> Plan:
+    """Return the container to start."""
+    labels = Labels(experiment_id=lease.experiment_id, attempt=lease.attempt, token=lease.token, node_id=node_id)
+    return Plan(
+        labels=labels,
+        image=image,
+        command=spec.command,
+        env=_environment(spec, lease=lease, queue=queue, grace=grace),
+        workspace=workspace,
+        inputs=inputs,
+        resources=spec.resources,
+        network=spec.network,
+    )
+
+
+def _environment(spec: ExperimentSpec, *, lease: Lease, queue: str, grace: timedelta) -> dict[str, str]:
+    """Return the container's variables; the user's own cannot replace the node's."""
+    deadline = datetime.now(UTC) + spec.timeout
+    return {
+        "HOME": "/tmp",  # noqa: S108 - the container's own, the only folder it may write besides its workspace
+        "PYTHONUNBUFFERED": "1",
+        "NVIDIA_VISIBLE_DEVICES": "void",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        **spec.env,
+        **spec.secrets,
+        "JOBQUEUE_EXPERIMENT_ID": lease.experiment_id,
+        "JOBQUEUE_NAME": spec.name or "",
+        "JOBQUEUE_ATTEMPT": str(lease.attempt),
+        "JOBQUEUE_TOKEN": str(lease.token),
+        "JOBQUEUE_QUEUE": queue,
+        "JOBQUEUE_PROJECT": spec.project,
+        "JOBQUEUE_OUTPUTS": str(WORKSPACE / "outputs"),
+        "JOBQUEUE_PROGRESS": str(WORKSPACE / PROGRESS_FILE),
+        "JOBQUEUE_DEADLINE": deadline.isoformat(timespec="seconds"),
+        "JOBQUEUE_GRACE_SECONDS": f"{grace.total_seconds():g}",
+        "JOBQUEUE_GPUS": str(spec.gpus),
+    }

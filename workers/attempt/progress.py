@@ -1,0 +1,73 @@
+"""What an experiment says of itself while it runs.
+
+A line `::jobqueue progress=0.62 loss=0.41::` of its output, or a JSON line in the file `$JOBQUEUE_PROGRESS`.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+MAX_PROGRESS_BYTES: Final = 4096
+_LINE = re.compile(rb"::jobqueue((?:\s+[A-Za-z_][\w.-]*=[^\s:]+)+)\s*::")
+_PAIR = re.compile(r"([A-Za-z_][\w.-]*)=(\S+)")
+
+
+def parse_progress_line(line: bytes) -> str | None:
+    """Return the progress a line of output carries, as a JSON object, or None when it carries none."""
+    match = _LINE.search(line) if len(line) <= MAX_PROGRESS_BYTES and b"::jobqueue" in line else None
+    if match is None:
+        return None
+    pairs = _PAIR.findall(match[1].decode(errors="replace"))
+    return json.dumps({name: _number(value) for name, value in pairs})
+
+
+def parse_progress_json(line: bytes) -> str | None:
+    """Return one JSON line as a compact JSON object, or None when it is not a small object."""
+    if len(line) > MAX_PROGRESS_BYTES:
+        return None
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(value) if isinstance(value, dict) else None
+
+
+def _number(text: str) -> float | int | str:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if number == number and abs(number) != float("inf") else text  # noqa: PLR0124 - NaN is no JSON
+
+
+class ProgressFile:
+    """Reads the lines that the experiment adds to its progress file, without trusting what lies at that path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def poll(self) -> str | None:
+        """Return the newest complete progress since the last call, or None."""
+        try:
+            handle = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            size = os.fstat(handle).st_size
+            start = max(self._offset, size - 4 * MAX_PROGRESS_BYTES)
+            data = os.pread(handle, size - start, start) if size > start else b""
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset = start + len(complete) if complete else self._offset
+        found = [parse_progress_json(line) for line in complete.splitlines()]
+        return next((progress for progress in reversed(found) if progress), None)

@@ -1,0 +1,59 @@
+"""What an attempt needs of its node, handed over by the composition root."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from jobqueue.keys import KeyRing
+
+from jobqueue.brokers.base import Deliveries
+from jobqueue.ids import NodeId, WorkerId
+from jobqueue.registry.base import Registry
+from jobqueue.resources import Offer
+from jobqueue.storage.base import Store
+from workers.attempt.reporting import Outbox
+from workers.attempt.runtimes.base import ContainerRuntime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What an operator allows on this node.
+
+    Attributes:
+        images: shell patterns, one of which an image must match.
+        networks: what specs may ask for.
+        max_timeout: of one attempt.
+        log_limit_bytes: of one attempt's output.
+        platform_budget: attempts before ATTEMPTS_EXHAUSTED.
+    """
+
+    images: tuple[str, ...]
+    networks: tuple[str, ...]
+    max_timeout: timedelta
+    log_limit_bytes: int
+    platform_budget: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One worker's ports and limits.
+
+    Attributes:
+        lease: how long a lease lasts from each renewal.
+        grace: between SIGTERM and SIGKILL.
+        folder: where attempts and caches lie.
+    """
+
+    worker_id: WorkerId
+    node_id: NodeId
+    registry: Registry
+    deliveries: Deliveries
+    store: Store
+    runtime: ContainerRuntime
+    keys: KeyRing
+    outbox: Outbox
+    offer: Offer
+    policy: Policy
+    lease: timedelta
+    grace: timedelta
+    folder: Path

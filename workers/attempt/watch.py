@@ -1,0 +1,177 @@
+"""Watching one running container: its deadline, its lease, its limits, and what others ask of it.
+
+The deadline is kept here, by asking the engine with a timeout, never by an exception inside a loop that reads output.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from datetime import timedelta
+from typing import Final
+
+from jobqueue.errors import JobqueueError, RuntimeFailure, Superseded
+from jobqueue.lifecycle import Reason, State
+from jobqueue.quantities import describe_size, format_duration
+from jobqueue.registry.base import Leases
+from jobqueue.spec import ExperimentSpec
+from workers.attempt.lease import LeaseKeeper, Standing
+from workers.attempt.logs import LogWriter
+from workers.attempt.progress import ProgressFile
+from workers.attempt.reporting import Reporter
+from workers.attempt.runtimes.base import Container, ContainerRuntime, Exit
+
+log = logging.getLogger(__name__)
+
+LONGEST_TICK: Final = timedelta(seconds=1)
+PROGRESS_EVERY: Final = timedelta(seconds=1)
+DRAIN_OUTPUT: Final = timedelta(seconds=10)
+
+
+class ProgressRelay:
+    """Passes the newest progress on, at most once a second, to the registry and the reports."""
+
+    def __init__(self, leases: Leases, keeper: LeaseKeeper, reporter: Reporter) -> None:
+        self._leases, self._keeper, self._reporter = leases, keeper, reporter
+        self._newest = ""
+        self._sent = ""
+        self._sent_at = 0.0
+
+    def offer(self, progress_json: str) -> None:
+        """Take one; a newer one replaces it."""
+        self._newest = progress_json
+
+    def send(self, *, now: bool = False) -> None:
+        """Pass the newest one on when it is time, or `now`."""
+        due = now or time.monotonic() - self._sent_at >= PROGRESS_EVERY.total_seconds()
+        if self._newest == self._sent or not due:
+            return
+        self._sent, self._sent_at = self._newest, time.monotonic()
+        self._reporter.progressed(self._sent)
+        with contextlib.suppress(JobqueueError):
+            self._leases.advance(self._keeper.lease, State.RUNNING, progress=self._sent)
+
+
+class Watch:
+    """One container from its start to its end.
+
+    Args:
+        container: started.
+        grace: between SIGTERM and SIGKILL.
+        tick: how often to look, at least.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        *,
+        runtime: ContainerRuntime,
+        spec: ExperimentSpec,
+        keeper: LeaseKeeper,
+        logs: LogWriter,
+        progress: ProgressRelay,
+        progress_file: ProgressFile,
+        grace: timedelta,
+        tick: timedelta,
+    ) -> None:
+        self.stop_reason: Reason | None = None
+        self.stop_detail = ""
+        self._asked: Reason | None = None
+        self._container, self._runtime, self._spec = container, runtime, spec
+        self._keeper, self._logs = keeper, logs
+        self._progress, self._progress_file = progress, progress_file
+        self._grace, self._tick = grace, min(tick, LONGEST_TICK)
+        self._is_paused = False
+        self._started_at = time.monotonic()
+        self._follower = threading.Thread(target=self._follow, name="output", daemon=True)
+
+    def ask(self, reason: Reason) -> None:
+        """Ask for its end; the first reason stays. Any thread."""
+        self._asked = self._asked or reason
+
+    def run(self) -> Exit:
+        """Return how it ended, all of its output taken.
+
+        Raises:
+            Superseded: the lease is lost; it still runs.
+            RuntimeFailure: the engine has lost it.
+        """
+        self._follower.start()
+        ended = self._wait()
+        while ended is None:
+            self._look()
+            ended = self._wait()
+        self._follower.join(DRAIN_OUTPUT.total_seconds())
+        self._take_progress(now=True)
+        return ended
+
+    def _follow(self) -> None:
+        try:
+            self._container.follow(self._logs.write)
+        except RuntimeFailure as error:
+            log.warning("output.lost error=%s", error.message)
+
+    def _wait(self) -> Exit | None:
+        try:
+            return self._container.wait(self._tick)
+        except RuntimeFailure:
+            if self._engine_answers():
+                raise
+            time.sleep(self._tick.total_seconds())
+            return None
+
+    def _engine_answers(self) -> bool:
+        """Tell whether it is the container that is gone, not the engine.
+
+        An engine that is down may have left it running, so the attempt goes on until the engine answers again.
+        """
+        try:
+            self._runtime.check()
+        except RuntimeFailure as error:
+            log.warning("engine.unreachable error=%s", error.message)
+            return False
+        return True
+
+    def _look(self) -> None:
+        standing = self._keeper.standing
+        if standing is Standing.LOST:
+            raise Superseded("a newer attempt holds the lease")
+        self._freeze(standing is Standing.IN_DOUBT)
+        self._take_progress()
+        if self.stop_reason is None:
+            self._decide(standing)
+
+    def _freeze(self, in_doubt: bool) -> None:  # noqa: FBT001 - a state, not an option
+        if in_doubt == self._is_paused:
+            return
+        if in_doubt:
+            self._container.pause()
+        else:
+            self._container.resume()
+        self._is_paused = in_doubt
+        log.warning("container.%s", "frozen" if in_doubt else "thawed")
+
+    def _take_progress(self, *, now: bool = False) -> None:
+        newest = self._progress_file.poll()
+        if newest:
+            self._logs.last_output_at = time.monotonic()
+            self._progress.offer(newest)
+        self._progress.send(now=now)
+
+    def _decide(self, standing: Standing) -> None:
+        now = time.monotonic()
+        if standing is Standing.CANCELLED:
+            self._stop(Reason.CANCELLED_BY_USER)
+        elif self._asked:
+            self._stop(self._asked)
+        elif now - self._started_at >= self._spec.timeout.total_seconds():
+            self._stop(Reason.TIMED_OUT, f"its timeout is {format_duration(self._spec.timeout)}")
+        elif self._logs.is_over_limit:
+            self._stop(Reason.LIMIT_EXCEEDED, f"more than {describe_size(self._logs.limit_bytes)} of output")
+        elif self._spec.stall_timeout and now - self._logs.last_output_at >= self._spec.stall_timeout.total_seconds():
+            self._stop(Reason.STALLED, f"silent for {format_duration(self._spec.stall_timeout)}")
+
+    def _stop(self, reason: Reason, detail: str = "") -> None:
+        self.stop_reason, self.stop_detail = reason, detail
+        log.info("container.stopping reason=%s", reason.name)
+        self._container.stop(self._grace)

@@ -1,0 +1,208 @@
+"""The composition root of the compute-node side: from settings to everything that a worker process needs."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from jobqueue.keys import KeyRing
+
+from jobqueue.brokers import open_broker
+from jobqueue.brokers.base import Broker
+from jobqueue.config import Settings
+from jobqueue.errors import JobqueueError, Superseded
+from jobqueue.ids import ExperimentId, NodeId, WorkerId
+from jobqueue.lifecycle import Outcome, Reason
+from jobqueue.registry import open_registry
+from jobqueue.registry.base import Lease, WorkerRecord
+from jobqueue.storage import open_store
+from workers.attempt.lease import RENEWALS_PER_LEASE
+from workers.attempt.reporting import Outbox
+from workers.attempt.runtimes import open_runtime
+from workers.attempt.runtimes.base import Labels
+from workers.attempt.site import Policy, Site
+from workers.attempt.supervise import Attempt
+from workers.hardware.machine import measure_offer
+
+log = logging.getLogger(__name__)
+
+FLUSH_REPORTS: Final = timedelta(seconds=5)
+_ATTRIBUTE: Final = "jobqueue_node"
+
+
+class Node:
+    """One worker process's ports, and what runs in it now.
+
+    Args:
+        settings: of this process.
+        worker_name: Celery's node name, such as `cpu@host`.
+        queues: the request queues it consumes.
+    """
+
+    def __init__(self, settings: Settings, *, worker_name: str, queues: tuple[str, ...]) -> None:
+        self.settings = settings
+        self.queues = queues
+        self.broker: Broker = open_broker(settings.broker, lease=settings.lease)
+        self.site = _make_site(settings, broker=self.broker, worker_name=worker_name)
+        self.is_hurried = False
+        self._is_stopping = False
+        self._is_draining = False
+        self._running: dict[str, Attempt] = {}
+        self._properties: dict[str, Mapping[str, Any]] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Remove what an earlier worker of this name left on the engine, and say that it is there."""
+        self._remove_orphans()
+        self._announce()
+        self._pulse.start()
+
+    @contextmanager
+    def running(
+        self, experiment_id: ExperimentId, attempt: Attempt, properties: Mapping[str, Any]
+    ) -> Iterator[Attempt]:
+        """Let others ask something of an attempt, and keep its delivery alive, while it runs."""
+        with self._lock:
+            self._running[experiment_id] = attempt
+            self._properties[experiment_id] = properties
+        if self._is_draining:
+            attempt.ask(Reason.DRAINED)
+        try:
+            yield attempt
+        finally:
+            with self._lock:
+                del self._running[experiment_id], self._properties[experiment_id]
+
+    def redelivered(self, experiment_id: str, properties: Mapping[str, Any]) -> None:
+        """Keep the newer delivery of a running experiment alive from now on."""
+        with self._lock:
+            if experiment_id in self._properties:
+                self._properties[experiment_id] = properties
+
+    def ask(self, experiment_id: str, reason: Reason) -> None:
+        """Ask for the end of an attempt, if it runs here."""
+        attempt = self._running.get(experiment_id)
+        if attempt:
+            attempt.ask(reason)
+
+    def drain(self) -> None:
+        """Ask for the end of everything that runs here; it is handed back."""
+        self._is_draining = True
+        for attempt in tuple(self._running.values()):
+            attempt.ask(Reason.DRAINED)
+
+    def asked_to_stop(self, **_: Any) -> None:
+        """Count the requests to stop: the first lets what runs finish, the second hands it back at once."""
+        self.is_hurried, self._is_stopping = self._is_stopping, True
+
+    def cancel(self, experiment_id: str) -> None:
+        """Put a tombstone, as the user's cancel does."""
+        try:
+            self.site.registry.experiments.cancel(ExperimentId(experiment_id))
+        except JobqueueError as error:
+            log.warning("cancel.not_recorded experiment=%s error=%s", experiment_id, error.message)
+
+    def close(self) -> None:
+        """Say that it has gone, send what is left to send, close everything."""
+        self._closed.set()
+        if self._pulse.is_alive():
+            self._pulse.join()
+        self.site.outbox.close(FLUSH_REPORTS)
+        try:
+            self.site.registry.workers.leave(self.site.worker_id)
+        except JobqueueError as error:
+            log.warning("worker.leave_not_recorded error=%s", error.message)
+        self.site.runtime.close()
+        self.broker.close()
+        self.site.registry.close()
+
+    def _beat(self) -> None:
+        """Keep the deliveries of what runs, and the worker's own record, alive."""
+        interval_seconds = self.settings.lease.total_seconds() / RENEWALS_PER_LEASE
+        while not self._closed.wait(interval_seconds):
+            for properties in tuple(self._properties.values()):
+                try:
+                    self.site.deliveries.keep_alive(properties)
+                except JobqueueError as error:
+                    log.warning("delivery.not_kept_alive error=%s", error.message)
+            self._announce()
+
+    def _announce(self) -> None:
+        site = self.site
+        record = WorkerRecord(
+            worker_id=site.worker_id,
+            node_id=site.node_id,
+            queues=self.queues,
+            offer=site.offer,
+            runtime=site.runtime.name,
+            state="DRAINING" if self._is_draining else "OK",
+            experiment_id=ExperimentId(next(iter(self._running), "")) or None,
+        )
+        try:
+            site.registry.workers.announce(record, ttl=site.lease)
+        except JobqueueError as error:
+            log.warning("worker.not_announced error=%s", error.message)
+
+    def _remove_orphans(self) -> None:
+        """Remove the containers that a worker of this name has left, and give their leases back."""
+        try:
+            for container in self.site.runtime.find(self.site.node_id):
+                log.warning("container.orphan experiment=%s", container.labels.experiment_id)
+                container.remove()
+                self._give_back(container.labels)
+        except JobqueueError as error:
+            log.warning("container.orphans_not_removed error=%s", error.message)
+
+    def _give_back(self, labels: Labels) -> None:
+        lease = Lease(experiment_id=ExperimentId(labels.experiment_id), token=labels.token, attempt=labels.attempt)
+        outcome = Outcome(reason=Reason.WORKER_LOST, detail=self.site.worker_id)
+        with contextlib.suppress(Superseded):
+            self.site.registry.leases.release(lease, outcome, delay=timedelta(0))
+
+
+def _make_site(settings: Settings, *, broker: Broker, worker_name: str) -> Site:
+    runtime = open_runtime(settings.runtime, state_dir=settings.state_dir)
+    if runtime.notice:
+        log.warning("runtime.%s %s", runtime.name, runtime.notice)
+    return Site(
+        worker_id=WorkerId(worker_name),
+        node_id=NodeId(worker_name),
+        registry=open_registry(settings.registry),
+        deliveries=broker.deliveries,
+        store=open_store(settings.storage, endpoint=settings.storage_endpoint),
+        runtime=runtime,
+        keys=KeyRing(settings.keys_dir),
+        outbox=Outbox(broker.post),
+        offer=measure_offer(settings.cache_dir),
+        policy=Policy(
+            images=settings.images,
+            networks=settings.networks,
+            max_timeout=settings.max_timeout,
+            log_limit_bytes=settings.log_limit,
+        ),
+        lease=settings.lease,
+        grace=settings.grace,
+        folder=settings.cache_dir,
+    )
+
+
+def attach(app: Any, node: Node) -> None:
+    """Make a node known to the tasks and requests of an application."""
+    setattr(app, _ATTRIBUTE, node)
+
+
+def node_of(app: Any) -> Node:
+    """Return the node of this worker's application.
+
+    Raises:
+        RuntimeError: the process is no worker.
+    """
+    node: Node | None = getattr(app, _ATTRIBUTE, None)
+    if node is None:
+        raise RuntimeError("experiments run in a worker only: start one with `celery -A jobqueue worker`")
+    return node

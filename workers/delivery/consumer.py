@@ -1,0 +1,169 @@
+"""What looks at every message before Celery does.
+
+Tiny malformed messages would end a stock worker, stay in the queue, and end the next one. Here, what is not ours goes
+to the dead-letter queue, what is not signed by a trusted sender is dropped without an answer, and a redelivery of what
+already runs here replaces the dead delivery.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.state import active_requests, reserved_requests
+from jobqueue.envelope import verify
+
+from jobqueue.application import CONTENT_TYPE, TASK
+from jobqueue.errors import BadEnvelope, BrokerUnavailable, JobqueueError, NoSuchQueue, Untrusted
+from jobqueue.lifecycle import Reason
+from workers.bootstrap import node_of
+from workers.delivery.request import requeue_later
+
+log = logging.getLogger(__name__)
+
+LOOK_FOR_QUEUES_SECONDS: Final = 1.0
+LOG_EVERY_SECONDS: Final = 1.0
+_NOT_FOR_EXPERIMENTS: Final = ("eta", "expires", "group", "chord", "chain", "callbacks", "errbacks")
+_NO_LIMITS: Final = (None, [None, None], (None, None))
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery's consumer has no types
+    """Celery's consumer behind a check of every message."""
+
+    class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]  # the same
+        """Celery's steps, less the one that would declare 28 queues on RabbitMQ."""
+
+        default_steps = tuple(
+            step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in str(step)
+        )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.refused: Counter[str] = Counter()
+        self._logged_at = 0.0
+        super().__init__(*args, **options)
+
+    def connect(self) -> Any:
+        """Connect, and consume only queues that exist: a worker never creates one."""
+        connection = super().connect()
+        self._choose_queues()
+        return connection
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Look for queues that are not there yet."""
+        super().register_with_event_loop(hub)
+        hub.timer.call_repeatedly(LOOK_FOR_QUEUES_SECONDS, self._add_queues)
+
+    def _choose_queues(self) -> None:
+        queues = self.app.amqp.queues
+        wanted = tuple(queues)
+        queues.select(wanted)
+        queues.deselect([name for name in wanted if not self._exists(name)])
+
+    def _add_queues(self) -> None:
+        queues = self.app.amqp.queues
+        for name in tuple(queues):
+            if name not in queues.consume_from and self._exists(name):
+                log.info("queue.found queue=%s", name)
+                self.add_task_queue(name)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            return node_of(self.app).broker.queues.exists(name)
+        except BrokerUnavailable:
+            return False
+
+    def create_task_handler(self, promise: Any = None) -> Callable[[Any], None]:
+        """Return what is called with each message, on the main thread."""
+        handle = super().create_task_handler(promise) if promise else super().create_task_handler()
+
+        def on_message(message: Any) -> None:
+            try:
+                self._take(message, handle)
+            except Exception:  # no message may end the worker; it stays unacknowledged and comes back elsewhere
+                log.exception("delivery.check_failed")
+                self._set_aside(message, Reason.BAD_ENVELOPE, "it could not be examined")
+
+        return on_message
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Set aside what cannot even be decoded."""
+        self._set_aside(message, Reason.BAD_ENVELOPE, type(exc).__name__)
+
+    def _take(self, message: Any, handle: Callable[[Any], None]) -> None:
+        queue = _queue_of(message)
+        try:
+            _check_shape(message)
+            verified = verify(bytes(message.body), keys=node_of(self.app).site.keys, queue=queue, now=datetime.now(UTC))
+            if verified.header.experiment_id != message.headers["id"]:
+                raise BadEnvelope("the message's id is not the envelope's")
+        except Untrusted as error:
+            self._count(Reason.UNTRUSTED, queue, error.message)
+            message.ack()
+            return
+        except JobqueueError as error:
+            self._set_aside(message, Reason.BAD_ENVELOPE, error.message)
+            return
+        running = self._running(verified.header.experiment_id)
+        if running is not None:
+            log.info("delivery.adopted experiment=%s", running.id)
+            running.adopt(message)
+            return
+        try:
+            handle(message)
+        except Exception as error:  # what passes the check and still upsets Celery must not come back
+            log.exception("delivery.refused_by_celery")
+            self._set_aside(message, Reason.BAD_ENVELOPE, type(error).__name__)
+
+    def _running(self, experiment_id: str) -> Any:
+        """Return the request that runs this experiment on a delivery that died with its channel."""
+        for request in (*active_requests, *reserved_requests):
+            if request.id == experiment_id and not request.acknowledged:
+                return request if _is_dead(request.message) else None
+        return None
+
+    def _set_aside(self, message: Any, reason: Reason, detail: str) -> None:
+        queue = _queue_of(message)
+        self._count(reason, queue, detail)
+        try:
+            node_of(self.app).site.deliveries.dead_letter(message, queue=queue, reason=reason.name, detail=detail)
+        except (BrokerUnavailable, NoSuchQueue) as error:
+            log.warning("delivery.not_set_aside queue=%s error=%s", queue, error.message)
+            requeue_later(message)
+
+    def _count(self, reason: Reason, queue: str, detail: str) -> None:
+        """Count a refusal; log at most one a second, never the message."""
+        self.refused[reason.name] += 1
+        if time.monotonic() - self._logged_at >= LOG_EVERY_SECONDS:
+            self._logged_at = time.monotonic()
+            total = self.refused.total()
+            log.warning("delivery.refused reason=%s queue=%s detail=%s total=%d", reason.name, queue, detail, total)
+
+
+def _queue_of(message: Any) -> str:
+    return str((message.delivery_info or {}).get("routing_key", ""))
+
+
+def _is_dead(message: Any) -> bool:
+    """Tell whether the channel that brought a message is closed, so that it can no longer be acknowledged."""
+    channel = message.channel
+    return bool(getattr(channel, "closed", False)) or not getattr(channel, "is_open", True)
+
+
+def _check_shape(message: Any) -> None:
+    """Raise when a message is not what a producer of this project sends.
+
+    Raises:
+        BadEnvelope: the headers or the content type are not ours.
+    """
+    headers = message.headers
+    if message.content_type != CONTENT_TYPE:
+        raise BadEnvelope("the content type is not an envelope's")
+    if not isinstance(headers, dict) or headers.get("task") != TASK or not isinstance(headers.get("id"), str):
+        raise BadEnvelope("the headers name no experiment")
+    if any(headers.get(name) for name in _NOT_FOR_EXPERIMENTS) or headers.get("timelimit") not in _NO_LIMITS:
+        raise BadEnvelope("the headers ask for what experiments do not have")
+    if headers.get("retries") not in (None, 0):
+        raise BadEnvelope("the headers ask for what experiments do not have")

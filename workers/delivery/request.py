@@ -1,0 +1,112 @@
+"""What becomes of one delivery once its task is over, on the main thread; and what revoke means for an experiment."""
+
+import logging
+from datetime import timedelta
+from typing import Any, Final
+
+from celery.utils.serialization import get_pickled_exception
+from celery.worker.request import Request
+from celery.worker.state import revoked as revoked_ids
+from celery.worker.state import task_ready
+from kombu.asynchronous import get_event_loop
+
+from jobqueue.errors import BrokerUnavailable, NoSuchQueue
+from jobqueue.lifecycle import Reason
+from workers.bootstrap import Node, node_of
+from workers.delivery.disposition import ExperimentEnded, HandedBack
+
+log = logging.getLogger(__name__)
+
+AFTER_A_FAULT: Final = timedelta(seconds=5)
+BEFORE_REQUEUE: Final = timedelta(seconds=1)
+
+
+class ExperimentRequest(Request):  # type: ignore[misc]  # Celery's request has no types
+    """A delivery of an experiment's message: never lost, never acknowledged before its end is committed."""
+
+    @property
+    def node(self) -> Node:
+        """The node that this worker belongs to."""
+        return node_of(self._app)
+
+    @property
+    def queue(self) -> str:
+        """The request queue that the delivery came from."""
+        return str(self.delivery_info["routing_key"])
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+        """Do what the task decided; whatever else it raised is the platform's fault and is tried again later."""
+        task_ready(self)
+        error = get_pickled_exception(exc_info.exception)
+        error = getattr(error, "exc", error)
+        match error:
+            case ExperimentEnded(is_dead_letter=True):
+                self.set_aside(error.reason, error.sentence)
+                self.send_event("task-failed", exception=str(error), traceback="")
+            case ExperimentEnded(is_cancelled=True):
+                self.acknowledge()
+                self.send_event("task-revoked", terminated=True, signum="SIGTERM", expired=False)
+            case ExperimentEnded():
+                self.acknowledge()
+                self.send_event("task-failed", exception=str(error), traceback="")
+            case HandedBack():
+                self.hand_back(error.delay, why=str(error))
+            case _:
+                log.error("delivery.fault experiment=%s error=%s", self.id, type(error).__name__, exc_info=error)
+                self.hand_back(AFTER_A_FAULT, why=type(error).__name__)
+
+    def hand_back(self, delay: timedelta, *, why: str) -> None:
+        """Let the message come back after `delay`, by a confirmed copy or by the broker's own means."""
+        if self.acknowledged:
+            return
+        try:
+            self.node.site.deliveries.defer(self._message, queue=self.queue, delay=delay)
+        except (BrokerUnavailable, NoSuchQueue) as error:
+            log.warning("delivery.not_deferred experiment=%s error=%s", self.id, error.message)
+            requeue_later(self._message)
+        self.acknowledged = True
+        self.send_event("task-retried", exception=why, traceback="")
+
+    def set_aside(self, reason: str, detail: str) -> None:
+        """Move the message to the dead-letter queue."""
+        if self.acknowledged:
+            return
+        try:
+            self.node.site.deliveries.dead_letter(self._message, queue=self.queue, reason=reason, detail=detail)
+        except (BrokerUnavailable, NoSuchQueue) as error:
+            log.warning("delivery.not_set_aside experiment=%s error=%s", self.id, error.message)
+            requeue_later(self._message)
+        self.acknowledged = True
+
+    def adopt(self, newer: Any) -> None:
+        """Take over a redelivery: the older delivery is dead, its acknowledgement goes to this one."""
+        self._message = newer
+        self._on_ack = newer.ack_log_error
+        self._on_reject = newer.reject_log_error
+        self.node.redelivered(self.id, newer.properties)
+
+    def revoked(self) -> bool:
+        """Turn a revoke that came before the delivery into a cancel; the attempt then commits the end."""
+        if self.id in revoked_ids:
+            self.node.cancel(self.id)
+        return False
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Turn a revoke of a running experiment into a cancel; acknowledged when its end is committed."""
+        del pool, signal
+        self.node.cancel(self.id)
+        self.node.ask(self.id, Reason.CANCELLED_BY_USER)
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Hand a running experiment back: the worker is going."""
+        del pool, signal, emit_retry
+        self.node.ask(self.id, Reason.DRAINED)
+
+
+def requeue_later(message: Any) -> None:
+    """Give a delivery back without a copy, not so fast that it spins. Main thread only."""
+    loop = get_event_loop()
+    if loop is None:
+        message.requeue()
+    else:
+        loop.call_later(BEFORE_REQUEUE.total_seconds(), message.requeue)

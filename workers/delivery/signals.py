@@ -1,0 +1,59 @@
+"""What happens when a worker starts and stops, told by Celery's signals."""
+
+import logging
+import sys
+from typing import Any, Final
+
+from celery import signals
+
+from jobqueue.brokers import open_broker
+from jobqueue.errors import JobqueueError
+from jobqueue.routing import request_queues
+from workers.bootstrap import Node, attach, node_of
+
+log = logging.getLogger(__name__)
+
+EX_UNAVAILABLE: Final = 69
+
+
+@signals.celeryd_init.connect
+def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """Choose the queues and the name of a worker that was started without them."""
+    settings = conf.jobqueue_settings
+    cpu_queue, _gpu_queue = request_queues(settings.project)
+    given = options.get("queues")
+    names = tuple(given.split(",") if isinstance(given, str) else given or settings.queues or (cpu_queue,))
+    broker = open_broker(settings.broker, lease=settings.lease)
+    conf.task_queues = [broker.request_queue(name) for name in names]
+    broker.close()
+    name, _, host = sender.partition("@")
+    if name == "celery":
+        instance.hostname = f"cpu@{host}"
+
+
+@signals.worker_init.connect
+def open_node(sender: Any, **_: Any) -> None:
+    """Open everything that experiments need, before the first message; without it there is no worker."""
+    settings = sender.app.conf.jobqueue_settings
+    queues = tuple(queue.name for queue in sender.app.conf.task_queues)
+    try:
+        node = Node(settings, worker_name=sender.hostname, queues=queues)
+    except JobqueueError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        raise SystemExit(EX_UNAVAILABLE) from None
+    attach(sender.app, node)
+    signals.worker_shutting_down.connect(node.asked_to_stop, weak=False)
+    node.start()
+
+
+@signals.worker_ready.connect
+def say_ready(sender: Any, **_: Any) -> None:
+    """Say what this worker serves."""
+    node = node_of(sender.app)
+    log.info("worker.ready worker=%s queues=%s", node.site.worker_id, ",".join(node.queues))
+
+
+@signals.worker_shutdown.connect
+def close_node(sender: Any, **_: Any) -> None:
+    """Close everything."""
+    node_of(sender.app).close()

@@ -1,0 +1,48 @@
+"""The one task: what a request message asks for. Importing it loads no container engine and no device library."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import shared_task
+from jobqueue.envelope import verify
+
+from jobqueue.application import TASK
+from jobqueue.lifecycle import Outcome, State
+from workers.attempt.supervise import Attempt, Ended, PutOff
+from workers.bootstrap import node_of
+from workers.delivery.disposition import ExperimentEnded, HandedBack
+
+
+@shared_task(
+    bind=True,
+    name=TASK,
+    acks_late=True,
+    ignore_result=True,
+    throws=(ExperimentEnded, HandedBack),
+    Request="workers.delivery.request:ExperimentRequest",
+)
+def run_experiment(self: Any, sealed: bytes) -> dict[str, object]:
+    """Run the experiment that `sealed` describes, or find out that somebody else does.
+
+    Returns:
+        The final state and the exit code; for Celery's events only.
+
+    Raises:
+        ExperimentEnded: final, and not a success.
+        HandedBack: not final; the message comes back later.
+    """
+    node = node_of(self.app)
+    queue = self.request.delivery_info["routing_key"]
+    message = verify(sealed, keys=node.site.keys, queue=queue, now=datetime.now(UTC))
+    with node.running(message.header.experiment_id, Attempt(node.site, message), self.request.properties) as attempt:
+        match attempt.run():
+            case PutOff(delay=delay, outcome=outcome):
+                raise HandedBack(_sentence(outcome), delay=delay)
+            case Ended(state=State.SUCCEEDED):
+                return {"state": State.SUCCEEDED.value, "exit_code": 0}
+            case Ended() as ended:
+                raise ExperimentEnded(ended)
+
+
+def _sentence(outcome: Outcome | None) -> str:
+    return f"{outcome.reason.name}: {outcome.sentence}" if outcome else "another attempt holds the lease"
