@@ -10,12 +10,16 @@ experiments/<id>/attempts/<n>-<token>/logs/<stream>/<offset of the first byte>
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from typing import Final
 
 from jobqueue.errors import ArtifactRefused
 from jobqueue.ids import ExperimentId
 
 ARCHIVE_SUFFIX = ".tar.zst"
+MAX_NAME_BYTES: Final = 255
+MAX_PATH_BYTES: Final = 2048
+MAX_TREE_DEPTH: Final = 32
+MAX_TREE_ENTRIES: Final = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,24 @@ class Manifest:
     left_out: tuple[str, ...] = ()
 
 
+def path_fault(path: str) -> str:
+    """Return what keeps a `/`-separated path from naming a file below a folder; empty when nothing does."""
+    parts = path.split("/")
+    try:
+        longest = max(len(part.encode()) for part in parts)
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if any(ord(letter) < ord(" ") or letter == "\x7f" for letter in path):
+        return "has a control character"
+    if any(part in ("", ".", "..") for part in parts):
+        return "is absolute, or has an empty, `.` or `..` part"
+    if longest > MAX_NAME_BYTES:
+        return f"has a name of more than {MAX_NAME_BYTES} bytes"
+    if len(path.encode()) > MAX_PATH_BYTES:
+        return f"has more than {MAX_PATH_BYTES} bytes"
+    return ""
+
+
 def manifest_to_json(manifest: Manifest) -> bytes:
     """Return the manifest as it lies in the store."""
     return json.dumps(asdict(manifest), indent=1).encode()
@@ -77,9 +99,8 @@ def manifest_from_json(content: bytes) -> Manifest:
 
 
 def _output_file(*, path: str, size_bytes: int, sha256: str) -> OutputFile:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or any(ord(letter) < ord(" ") for letter in path):
-        raise ValueError(f"it has the path {path!r}")
+    if fault := path_fault(path):
+        raise ValueError(f"its path {path!r} {fault}")
     return OutputFile(path=path, size_bytes=int(size_bytes), sha256=str(sha256))
 
 

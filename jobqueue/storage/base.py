@@ -6,10 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from jobqueue.artifacts import path_fault
 from jobqueue.errors import ArtifactRefused
 
 MAX_KEY_BYTES: Final = 1024
-MAX_NAME_BYTES: Final = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +61,11 @@ def check_key(key: str) -> str:
     """Return `key` if every kind of store can hold it under exactly this name.
 
     Raises:
-        ArtifactRefused: it is empty, absolute, has an empty, `.` or `..` part, a control character, a character that is
-            not Unicode text, a part or a whole that is too long.
+        ArtifactRefused: it cannot; the message says why.
     """
-    try:
-        encoded = key.encode()
-    except UnicodeEncodeError:
-        raise ArtifactRefused(f"not a storage key: {key!r} is not UTF-8", hint="rename the file") from None
-    parts = key.split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        raise ArtifactRefused(f"not a storage key: {key!r} has an empty, `.` or `..` part", hint="use a relative path")
-    if any(ord(letter) < ord(" ") or letter == "\x7f" for letter in key):
-        raise ArtifactRefused(f"not a storage key: {key!r} has a control character", hint="rename the file")
-    if len(encoded) > MAX_KEY_BYTES or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
-        raise ArtifactRefused(
-            f"not a storage key: {key[:80]!r}... is too long",
-            hint=f"use at most {MAX_NAME_BYTES} bytes for a name and {MAX_KEY_BYTES} for a path",
-        )
+    fault = path_fault(key)
+    if not fault and len(key.encode()) > MAX_KEY_BYTES:
+        fault = f"has more than {MAX_KEY_BYTES} bytes"
+    if fault:
+        raise ArtifactRefused(f"not a storage key: {key[:MAX_KEY_BYTES]!r} {fault}", hint="rename the file")
     return key

@@ -1,0 +1,150 @@
+"""Folders and files as artifacts: packed once for one content, uploaded only if the store does not have them."""
+
+import hashlib
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from jobqueue.artifacts import ARCHIVE_SUFFIX, Artifact, input_key, workspace_key
+from jobqueue.errors import InvalidSpec, Problem
+from jobqueue.quantities import describe_size
+from jobqueue.storage import STORE_SCHEME
+from jobqueue.storage.base import Store
+from producers.packaging.archive import Packed, opened_unchanged, write_archive
+from producers.packaging.scanning import Entry, Scan, describe_file, largest, scan
+
+_WORKSPACE: Final = "workspace"
+_LARGE_BYTES: Final = 100 * 10**6
+_PIECE_BYTES: Final = 1 << 20
+# A file that was written within the tick of its clock can change again without any sign of it.
+_SETTLED_NS: Final = 2 * 10**9
+_REMEMBERED: Final = 16
+
+_log = logging.getLogger(__name__)
+_packed: dict[str, Packed] = {}
+
+
+def check_workspace(folder: Path) -> list[Problem]:
+    """Return all that keeps a folder from being packed; nothing when it can be."""
+    try:
+        return scan(folder, field=_WORKSPACE, honours_ignores=True).problems
+    except InvalidSpec as error:
+        return list(error.problems)
+
+
+def pack_workspace(folder: Path, store: Store) -> tuple[Artifact, list[str]]:
+    """Return a folder as an artifact in the store, and what its owner should know.
+
+    What `.jobqueueignore` and `.gitignore` name, what tools make (`.git`, `.venv`, ...) and what looks like a secret is
+    left out. Links inside the folder are packed as what they lead to.
+
+    Raises:
+        InvalidSpec: the folder is missing, has names or files that cannot be packed, or changed meanwhile.
+        StoreUnavailable: the store does not answer.
+    """
+    found = _scanned(folder, field=_WORKSPACE, honours_ignores=True)
+    artifact = _pack(found, store)
+    warnings = found.warnings
+    if artifact.size_bytes > _LARGE_BYTES:
+        files = ", ".join(
+            f"{entry.path} ({describe_size(entry.size_bytes)})" for entry in largest(found.entries, count=3)
+        )
+        size = describe_size(artifact.size_bytes)
+        warnings.append(f"the workspace is {size} packed; the largest files are {files} (pass data as inputs=)")
+    return artifact, warnings
+
+
+def upload_input(path: Path, store: Store, *, field: str = "inputs") -> Artifact:
+    """Return a file or folder of this machine as an artifact in the store.
+
+    A folder travels whole: ignore files have no say. A `.tar.zst` is unpacked on the node, as a folder is.
+
+    Args:
+        path: of the file or folder.
+        store: the project's own.
+        field: of the spec, for the problems.
+
+    Raises:
+        InvalidSpec: there is no such file or folder, it cannot be read, or it changed meanwhile.
+        StoreUnavailable: the store does not answer.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        found = _scanned(path, field=field, honours_ignores=False)
+        for warning in found.warnings:
+            _log.warning("input.left_out", extra={"field": field, "detail": warning})
+        return _pack(found, store)
+    entry = describe_file(path, field=field)
+    with opened_unchanged(entry, field=field) as content:
+        sha256 = _digest(content)
+    key = input_key(sha256, tree=path.name.endswith(ARCHIVE_SUFFIX))
+    if store.size(key) != entry.size_bytes:
+        _upload(entry, store, key=key, field=field)
+    return Artifact(uri=STORE_SCHEME + key, sha256=sha256, size_bytes=entry.size_bytes)
+
+
+def _scanned(folder: Path, *, field: str, honours_ignores: bool) -> Scan:
+    found = scan(folder, field=field, honours_ignores=honours_ignores)
+    if found.problems:
+        raise InvalidSpec(found.problems)
+    return found
+
+
+def _pack(found: Scan, store: Store) -> Artifact:
+    """Pack what was found unless that was done before, and upload it unless it is there."""
+    listing = _listing(found.entries)
+    packed = _packed.get(listing)
+    if packed is None or store.size(_key(found, packed)) != packed.size_bytes:
+        with tempfile.NamedTemporaryFile(suffix=ARCHIVE_SUFFIX) as file:
+            packed = write_archive(found.entries, file, field=found.field)
+            file.flush()
+            if store.size(_key(found, packed)) != packed.size_bytes:
+                store.put(_key(found, packed), Path(file.name))
+        _remember(listing, packed, found.entries)
+    return Artifact(
+        uri=STORE_SCHEME + _key(found, packed),
+        sha256=packed.sha256,
+        size_bytes=packed.size_bytes,
+        unpacked_bytes=sum(entry.size_bytes for entry in found.entries),
+    )
+
+
+def _key(found: Scan, packed: Packed) -> str:
+    return workspace_key(packed.sha256) if found.field == _WORKSPACE else input_key(packed.sha256, tree=True)
+
+
+def _listing(entries: list[Entry]) -> str:
+    """Return what changes when any of the files does, without reading them."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{entry.path}\0{entry.source}\0{entry.is_folder}{entry.identity}\0".encode())
+    return digest.hexdigest()
+
+
+def _remember(listing: str, packed: Packed, entries: list[Entry]) -> None:
+    newest = max((entry.modified_ns for entry in entries if not entry.is_folder), default=0)
+    if time.time_ns() - newest < _SETTLED_NS:
+        return
+    while len(_packed) >= _REMEMBERED:
+        _packed.pop(next(iter(_packed)), None)
+    _packed[listing] = packed
+
+
+def _digest(content: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := content.read(_PIECE_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _upload(entry: Entry, store: Store, *, key: str, field: str) -> None:
+    """Upload a file that may be too large to be copied first."""
+    try:
+        with opened_unchanged(entry, field=field):
+            store.put(key, entry.source)
+    except InvalidSpec:
+        # It changed on the way: nobody may find other content under that digest.
+        store.put(key, b"")
+        raise

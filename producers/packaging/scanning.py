@@ -1,0 +1,250 @@
+"""What of a folder would be packed: its files and folders in order, what is wrong with them, and what is left out."""
+
+import dataclasses
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from jobqueue.artifacts import MAX_TREE_DEPTH, MAX_TREE_ENTRIES, path_fault
+from jobqueue.errors import InvalidSpec, Problem
+from producers.packaging.ignoring import (
+    IGNORE_FILE,
+    Patterns,
+    is_asked_for,
+    is_ignored,
+    is_never_wanted,
+    looks_secret,
+    read_patterns,
+)
+
+_NAMED: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file or folder of the archive.
+
+    Attributes:
+        path: in the archive.
+        source: on disk; elsewhere in the workspace when a link led there.
+        identity: what tells a file that changed: size, times, mode, inode.
+    """
+
+    path: str
+    source: Path
+    is_folder: bool
+    size_bytes: int
+    is_executable: bool
+    modified_ns: int
+    identity: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What was found; its lists are filled while walking.
+
+    Attributes:
+        field: the field of the spec that names the folder, for the problems.
+        honours_ignores: ignore files and the lists of what is never wanted count.
+    """
+
+    root: Path
+    field: str
+    honours_ignores: bool
+    entries: list[Entry] = dataclasses.field(default_factory=list)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    secrets: list[str] = dataclasses.field(default_factory=list)
+    links: list[str] = dataclasses.field(default_factory=list)
+    specials: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Everything wrong at once, up to a number that one can read."""
+        shown = [Problem(path=self.field, message=fault) for fault in self.faults[:_NAMED]]
+        if len(self.faults) > _NAMED:
+            shown.append(Problem(path=self.field, message=f"and {len(self.faults) - _NAMED} more like these"))
+        return shown
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is left out, by the reason."""
+        reasons = (
+            (self.secrets, f"look like secrets (write !NAME into {IGNORE_FILE} to send them, or use secrets=)"),
+            (self.links, "are links that are broken, lead out of the folder, or into a folder around them"),
+            (self.specials, "are no files or folders, but sockets, pipes or devices"),
+        )
+        return [f"left out of the {self.field}: {_some(names)}, which {reason}" for names, reason in reasons if names]
+
+
+def scan(root: Path, *, field: str, honours_ignores: bool) -> Scan:
+    """Walk `root` and return what of it would be packed, sorted by path.
+
+    Raises:
+        InvalidSpec: there is no such folder.
+    """
+    try:
+        resolved = root.expanduser().resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise InvalidSpec([Problem(path=field, message=f"no such folder: {str(root)!r}")]) from None
+    if not resolved.is_dir():
+        raise InvalidSpec([Problem(path=field, message=f"not a folder: {str(root)!r} (name the folder it lies in)")])
+    found = Scan(root=resolved, field=field, honours_ignores=honours_ignores)
+    _walk(found, _Place(folder=resolved, relative="", patterns=(), around=frozenset()))
+    found.entries.sort(key=lambda entry: entry.path)
+    return found
+
+
+def describe_file(path: Path, *, field: str) -> Entry:
+    """Return one file as it is now.
+
+    Raises:
+        InvalidSpec: there is no such file, or it is none.
+    """
+    try:
+        source = path.resolve(strict=True)
+        status = source.stat()
+    except (OSError, RuntimeError, ValueError):
+        raise InvalidSpec([Problem(path=field, message=f"no such file or folder: {str(path)!r}")]) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidSpec([Problem(path=field, message=f"neither a file nor a folder: {str(path)!r}")])
+    return _entry(path.name, source, status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A folder on the way: where it is, the patterns that count there, and the folders around it by inode."""
+
+    folder: Path
+    relative: str
+    patterns: tuple[Patterns, ...]
+    around: frozenset[tuple[int, int]]
+
+
+def _walk(found: Scan, place: _Place) -> None:
+    try:
+        status = place.folder.stat()
+        children = sorted(os.scandir(place.folder), key=lambda child: child.name)
+    except OSError as error:
+        found.faults.append(f"{_shown(place.relative)} cannot be read: {error.strerror}")
+        return
+    patterns = place.patterns
+    if found.honours_ignores:
+        patterns = read_patterns(place.folder, relative=place.relative) + patterns
+    around = place.around | {(status.st_dev, status.st_ino)}
+    for child in children:
+        if len(found.entries) >= MAX_TREE_ENTRIES:
+            _refuse_size(found)
+            return
+        _visit(
+            found,
+            _Place(folder=Path(child.path), relative=place.relative + child.name, patterns=patterns, around=around),
+        )
+
+
+def _visit(found: Scan, place: _Place) -> None:
+    """Add one file, or a folder with what is in it; `place` is the child itself here."""
+    try:
+        status = place.folder.lstat()
+        source = place.folder
+        if stat.S_ISLNK(status.st_mode):
+            target = _follow(found, source)
+            if target is None:
+                found.links.append(place.relative)
+                return
+            source, status = target, target.lstat()
+    except FileNotFoundError:
+        return  # it went while we looked; what is packed is what is still there
+    except OSError as error:
+        found.faults.append(f"{_shown(place.relative)} cannot be read: {error.strerror}")
+        return
+    is_folder = stat.S_ISDIR(status.st_mode)
+    if found.honours_ignores and _is_left_out(found, place, is_folder=is_folder):
+        return
+    if not is_folder and not stat.S_ISREG(status.st_mode):
+        found.specials.append(place.relative)
+    elif is_folder and (status.st_dev, status.st_ino) in place.around:
+        found.links.append(place.relative)
+    elif fault := _fault(place.relative):
+        found.faults.append(f"{_shown(place.relative)} {fault} (rename it, or list it in {IGNORE_FILE})")
+    else:
+        found.entries.append(_entry(place.relative, source, status))
+        if is_folder:
+            _walk(
+                found,
+                _Place(folder=source, relative=f"{place.relative}/", patterns=place.patterns, around=place.around),
+            )
+
+
+def _follow(found: Scan, link: Path) -> Path | None:
+    """Return what a link leads to, if that is in the workspace and might have been packed there."""
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None
+    if not target.is_relative_to(found.root):
+        return None
+    parts = target.relative_to(found.root).parts
+    if found.honours_ignores and any(is_never_wanted(part) or looks_secret(part) for part in parts):
+        return None
+    return target
+
+
+def _is_left_out(found: Scan, place: _Place, *, is_folder: bool) -> bool:
+    path = f"{place.relative}/" if is_folder else place.relative
+    name = place.folder.name
+    if is_asked_for(path, place.patterns):
+        return False
+    if is_never_wanted(name) or is_ignored(path, place.patterns):
+        return True
+    if looks_secret(name):
+        found.secrets.append(place.relative)
+        return True
+    return False
+
+
+def _fault(path: str) -> str:
+    if path.count("/") >= MAX_TREE_DEPTH:
+        return f"lies more than {MAX_TREE_DEPTH} folders deep"
+    return path_fault(path)
+
+
+def _refuse_size(found: Scan) -> None:
+    fault = f"more than {MAX_TREE_ENTRIES} files and folders (list what is not needed in {IGNORE_FILE})"
+    if fault not in found.faults:
+        found.faults.insert(0, fault)
+
+
+def _entry(path: str, source: Path, status: os.stat_result) -> Entry:
+    is_folder = stat.S_ISDIR(status.st_mode)
+    return Entry(
+        path=path,
+        source=source,
+        is_folder=is_folder,
+        size_bytes=0 if is_folder else status.st_size,
+        is_executable=bool(status.st_mode & stat.S_IXUSR),
+        modified_ns=status.st_mtime_ns,
+        identity=() if is_folder else identity(status),
+    )
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file does; a time of modification can be set back, that of the last change cannot."""
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode, status.st_dev, status.st_ino)
+
+
+def _shown(path: str) -> str:
+    """Return a path as it can be printed: names are not always text."""
+    return repr(path)[:200] if path else "the folder"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(_shown(name)[1:-1] for name in names[:_NAMED]) + more
+
+
+def largest(entries: list[Entry], *, count: int) -> Iterator[Entry]:
+    """Return the largest files, the largest first."""
+    yield from sorted(entries, key=lambda entry: -entry.size_bytes)[:count]
