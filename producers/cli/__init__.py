@@ -18,6 +18,8 @@ _ENTRIES: Final = {
     "cancel": Entry(target=f"{_HERE}.act:cancel", summary="Cancel experiments."),
     "get": Entry(target=f"{_HERE}.act:get", summary="Download an experiment's outputs."),
     "queues": Entry(target=f"{_HERE}.queues:queues", summary="List, create and delete request queues."),
+    "keys": Entry(target=f"{_HERE}.keys:keys", summary="Make, show and trust keys."),
+    "reports": Entry(target=f"{_HERE}.reports:reports", summary="Listen to what workers report."),
     "doctor": Entry(target=f"{_HERE}.doctor:doctor", summary="Check settings and servers, and say how to mend them."),
     "dev": Entry(target=f"{_HERE}.dev:dev", summary="Run broker, registry, node and Flower in this terminal."),
 }

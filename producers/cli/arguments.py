@@ -1,6 +1,7 @@
 """What several commands take: the client they work with, the experiment they are about, a duration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ from jobqueue.quantities import parse_duration
 
 if TYPE_CHECKING:
     from jobqueue.config import Settings
+    from jobqueue.registry.base import Experiments
     from producers.client import Client
 
 _OFFERED: Final = 50
@@ -37,11 +39,21 @@ def open_client(ctx: click.Context) -> "Client":
     return found
 
 
+@contextmanager
+def open_records() -> Iterator["Experiments"]:
+    """Give what the registry knows of all experiments, without a client's other connections."""
+    from jobqueue.registry import open_registry
+
+    with closing(open_registry(read_settings().registry)) as registry:
+        yield registry.experiments
+
+
 def _complete_experiment(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer ids of recent experiments; nothing when the registry cannot say."""
-    del param
+    del ctx, param
     try:
-        records = open_client(ctx).registry.experiments.find(prefix=incomplete, limit=_OFFERED)
+        with open_records() as experiments:
+            records = experiments.find(prefix=incomplete, limit=_OFFERED)
     except JobqueueError:
         return []
     found = [CompletionItem(record.submission.id, help=_describe(record)) for record in records]

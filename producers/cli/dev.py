@@ -47,23 +47,24 @@ def dev(ctx: click.Context, /, *, flower: bool, flower_port: int, quiet: bool) -
         server = running.enter_context(embedded_server(settings))
         prepare(settings)
         log = server.folder / "node.log" if quiet else None
+        parts = {server.pid: "the broker"}
         node = running.enter_context(node_process(settings, log=log))
+        parts[node.pid] = "the node"
         web = _start_flower(running, settings, server, port=flower_port) if flower else "off"
         _announce(settings, server, node=node, web=web, log=log)
         try:
-            _wait_for_any_end()
+            ended = _wait_for_any_end()
         except KeyboardInterrupt:
             click.echo("\nstopping; Ctrl-C once more to stop at once", err=True)
             return
-        click.echo(f"a part ended by itself; the logs are in {server.folder}", err=True)
+        click.echo(f"{parts.get(ended, 'Flower')} ended by itself; the logs are in {server.folder}", err=True)
         ctx.exit(EXIT_ERROR)
 
 
 def prepare(settings: "Settings") -> None:
     """Make the keys and the project's request queues, if they are not there."""
-    from jobqueue.keys import ensure_laptop_keys
-
     from jobqueue.brokers import open_broker
+    from jobqueue.keys import ensure_laptop_keys
 
     ensure_laptop_keys(settings.keys_dir)
     broker = open_broker(settings.broker, lease=settings.lease)
@@ -148,9 +149,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait_for_any_end() -> None:
-    """Wait, without reaping it, until one of this process's children has ended."""
-    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+def _wait_for_any_end() -> int:
+    """Wait until one of this process's children has ended, and return its process id without reaping it."""
+    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+    return found.si_pid if found else 0
 
 
 def _announce(

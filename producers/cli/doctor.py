@@ -2,19 +2,17 @@
 
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from jobqueue.errors import JobqueueError
+from jobqueue.errors import JobqueueError, NotFound
 from producers.cli.group import EXIT_UNAVAILABLE
 from producers.cli.output import Format, colour, format_option, plain, write_json
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 _PROBE: Final = "doctor/probe"
 _LEAST_DISK_BYTES: Final = 2 * 10**9
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Verdict(StrEnum):
@@ -133,19 +130,22 @@ def _check_store(settings: "Settings") -> Iterator[Finding]:
 
 
 def _check_keys(settings: "Settings") -> Iterator[Finding]:
+    from jobqueue.keys import KeyRing, list_keys
+    from jobqueue.routing import request_queues
+
     folder = settings.keys_dir
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
-    if not files:
-        fix = "jobqueue keys new sender, and jobqueue keys new node on each node (jobqueue dev makes both)"
-        yield Finding(name="keys", verdict=Verdict.WARN, text=f"none in {folder}", fix=fix)
-        return
-    if open_ones := [path for path in files if _is_secret(path) and path.stat().st_mode & _OTHERS]:
-        names = " ".join(map(str, open_ones))
-        yield Finding(name="keys", verdict=Verdict.FAIL, text=f"others can read {names}", fix=f"chmod 600 {names}")
-    else:
+    entries = list_keys(folder)  # refuses a private key that others can read
+    ring = KeyRing(folder)
+    try:
+        ring.sender()
+        ring.recipient(request_queues(settings.project)[0])
+    except NotFound as error:
         yield Finding(
-            name="keys", verdict=Verdict.OK, text=f"{len(files)} files in {folder}, private ones for the owner only"
+            name="keys", verdict=Verdict.WARN, text=f"cannot submit from here: {error.message}", fix=error.hint
         )
+        return
+    text = f"{len(entries)} in {folder}, private ones for their owner only"
+    yield Finding(name="keys", verdict=Verdict.OK, text=text)
 
 
 def _check_engine(settings: "Settings") -> Iterator[Finding]:
@@ -202,10 +202,6 @@ _CHECKS: Final[dict[str, Callable[["Settings"], Iterator[Finding]]]] = {
     "engine": _check_engine,
     "disk": _check_disk,
 }
-
-
-def _is_secret(path: Path) -> bool:
-    return path.suffix != ".pub" and "trust" not in path.parts[-2:][0]
 
 
 def _failed(name: str, error: JobqueueError) -> Finding:

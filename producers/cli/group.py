@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,6 +10,7 @@ from typing import Any, Final
 import click
 
 from jobqueue.errors import (
+    BrokerUnavailable,
     ExperimentCancelled,
     ExperimentFailed,
     ExperimentTimeout,
@@ -20,6 +20,7 @@ from jobqueue.errors import (
     JobqueueError,
     NoSuchQueue,
     NotFound,
+    RegistryUnavailable,
     Unavailable,
 )
 
@@ -118,6 +119,15 @@ def show_error(error: JobqueueError) -> None:
     click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True)
     for line in error.last_lines if isinstance(error, ExperimentFailed) else ():
         click.echo(f"  | {line}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
-    sys.stdout.flush()
+    if hint := _hint(error):
+        click.echo(f"hint: {hint}", err=True)
+
+
+def _hint(error: JobqueueError) -> str:
+    """Return what to do; where nothing is set up yet, that is to start everything here."""
+    if isinstance(error, BrokerUnavailable | RegistryUnavailable):
+        from jobqueue.config import Settings
+
+        if Settings().broker.startswith("redis+socket"):
+            return "start everything on this machine with `jobqueue dev`, or set JOBQUEUE_BROKER_URL to a server"
+    return error.hint

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobqueue.errors import NotFound, StoreUnavailable
-from producers.cli.arguments import experiment_argument, open_client
+from producers.cli.arguments import experiment_argument, open_client, open_records
 from producers.cli.output import Format, format_option, write_fields, write_json, write_rows
 from producers.cli.records import as_fields, as_json, as_row
 from producers.timeline import explain
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @click.option("--project", default="", help="Only those of this project.")
 @click.option("--active", is_flag=True, help="Only those that are not over.")
 @format_option
-@click.pass_context
-def ls(ctx: click.Context, /, *, limit: int, name: str, project: str, active: bool, form: str) -> None:
+def ls(*, limit: int, name: str, project: str, active: bool, form: str) -> None:
     """List experiments, newest first."""
-    records = open_client(ctx).registry.experiments.find(name=name, project=project, limit=limit)
+    with open_records() as experiments:
+        records = experiments.find(name=name, project=project, limit=limit)
     records = [record for record in records if not (active and record.state.is_final)]
     if not records and form == Format.TABLE:
         click.echo("no experiments", err=True)

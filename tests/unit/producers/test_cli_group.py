@@ -89,7 +89,7 @@ def test_a_misspelt_command_is_a_usage_error_with_the_close_one() -> None:
 def test_the_help_names_every_command_and_loads_none() -> None:
     result = CliRunner().invoke(jobqueue, ["--help"])
     assert result.exit_code == 0
-    commands = "run submit ls show why logs wait cancel get queues doctor dev"
+    commands = "run submit ls show why logs wait cancel get queues keys reports doctor dev"
     assert all(f"\n  {name} " in result.stdout for name in commands.split())
 
 
