@@ -1,0 +1,201 @@
+"""Submitting experiments and finding them again, over connections that stay open."""
+
+import builtins
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from jobqueue.config import Settings
+from jobqueue.errors import InvalidSpec, NotFound, Problem, Unavailable
+from jobqueue.ids import ExperimentId, is_experiment_id
+from jobqueue.lifecycle import State
+from jobqueue.registry.base import Record
+from jobqueue.storage import locate
+from producers.connections import Connections
+from producers.handle import Experiment
+from producers.preparation import Draft, Packed, check_fields
+from producers.sending import Sender
+from producers.watching import Watcher
+
+LAST: Final = "last"
+_ID_START: Final = "exp-"
+_SHOWN: Final = 5
+
+
+class Client:
+    """Submits to one broker and registry. Safe in threads; a forked child gets connections of its own.
+
+    Nothing is connected before the first use. `with Client(settings) as client:` closes it at the end.
+
+    Args:
+        settings: where the servers are; by default what the environment says.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self._connections = Connections(self.settings)
+        self._watcher = Watcher(self._states)
+        self._sender = Sender(self._connections)
+        self._handles: weakref.WeakValueDictionary[ExperimentId, Experiment] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._last: Experiment | None = None
+        _living.add(self)
+
+    def submit(self, **fields: Any) -> Experiment:
+        """Submit one experiment: see `producers.submit_experiment`."""
+        return self._send(self._check(fields), Packed())
+
+    def submit_many(self, specs: Iterable[Mapping[str, Any]]) -> builtins.list[Experiment]:
+        """Submit several, after all of them have been checked; a folder that they share is packed once.
+
+        Args:
+            specs: for each experiment the arguments of `submit`.
+
+        Raises:
+            InvalidSpec: with every wrong field, as in `[3].memory`; nothing was submitted.
+            BrokerUnavailable, RegistryUnavailable, StoreUnavailable: a note says which ones were submitted before.
+        """
+        drafts, problems = [], []
+        for index, fields in enumerate(specs):
+            try:
+                drafts.append(self._check(fields))
+            except InvalidSpec as error:
+                problems += [Problem(path=f"[{index}].{found.path}", message=found.message) for found in error.problems]
+        if problems:
+            raise InvalidSpec(problems)
+        packed, handles = Packed(), []
+        for draft in drafts:
+            try:
+                handles.append(self._send(draft, packed))
+            except Unavailable as error:
+                done = ", ".join(handle.id for handle in handles)
+                error.add_note(f"{len(handles)} of {len(drafts)} were submitted before: {done or 'none'}")
+                raise
+        return handles
+
+    def get(self, text: str) -> Experiment:
+        """Return the experiment that `text` means.
+
+        Args:
+            text: an id; the unique beginning of one, with or without `exp-`; a name (the newest one of that name); or
+                `last`: what this client submitted last, else the newest one of the settings' project.
+
+        Raises:
+            NotFound: there is none, or there are several.
+        """
+        if text == LAST and self._last is not None:
+            return self._last
+        return self._handle_of(self._find(text))
+
+    def list(
+        self, *, project: str = "", name: str = "", prefix: str = "", limit: int = 100
+    ) -> builtins.list[Experiment]:
+        """Return experiments, newest first; what is left empty matches everything. `prefix` is of the id."""
+        found = self._connections.registry.experiments.find(prefix=prefix, name=name, project=project, limit=limit)
+        return [self._handle_of(record) for record in found]
+
+    def handle(self, experiment_id: ExperimentId) -> Experiment:
+        """Return the handle of an id without asking whether there is such an experiment."""
+        with self._lock:
+            handle = self._handles.get(experiment_id)
+            if handle is None:
+                handle = Experiment(experiment_id, connections=self._connections, watcher=self._watcher, reopen=reopen)
+                self._handles[experiment_id] = handle
+                self._watcher.add(handle)
+            return handle
+
+    def close(self) -> None:
+        """Close every connection. Handles of this client cannot ask any more; the experiments go on."""
+        self._watcher.close()
+        self._sender.close()
+        self._connections.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start_in_child(self) -> None:
+        """Begin anew in a forked process, without its parent's locks, threads and connections."""
+        self._lock = threading.Lock()
+        self._sender = Sender(self._connections)
+        for handle in list(self._handles.values()):
+            handle.start_in_child()
+        self._watcher.start_in_child()
+
+    def _states(self, ids: Sequence[ExperimentId]) -> dict[ExperimentId, State]:
+        return self._connections.registry.experiments.states(ids)
+
+    def _check(self, fields: Mapping[str, Any]) -> Draft:
+        return check_fields(fields, project=self.settings.project, check_address=self._check_address)
+
+    def _check_address(self, uri: str) -> None:
+        locate(uri, default=self._connections.store, endpoint=self.settings.storage_endpoint)
+
+    def _send(self, draft: Draft, packed: Packed) -> Experiment:
+        submission = self._sender.send(draft, packed=packed)
+        handle = self.handle(submission.id)
+        handle.introduce(submission)
+        self._last = handle
+        return handle
+
+    def _handle_of(self, record: Record) -> Experiment:
+        handle = self.handle(record.submission.id)
+        handle.accept(record)
+        return handle
+
+    def _find(self, text: str) -> Record:
+        experiments = self._connections.registry.experiments
+        if is_experiment_id(text):
+            return experiments.get(ExperimentId(text))
+        if text == LAST:
+            found = experiments.find(project=self.settings.project, limit=1)
+        else:
+            found = experiments.find(name=text, limit=1) or self._find_by_prefix(text)
+        if not found:
+            raise NotFound(f"there is no experiment {text!r}", hint="`jobqueue ls` lists them")
+        return found[0]
+
+    def _find_by_prefix(self, text: str) -> builtins.list[Record]:
+        if not text.removeprefix(_ID_START).isalnum():
+            return []
+        prefix = text if text.startswith(_ID_START) else _ID_START + text
+        found = self._connections.registry.experiments.find(prefix=prefix, limit=_SHOWN)
+        if len(found) > 1:
+            shown = ", ".join(record.submission.id for record in found)
+            raise NotFound(f"{text!r} is the beginning of several ids: {shown}", hint="give more of it")
+        return found
+
+
+_living: Final[weakref.WeakSet[Client]] = weakref.WeakSet()
+_default_lock = threading.Lock()
+_default: list[Client] = []
+
+
+def default_client() -> Client:
+    """Return the client of this process, made with what the environment says when it is first asked for."""
+    with _default_lock:
+        if not _default:
+            _default.append(Client())
+        return _default[0]
+
+
+def reopen(experiment_id: str) -> Experiment:
+    """Return the handle of an id from this process's client: what a pickled handle becomes."""
+    return default_client().handle(ExperimentId(experiment_id))
+
+
+def _start_all_in_child() -> None:
+    global _default_lock  # noqa: PLW0603 - the parent's may be held for ever
+    _default_lock = threading.Lock()
+    for client in list(_living):
+        client.start_in_child()
+
+
+os.register_at_fork(after_in_child=_start_all_in_child)

@@ -1,0 +1,92 @@
+"""What the end of an experiment means for who waits for it, from the registry's record or the store's marker."""
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from jobqueue.artifacts import attempt_prefix, result_key
+from jobqueue.errors import ExperimentCancelled, ExperimentFailed, JobqueueError, StoreUnavailable
+from jobqueue.ids import ExperimentId
+from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.marker import Marker, marker_from_json, marker_to_json
+from jobqueue.registry.base import Record, Submission
+from jobqueue.storage.base import Store
+
+log = logging.getLogger(__name__)
+
+
+def read_marker(store: Store, experiment_id: ExperimentId) -> Marker | None:
+    """Return the result marker, or None when the experiment has not ended.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    key = result_key(experiment_id)
+    if store.size(key) is None:
+        return None
+    return marker_from_json(b"".join(store.get(key)))
+
+
+def find_prefix(store: Store, record: Record) -> str:
+    """Return the prefix of the attempt that counts: once it is over the one that committed, before that the newest."""
+    marker = read_marker(store, record.submission.id) if record.state.is_final else None
+    attempt, token = (marker.attempt, marker.token) if marker else (record.attempt, record.token)
+    return attempt_prefix(record.submission.id, attempt, token)
+
+
+def make_error(record: Record) -> JobqueueError | None:
+    """Return what `result()` raises for a final record; None when the experiment succeeded."""
+    if record.state is State.SUCCEEDED:
+        return None
+    submission, reason = record.submission, record.reason
+    name = f"{submission.id} ({submission.name})" if submission.name else submission.id
+    sentence = Outcome(reason=reason, detail=record.detail).sentence if reason else "no reason is recorded"
+    if record.state is State.CANCELLED:
+        return ExperimentCancelled(f"{name} was cancelled: {sentence}")
+    return ExperimentFailed(
+        f"{name} failed: {sentence}",
+        hint=reason.verdict.hint if reason else "",
+        reason=reason.name if reason else "",
+        exit_code=record.exit_code,
+        last_lines=record.last_lines,
+    )
+
+
+def apply_marker(record: Record, marker: Marker) -> Record:
+    """Return the record of an experiment that has ended as its marker says."""
+    return replace(
+        record,
+        state=marker.state,
+        attempt=marker.attempt,
+        token=marker.token,
+        reason=marker.reason,
+        detail=marker.detail,
+        exit_code=marker.exit_code,
+        last_lines=marker.last_lines,
+        finished_at=marker.finished_at,
+    )
+
+
+def without_message(submission: Submission) -> Submission:
+    """Return a submission without its sealed envelope, which a handle has no use for."""
+    return replace(submission, message=b"")
+
+
+def write_cancel_marker(store: Store, record: Record) -> None:
+    """Write the result marker of an experiment that was cancelled while nobody held it; one that is there stays.
+
+    The registry knows of the end already, so a store that does not answer changes nothing for the user.
+    """
+    marker = Marker(
+        experiment_id=record.submission.id,
+        attempt=record.attempt,
+        token=record.token,
+        state=State.CANCELLED,
+        reason=record.reason or Reason.CANCELLED_BY_USER,
+        detail=record.detail,
+        finished_at=record.finished_at or datetime.now(UTC),
+    )
+    try:
+        store.put_if_absent(result_key(marker.experiment_id), marker_to_json(marker))
+    except StoreUnavailable as error:
+        log.warning("experiment.marker_not_written experiment=%s error=%s", marker.experiment_id, error.message)

@@ -1,0 +1,298 @@
+"""What a notebook holds of an experiment: a future that outlives the notebook, because it knows nothing but its id."""
+
+import asyncio
+import concurrent.futures
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from html import escape
+from typing import Any, Final
+
+from jobqueue.errors import (
+    ArtifactRefused,
+    ExperimentTimeout,
+    InvalidSpec,
+    JobqueueError,
+    NotFound,
+    Problem,
+    RegistryUnavailable,
+    StoreUnavailable,
+)
+from jobqueue.ids import ExperimentId
+from jobqueue.lifecycle import Reason, State
+from jobqueue.registry.base import Record, Submission
+from producers.connections import Connections
+from producers.ending import apply_marker, make_error, read_marker, without_message, write_cancel_marker
+from producers.logs import STREAMS, LogSource, follow_log, print_log, read_log
+from producers.outputs import Outputs
+from producers.timeline import explain, make_view, parse_progress, to_html
+from producers.watching import OUTAGE, Watcher
+
+RESULT_FILE: Final = "outputs/result.json"
+_CHECK_EVERY_SECONDS: Final = 1.0
+_UNREAD: Final = object()
+
+
+class Experiment(concurrent.futures.Future[Any]):
+    """A submitted experiment: a `concurrent.futures.Future` that can also be watched, read and cancelled from anywhere.
+
+    Made by `submit_experiment` and `get`, never by hand. It pickles to its id. Everything that asks the registry raises
+    `RegistryUnavailable` when that does not answer; who waits is told only after half a minute of silence.
+
+    Attributes:
+        id: the experiment's id, which is its Celery task id as well.
+        outputs: the files that it left behind.
+    """
+
+    def __init__(
+        self,
+        experiment_id: ExperimentId,
+        *,
+        connections: Connections,
+        watcher: Watcher,
+        reopen: Callable[[str], "Experiment"],
+    ) -> None:
+        super().__init__()
+        self.id = experiment_id
+        self.outputs = Outputs(experiment_id, lambda: connections.store)
+        self._connections, self._watcher, self._reopen = connections, watcher, reopen
+        self._submission: Submission | None = None
+        self._last: Record | None = None
+        self._settling = threading.Lock()
+        self._value: Any = _UNREAD
+
+    @property
+    def name(self) -> str:
+        """The name that it was given; empty when it was given none."""
+        return (self._submission or self.look().submission).name
+
+    @property
+    def state(self) -> State:
+        """Where it is now."""
+        return self.look().state
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it ended; before that, why its last attempt ended; None when none has."""
+        return self.look().reason
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt is running or was the last one, counted from 1; 0 before the first."""
+        return self.look().attempt
+
+    @property
+    def progress(self) -> dict[str, object]:
+        """What it last said of itself, such as `{"progress": 0.62, "loss": 0.41}`; empty when it has said nothing."""
+        return parse_progress(self.look().progress)
+
+    def why(self) -> str:
+        """Return in one sentence where it is, and why."""
+        return explain(self.look())
+
+    def look(self) -> Record:
+        """Return all that the registry knows of it; once it is over, without asking again.
+
+        Raises:
+            NotFound: neither the registry nor the store knows it.
+        """
+        if self._last and self._last.state.is_final:
+            return self._last
+        try:
+            record = self._connections.registry.experiments.get(self.id)
+        except NotFound:
+            record = self._look_into_store()
+        self.accept(record)
+        return record
+
+    def introduce(self, submission: Submission) -> None:
+        """Take what was submitted, so that the registry need not be asked for what never changes."""
+        self._submission = without_message(submission)
+
+    def accept(self, record: Record) -> None:
+        """Take what the registry says; a final state settles the future."""
+        self.introduce(record.submission)
+        self._last = record
+        if record.state.is_final:
+            self._resolve(record)
+
+    def _look_into_store(self) -> Record:
+        """Return what the result marker says, for an experiment that the registry has forgotten."""
+        marker = read_marker(self._connections.store, self.id) if self._submission else None
+        if self._submission is None or marker is None:
+            raise NotFound(
+                f"the registry does not know {self.id}",
+                hint="if it was wiped, the experiment ends all the same: wait()",
+            )
+        return apply_marker(Record(submission=self._submission), marker)
+
+    def settle(self) -> bool:
+        """Look at the experiment, and return whether it is over: what the watcher calls."""
+        with suppress(NotFound, StoreUnavailable):
+            return self.look().state.is_final
+        return False
+
+    def _resolve(self, record: Record) -> None:
+        with self._settling:
+            if super().done():
+                return
+            error = make_error(record)
+            if error is None:
+                self.set_result(None)
+            else:
+                self.set_exception(error)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is over, for at most `timeout` seconds; return whether it is.
+
+        Raises:
+            RegistryUnavailable: it has not answered for half a minute.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not super().done():
+            left = _CHECK_EVERY_SECONDS if until is None else until - time.monotonic()
+            if left <= 0:
+                return False
+            self._watcher.check()
+            concurrent.futures.wait([self], timeout=min(left, _CHECK_EVERY_SECONDS))
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait until it is over, and return its `outputs/result.json`, parsed; `{"exit_code": 0}` when it wrote none.
+
+        Args:
+            timeout: at most so many seconds; None: for ever.
+
+        Raises:
+            ExperimentFailed: with the reason, a hint, the exit code and the last lines.
+            ExperimentCancelled: it was cancelled.
+            ExperimentTimeout: it was not over in time; it goes on.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        if self._value is _UNREAD:
+            self._value = self._read_result()
+        return self._value
+
+    def exception(self, timeout: float | None = None) -> JobqueueError | None:
+        """Wait until it is over, and return what `result` raises; None when it succeeded.
+
+        Raises:
+            ExperimentTimeout: it was not over in time; it goes on.
+        """
+        if not self.wait(timeout):
+            raise ExperimentTimeout(f"{self.id} was not over within {timeout:g} s")
+        return make_error(self.look())
+
+    def _read_result(self) -> Any:
+        if RESULT_FILE not in self.outputs:
+            return {"exit_code": self.look().exit_code or 0}
+        try:
+            return json.loads(self.outputs.read_bytes(RESULT_FILE))
+        except ValueError as error:
+            raise ArtifactRefused(
+                f"{RESULT_FILE} of {self.id} is not JSON: {error}", hint="exp.outputs.read_bytes() gives it as it is"
+            ) from None
+
+    def running(self) -> bool:
+        """Tell whether an attempt is being prepared, run or finished now."""
+        state = self.look().state
+        return state is not State.QUEUED and not state.is_final
+
+    def cancelled(self) -> bool:
+        """Tell whether it ended by being cancelled."""
+        return super().done() and self.look().state is State.CANCELLED
+
+    def cancel(self) -> bool:
+        """Ask for its end; a running container gets SIGTERM first. Returns False when it was over already.
+
+        Raises:
+            NotFound: the registry does not know it.
+        """
+        state = self._connections.registry.experiments.cancel(self.id)
+        if state is State.CANCELLED:
+            write_cancel_marker(self._connections.store, self.look())
+        return state is State.CANCELLED or not state.is_final
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        """Call `fn` with this handle when the experiment is over, even when nobody else holds the handle."""
+        self._watcher.keep(self)
+        super().add_done_callback(fn)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait_in_loop().__await__()
+
+    async def _wait_in_loop(self) -> Any:
+        """Wait without blocking the event loop; who cancels this waiting does not cancel the experiment."""
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(_: object) -> None:
+            with suppress(RuntimeError):  # the loop may have been closed meanwhile
+                loop.call_soon_threadsafe(over.set)
+
+        self.add_done_callback(wake)
+        while not over.is_set():
+            self._watcher.check()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), _CHECK_EVERY_SECONDS)
+        return await asyncio.to_thread(self.result)
+
+    def logs(self, *, follow: bool = False, stream: str = "stdout") -> Iterator[str]:
+        """Return the lines that it printed, of the newest attempt, or of the one that counts once it is over.
+
+        Args:
+            follow: go on until it is over; a new attempt begins again with its first line.
+            stream: `stdout` or `stderr`.
+
+        Raises:
+            InvalidSpec: there is no such stream.
+        """
+        source = self._log_source(stream)
+        if not follow:
+            return read_log(source, stream=stream)
+        return (line for line in follow_log(source, stream=stream) if isinstance(line, str))
+
+    def watch(self) -> None:
+        """Print its lines and where it is, as they come, until it is over; Ctrl-C stops the watching alone."""
+        with suppress(KeyboardInterrupt):
+            print_log(self._log_source("stdout"), stream="stdout")
+
+    def _log_source(self, stream: str) -> LogSource:
+        if stream not in STREAMS:
+            message = f"there is no {stream!r} (use one of {', '.join(STREAMS)})"
+            raise InvalidSpec([Problem(path="stream", message=message)])
+        return LogSource(
+            store=self._connections.store, live=self._connections.registry.live_logs, look=self._look_patiently
+        )
+
+    def _look_patiently(self) -> Record:
+        until = time.monotonic() + OUTAGE.total_seconds()
+        while True:
+            try:
+                return self.look()
+            except RegistryUnavailable:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_CHECK_EVERY_SECONDS)
+
+    def start_in_child(self) -> None:
+        """Take new locks in a forked process, where a thread that is not there may hold the old ones."""
+        self._condition = threading.Condition()
+        self._settling = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[str], "Experiment"], tuple[str]]:
+        return self._reopen, (self.id,)
+
+    def __repr__(self) -> str:
+        name = f" {self._submission.name!r}" if self._submission and self._submission.name else ""
+        state = f" {self._last.state}" if self._last else ""
+        return f"<Experiment {self.id}{name}{state}>"
+
+    def _repr_html_(self) -> str:
+        try:
+            return to_html(make_view(self.look()))
+        except JobqueueError as error:
+            return f"<p><code>{escape(self.id)}</code>: {escape(error.message)}</p>"

@@ -1,0 +1,119 @@
+"""The files that an experiment left behind, as its manifest names them, checked by their digests."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from jobqueue.artifacts import OutputFile, attempt_prefix, output_key
+from jobqueue.errors import ArtifactRefused, NotFound
+from jobqueue.ids import ExperimentId
+from jobqueue.storage.base import Store
+from jobqueue.storage.manifests import load_manifest
+from producers.ending import read_marker
+
+
+class Outputs:
+    """The outputs of one experiment; they can be read once it is over, also when it failed.
+
+    Iterating gives the paths, relative to the workspace. Every method raises `NotFound` while the experiment is not
+    over, and `StoreUnavailable` when the store does not answer.
+
+    Args:
+        open_store: returns the store; called when something is read.
+    """
+
+    def __init__(self, experiment_id: ExperimentId, open_store: Callable[[], Store]) -> None:
+        self._experiment_id = experiment_id
+        self._open_store = open_store
+        self._found: tuple[str, dict[str, OutputFile]] | None = None
+
+    @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """Every file with its size in bytes and its sha256."""
+        return tuple(self._find()[1].values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._find()[1])
+
+    def __len__(self) -> int:
+        return len(self._find()[1])
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._find()[1]
+
+    def __repr__(self) -> str:
+        return f"<Outputs of {self._experiment_id}>"
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return one file's content.
+
+        Raises:
+            NotFound: there is no such output.
+            ArtifactRefused: its bytes are not the ones that the attempt left.
+        """
+        return b"".join(self._pieces(self._get(path)))
+
+    def download(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write every file below `folder`, which is made if need be, and return where they lie.
+
+        A file appears whole or not at all; one that is there already is replaced.
+
+        Raises:
+            ArtifactRefused: a path leads out of the folder, or bytes are not the ones that the attempt left.
+        """
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        return [self._write(file, root) for file in self.files]
+
+    def _write(self, file: OutputFile, root: Path) -> Path:
+        target = root / _safe_path(file.path)
+        if not target.parent.resolve().is_relative_to(root.resolve()):
+            raise ArtifactRefused(f"{file.path!r} leads out of {root} by a link", hint="download into an empty folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.parent / f".{secrets.token_hex(8)}.part"
+        try:
+            with beside.open("xb") as file_beside:
+                file_beside.writelines(self._pieces(file))
+            return beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _pieces(self, file: OutputFile) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        for piece in self._open_store().get(output_key(self._find()[0], file.path)):
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() != file.sha256:
+            raise ArtifactRefused(
+                f"{file.path!r} has changed in the store since the attempt left it", hint="run the experiment again"
+            )
+
+    def _get(self, path: str) -> OutputFile:
+        files = self._find()[1]
+        if path not in files:
+            known = ", ".join(sorted(files)[:10]) or "none"
+            raise NotFound(f"{self._experiment_id} has no output {path!r}", hint=f"there are: {known}")
+        return files[path]
+
+    def _find(self) -> tuple[str, dict[str, OutputFile]]:
+        """Return the prefix of the attempt that committed, and its files by path."""
+        if self._found is None:
+            store = self._open_store()
+            marker = read_marker(store, self._experiment_id)
+            if marker is None:
+                raise NotFound(
+                    f"the store has no result of {self._experiment_id}", hint="is it over? exp.wait() waits for it"
+                )
+            prefix = attempt_prefix(self._experiment_id, marker.attempt, marker.token)
+            files = load_manifest(store, prefix).files if marker.manifest else ()
+            self._found = prefix, {file.path: file for file in files}
+        return self._found
+
+
+def _safe_path(path: str) -> PurePosixPath:
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\0" in path:
+        raise ArtifactRefused(f"not a path below a folder: {path!r}", hint="read it with outputs.read_bytes()")
+    return relative

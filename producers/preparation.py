@@ -1,0 +1,182 @@
+"""From what a user writes to a spec to be sealed: all fields checked first, then workspace and inputs uploaded."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from jobqueue.artifacts import Artifact
+from jobqueue.errors import ArtifactRefused, InvalidSpec, Problem
+from jobqueue.quantities import describe_size
+from jobqueue.routing import is_request_queue
+from jobqueue.spec import ExperimentSpec, parse_spec
+from jobqueue.storage.base import Store
+from producers.packaging import check_workspace, pack_workspace, upload_input
+
+LARGE_WORKSPACE_BYTES: Final = 100 * 10**6
+_TO_UPLOAD: Final = Artifact(uri="store:to-upload")
+
+
+class JobqueueWarning(UserWarning):
+    """Something about a submission that works, and yet is probably not what was meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A checked submission of which some parts still lie on this disk.
+
+    Attributes:
+        spec: without the parts below; what stands in their place is not to be used.
+        workspace: the folder to pack.
+        inputs: the files and folders to upload, by input name.
+    """
+
+    spec: ExperimentSpec
+    workspace: Path | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def has_uploads(self) -> bool:
+        """Tell whether something has to be uploaded."""
+        return self.workspace is not None or bool(self.inputs)
+
+
+def check_fields(fields: Mapping[str, Any], *, project: str, check_address: Callable[[str], object]) -> Draft:
+    """Return a draft of the experiment that `fields` describe; nothing is read but names and sizes on this disk.
+
+    Args:
+        fields: the arguments of `submit_experiment`.
+        project: of the experiment that names none.
+        check_address: raises `ArtifactRefused` for what is not the address of an artifact.
+
+    Raises:
+        InvalidSpec: with every wrong field.
+    """
+    given = {"project": project, **{name: value for name, value in fields.items() if value is not None}}
+    problems: list[Problem] = []
+    workspace = _check_workspace(given, problems)
+    inputs = _check_inputs(given, problems)
+    problems += _check_addresses(given.get("inputs", {}), check_address)
+    _check_secrets(given, problems)
+    try:
+        spec = parse_spec(given)
+    except InvalidSpec as error:
+        raise InvalidSpec([*error.problems, *problems]) from None
+    if spec.queue is not None and not is_request_queue(spec.queue):
+        message = f"{spec.queue!r} is not a request queue (leave out its ending)"
+        problems.append(Problem(path="queue", message=message))
+    if problems:
+        raise InvalidSpec(problems)
+    return Draft(spec=spec, workspace=workspace, inputs=inputs)
+
+
+def _check_workspace(given: dict[str, Any], problems: list[Problem]) -> Path | None:
+    value = given.get("workspace")
+    if value is None or isinstance(value, Artifact):
+        return None
+    del given["workspace"]
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        problems.append(Problem(path="workspace", message=f"not a folder: {value!r:.80} (use a path, such as '.')"))
+        return None
+    folder = Path(value).expanduser().absolute()
+    problems += check_workspace(folder)
+    return folder
+
+
+def _check_inputs(given: dict[str, Any], problems: list[Problem]) -> dict[str, Path]:
+    """Leave addresses in `given["inputs"]` as artifacts, and return the paths by name."""
+    inputs = given.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        del given["inputs"]
+        message = f"not a mapping: {inputs!r:.80} (use names and paths, as in {{'data': 'data/'}})"
+        problems.append(Problem(path="inputs", message=message))
+        return {}
+    artifacts, paths = {}, {}
+    for name, value in inputs.items():
+        artifacts[name] = _TO_UPLOAD
+        if isinstance(value, Artifact):
+            artifacts[name] = value
+        elif isinstance(value, str) and ("://" in value or value.startswith("store:")):
+            artifacts[name] = Artifact(uri=value)
+        elif isinstance(value, str | os.PathLike) and Path(value).expanduser().exists():
+            paths[name] = Path(value).expanduser().absolute()
+        else:
+            message = f"there is no such file or folder: {value!r:.80} (use a path, or an address as s3://bucket/key)"
+            problems.append(Problem(path=f"inputs.{name}", message=message))
+    given["inputs"] = artifacts
+    return paths
+
+
+def _check_addresses(inputs: Mapping[str, Artifact], check_address: Callable[[str], object]) -> list[Problem]:
+    problems = []
+    for name, artifact in inputs.items():
+        if artifact is _TO_UPLOAD or artifact.uri.startswith("file://"):  # which folders are shared, only a node knows
+            continue
+        try:
+            check_address(artifact.uri)
+        except ArtifactRefused as error:
+            problems.append(Problem(path=f"inputs.{name}", message=str(error)))
+    return problems
+
+
+def _check_secrets(given: dict[str, Any], problems: list[Problem]) -> None:
+    """Put values into the place of names."""
+    names = given.pop("secrets", ())
+    if isinstance(names, Mapping):
+        given["secrets"] = names
+        return
+    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in names):
+        problems.append(Problem(path="secrets", message="not a list of names (use a list, as in ['WANDB_API_KEY'])"))
+        return
+    given["secrets"] = {name: os.environ[name] for name in names if name in os.environ}
+    for name in sorted(set(names) - set(given["secrets"])):
+        message = "is not set in this environment (export it, or leave it out)"
+        problems.append(Problem(path=f"secrets.{name}", message=message))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What was uploaded before, by path, so that many specs with one workspace upload it once."""
+
+    workspaces: dict[Path, tuple[Artifact, tuple[str, ...]]] = field(default_factory=dict)
+    inputs: dict[Path, Artifact] = field(default_factory=dict)
+
+
+def upload(draft: Draft, *, store: Store, packed: Packed) -> tuple[ExperimentSpec, list[str]]:
+    """Upload what lies on this disk, and return the whole spec, and what the user should be told.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        ArtifactRefused: a file cannot be packed.
+    """
+    parts: dict[str, Any] = {}
+    warnings = _warn_of_image(draft.spec.image)
+    if draft.workspace is not None:
+        if draft.workspace not in packed.workspaces:
+            artifact, left_out = pack_workspace(draft.workspace, store)
+            packed.workspaces[draft.workspace] = artifact, tuple(left_out)
+        parts["workspace"], told = packed.workspaces[draft.workspace]
+        warnings += [*told, *_warn_of_size(parts["workspace"])]
+    if draft.inputs:
+        for name, path in draft.inputs.items():
+            if path not in packed.inputs:
+                packed.inputs[path] = upload_input(path, store, field=f"inputs.{name}")
+        uploaded = {name: packed.inputs[path] for name, path in draft.inputs.items()}
+        parts["inputs"] = {**draft.spec.inputs, **uploaded}
+    return draft.spec.model_copy(update=parts), warnings
+
+
+def _warn_of_image(image: str) -> list[str]:
+    name, _, digest = image.partition("@")
+    tag = name.rsplit("/", 1)[-1].partition(":")[2]
+    if digest or tag not in ("", "latest"):
+        return []
+    return [f"image {image!r} is not pinned: it may be another one tomorrow (name a tag, or better a digest)"]
+
+
+def _warn_of_size(workspace: Artifact) -> list[str]:
+    size = max(workspace.unpacked_bytes, workspace.size_bytes)
+    if size <= LARGE_WORKSPACE_BYTES:
+        return []
+    return [f"the workspace has {describe_size(size)}: name what is not needed in .jobqueueignore, or use inputs="]

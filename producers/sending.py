@@ -1,0 +1,176 @@
+"""Handing a checked draft over: the servers are asked, files uploaded, the spec sealed, registered, and published last.
+
+Nothing is half submitted: while a server is away nothing is uploaded, and what the broker has not confirmed is
+withdrawn.
+"""
+
+import hashlib
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from jobqueue.envelope import seal
+from jobqueue.errors import JobqueueError, NoSuchQueue
+from jobqueue.header import Header
+from jobqueue.ids import ExperimentId, make_experiment_id
+from jobqueue.registry.base import Submission
+from jobqueue.routing import choose_queue, request_queues
+from jobqueue.spec import ExperimentSpec
+from producers.connections import Connections
+from producers.preparation import Draft, JobqueueWarning, Packed, upload
+from producers.publishing import Publisher
+
+log = logging.getLogger(__name__)
+
+# How long an answer about queues and workers is believed.
+_BELIEVED: Final = timedelta(seconds=10)
+_OWN_PACKAGES: Final = ("producers", "jobqueue")
+
+
+class Sender:
+    """Sends drafts over the connections of one client. Safe in threads."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._publisher = Publisher(connections)
+        self._seen_queues: dict[str, float] = {}
+        self._served_queues: frozenset[str] = frozenset()
+        self._served_at = float("-inf")
+
+    def send(self, draft: Draft, *, packed: Packed) -> Submission:
+        """Submit a draft; with an idempotency key that was used before, return a submission with the older id.
+
+        Raises:
+            BrokerUnavailable, RegistryUnavailable, StoreUnavailable: nothing was submitted.
+            NoSuchQueue: the queue that the draft names does not exist.
+            IdempotencyMismatch: its key was used for another spec.
+            InvalidSpec: a file cannot be packed, or the whole is too large.
+        """
+        queue = choose_queue(draft.spec)
+        self._check_servers(draft, queue)
+        spec, notes = upload(draft, store=self._connections.store, packed=packed)
+        submission = self._seal(spec, queue)
+        _warn([*notes, *self._warn_of_absence(queue)])
+        known_id = self._connections.registry.experiments.register(submission)
+        if known_id != submission.id:
+            return replace(submission, id=known_id)
+        self._publish(submission, makes_queue=spec.queue is None)
+        return submission
+
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        self._publisher.close()
+
+    def _check_servers(self, draft: Draft, queue: str) -> None:
+        """Ask the registry and the broker before anything is uploaded, and see to it that the queue exists."""
+        seen_at = self._seen_queues.get(queue)
+        if seen_at is not None and not draft.has_uploads and _is_recent(seen_at):
+            return
+        self._connections.registry.ping()
+        if not self._connections.broker.queues.exists(queue):
+            if draft.spec.queue is not None:
+                raise NoSuchQueue(f"there is no queue {queue!r}")
+            self._make_queues(draft.spec.project)
+        self._seen_queues[queue] = time.monotonic()
+
+    def _make_queues(self, project: str) -> None:
+        queues = self._connections.broker.queues
+        for name in request_queues(project):
+            if not queues.exists(name):
+                queues.create(name)
+                log.info("queue.created queue=%s", name)
+
+    def _seal(self, spec: ExperimentSpec, queue: str) -> Submission:
+        now = datetime.now(UTC)
+        header = Header(
+            experiment_id=make_experiment_id(),
+            queue=queue,
+            project=spec.project,
+            resources=spec.resources,
+            submitted_at=now,
+            expires_at=now + spec.expires,
+        )
+        message = seal(spec, header, keys=self._connections.keys)
+        return Submission(
+            id=header.experiment_id,
+            queue=queue,
+            project=spec.project,
+            resources=spec.resources,
+            submitted_at=header.submitted_at,
+            expires_at=header.expires_at,
+            name=spec.name or "",
+            labels=dict(spec.labels),
+            idempotency_key=spec.idempotency_key or "",
+            spec_digest=digest_spec(spec),
+            message=message,
+        )
+
+    def _publish(self, submission: Submission, *, makes_queue: bool) -> None:
+        try:
+            try:
+                self._publish_once(submission)
+            except NoSuchQueue:
+                self._seen_queues.pop(submission.queue, None)
+                if not makes_queue:
+                    raise
+                self._make_queues(submission.project)
+                self._publish_once(submission)
+        except BaseException as error:  # also Ctrl-C: who has no handle must not have an experiment
+            self._withdraw(submission.id, error)
+            raise
+        log.debug("experiment.submitted experiment=%s queue=%s", submission.id, submission.queue)
+
+    def _publish_once(self, submission: Submission) -> None:
+        self._publisher.publish(submission.message, experiment_id=submission.id, queue=submission.queue)
+
+    def _withdraw(self, experiment_id: ExperimentId, error: BaseException) -> None:
+        try:
+            self._connections.registry.experiments.withdraw(experiment_id)
+        except JobqueueError as failure:
+            log.warning("experiment.not_withdrawn experiment=%s error=%s", experiment_id, failure.message)
+            error.add_note(f"the registry could not be told either: {experiment_id} may still be started by the sweep")
+
+    def _warn_of_absence(self, queue: str) -> list[str]:
+        if queue not in self._served_queues or not _is_recent(self._served_at):
+            present = self._connections.registry.workers.present()
+            self._served_queues = frozenset(name for worker in present for name in worker.queues)
+            self._served_at = time.monotonic()
+        if queue in self._served_queues:
+            return []
+        return [f"no worker serves the queue {queue!r} now: the experiment waits until one does"]
+
+
+def digest_spec(spec: ExperimentSpec) -> str:
+    """Return the sha256 over a spec in hex: the same for the same experiment, whatever the order of its mappings.
+
+    Of secrets only the names count, so that nobody can try values against it.
+    """
+    fields = spec.model_dump(mode="json", exclude={"idempotency_key", "secrets"})
+    return hashlib.sha256(json.dumps([fields, sorted(spec.secrets)], sort_keys=True).encode()).hexdigest()
+
+
+def _is_recent(at: float) -> bool:
+    return time.monotonic() - at < _BELIEVED.total_seconds()
+
+
+def _warn(texts: Iterable[str]) -> None:
+    """Warn where the user's own code has called."""
+    level = 1
+    while _is_ours(level):
+        level += 1
+    for text in texts:
+        warnings.warn(text, JobqueueWarning, stacklevel=level)
+
+
+def _is_ours(level: int) -> bool:
+    try:
+        name = str(sys._getframe(level).f_globals.get("__name__", ""))  # noqa: SLF001 - what warnings.warn itself uses
+    except ValueError:
+        return False
+    return name.partition(".")[0] in _OWN_PACKAGES

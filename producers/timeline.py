@@ -1,0 +1,149 @@
+"""Where an experiment is and how it came there: as a sentence, and as a table that survives in a saved notebook."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+
+from jobqueue.lifecycle import Reason, State
+from jobqueue.quantities import describe_size
+from jobqueue.registry.base import PastAttempt, Record
+from jobqueue.resources import Resources
+
+_COLOURS = {State.SUCCEEDED: "#1a7f37", State.FAILED: "#cf222e", State.CANCELLED: "#6e7781"}
+_COLOUR_BEFORE = "#0969da"
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What there is to tell of one experiment now.
+
+    Attributes:
+        sentence: where it is and why, for people.
+        progress: what it last said of itself; empty when it has said nothing.
+        rows: label and text, in the order in which they are shown.
+    """
+
+    id: str
+    name: str
+    state: State
+    sentence: str
+    progress: dict[str, object]
+    rows: tuple[tuple[str, str], ...]
+
+
+def make_view(record: Record) -> View:
+    """Return the view of a record."""
+    submission = record.submission
+    rows = [
+        ("queue", submission.queue),
+        ("asks for", _describe_resources(submission.resources)),
+        ("submitted", _describe_time(submission.submitted_at)),
+    ]
+    if record.started_at:
+        rows.append(("started", _describe_time(record.started_at)))
+    if record.finished_at:
+        rows.append(("finished", _describe_time(record.finished_at)))
+    rows += [(f"attempt {past.attempt}", _describe_attempt(past)) for past in record.history]
+    progress = parse_progress(record.progress)
+    if progress:
+        rows.append(("progress", describe_progress(progress)))
+    return View(
+        id=submission.id,
+        name=submission.name,
+        state=record.state,
+        sentence=explain(record),
+        progress=progress,
+        rows=tuple(rows),
+    )
+
+
+def explain(record: Record) -> str:
+    """Return in one sentence where an experiment is, and why."""
+    if record.state.is_final:
+        return f"{record.state}: {_describe_end(record)}"
+    if record.state is State.QUEUED:
+        return _explain_waiting(record)
+    words = [str(record.state)]
+    if record.state is State.PREPARING and record.phase:
+        words.append(f"({record.phase})")
+    words.append(f"attempt {record.attempt}")
+    if record.worker_id:
+        words.append(f"on {record.worker_id}")
+    if record.is_cancelled:
+        words.append("and is being cancelled")
+    progress = parse_progress(record.progress)
+    return " ".join(words) + (f": {describe_progress(progress)}" if progress else "")
+
+
+def _explain_waiting(record: Record) -> str:
+    queue = record.submission.queue
+    if not record.reason:
+        return f"QUEUED: waiting in {queue!r} for a worker to take it"
+    return f"QUEUED: waiting in {queue!r} for attempt {record.attempt + 1}, as {_describe_end(record)}"
+
+
+def _describe_end(record: Record) -> str:
+    if record.reason is None:
+        return "no reason is recorded"
+    verdict = record.reason.verdict
+    sentence = f"{verdict.sentence}: {record.detail}" if record.detail else verdict.sentence
+    code = f" (exit code {record.exit_code})" if record.exit_code else ""
+    hint = f"; {verdict.hint}" if verdict.hint else ""
+    return f"{sentence}{code} [{record.reason.name}]{hint}"
+
+
+def parse_progress(text: str) -> dict[str, object]:
+    """Return the last progress as a mapping; empty when there is none, or it is not an object."""
+    try:
+        progress = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return progress if isinstance(progress, dict) else {}
+
+
+def describe_progress(progress: dict[str, object]) -> str:
+    """Return progress as one line: `progress=0.62 loss=0.41`."""
+    return " ".join(f"{name}={_describe_value(value)}" for name, value in progress.items())
+
+
+def _describe_value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _describe_resources(resources: Resources) -> str:
+    words = [f"{resources.cpus:g} cpus", f"{describe_size(resources.memory_bytes)} memory"]
+    if resources.gpus:
+        each = f" of {describe_size(resources.gpu_memory_bytes)}" if resources.gpu_memory_bytes else ""
+        words.insert(0, f"{resources.gpus} GPU{'s' if resources.gpus > 1 else ''}{each}")
+    return ", ".join(words)
+
+
+def _describe_attempt(past: PastAttempt) -> str:
+    reason: Reason = past.reason
+    return f"{reason.verdict.sentence}: {past.detail}" if past.detail else reason.verdict.sentence
+
+
+def _describe_time(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def to_html(view: View) -> str:
+    """Return a static table: no script, no style sheet, every text escaped."""
+    colour = _COLOURS.get(view.state, _COLOUR_BEFORE)
+    title = f"{escape(view.name)} <code>{escape(view.id)}</code>" if view.name else f"<code>{escape(view.id)}</code>"
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(label)}</th><td style="text-align:left">{escape(text)}</td></tr>'
+        for label, text in view.rows
+    )
+    return (
+        f'<div><p><b style="color:{colour}">{escape(view.state)}</b> {title}</p>'
+        f"<p>{escape(view.sentence)}</p>{_bar(view)}<table>{rows}</table></div>"
+    )
+
+
+def _bar(view: View) -> str:
+    share = view.progress.get("progress")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        return ""
+    return f'<progress value="{share:.4f}" max="1"></progress> {share:.0%}'

@@ -1,0 +1,178 @@
+"""One thread that learns which experiments are over, for all handles of a client.
+
+A handle is a `concurrent.futures.Future`, and whoever waits on several of them waits on their locks: somebody has to
+ask. One thread asks for all in one round trip, often while an experiment is young, seldom when it is old, and never
+more than a part of its time.
+"""
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final, Protocol
+
+from jobqueue.errors import Unavailable
+from jobqueue.ids import ExperimentId
+from jobqueue.lifecycle import State
+
+log = logging.getLogger(__name__)
+
+SHORTEST: Final = timedelta(milliseconds=10)
+LONGEST: Final = timedelta(seconds=1)
+OUTAGE: Final = timedelta(seconds=30)
+_SHARE_OF_AGE: Final = 0.05
+_SHARE_OF_TIME: Final = 0.1
+_BATCH: Final = 500
+
+
+class Watched(Protocol):
+    """What is told that its experiment may be over."""
+
+    @property
+    def id(self) -> ExperimentId:
+        """Which experiment."""
+        ...
+
+    def settle(self) -> bool:
+        """Look at the experiment, and return whether it is over."""
+        ...
+
+
+class _Entry:
+    """One handle, when its experiment was first watched, and when to ask for it again (monotonic seconds)."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = weakref.ref(watched)
+        self.kept: Watched | None = None
+        self.since = time.monotonic()
+        self.due = self.since
+        self.postpone(self.since)
+
+    def postpone(self, now: float) -> None:
+        wanted = (now - self.since) * _SHARE_OF_AGE
+        self.due = now + min(LONGEST.total_seconds(), max(SHORTEST.total_seconds(), wanted))
+
+
+class Watcher:
+    """Watches experiments until each is over; its daemon thread runs only while there are some.
+
+    Args:
+        states: asks where experiments are, in one round trip; one that it does not know is left out.
+    """
+
+    def __init__(self, states: Callable[[list[ExperimentId]], dict[ExperimentId, State]]) -> None:
+        self._states = states
+        self._begin()
+
+    def _begin(self) -> None:
+        self._entries: dict[ExperimentId, _Entry] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._failing_since: float | None = None
+        self._error: Unavailable | None = None
+        self._is_closed = False
+
+    def add(self, watched: Watched) -> None:
+        """Watch an experiment for as long as somebody holds its handle."""
+        with self._changed:
+            self._entries[watched.id] = _Entry(watched)
+            if self._is_closed:
+                return
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="jobqueue-watcher", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def keep(self, watched: Watched) -> None:
+        """Hold on to a handle that somebody has given a callback, until its experiment is over."""
+        with self._changed:
+            if entry := self._entries.get(watched.id):
+                entry.kept = watched
+
+    def check(self) -> None:
+        """Return when the registry answers, or has not been silent for long.
+
+        Raises:
+            RegistryUnavailable: it has not answered for a while.
+        """
+        with self._changed:
+            since, error = self._failing_since, self._error
+        if error and since is not None and time.monotonic() - since >= OUTAGE.total_seconds():
+            raise error.with_traceback(None)
+
+    def start_in_child(self) -> None:
+        """Begin anew in a forked process, where the thread is not."""
+        watched = [entry.watched() for entry in self._entries.values()]
+        self._begin()
+        for handle in watched:
+            if handle is not None:
+                self.add(handle)
+
+    def close(self) -> None:
+        """Stop watching."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while due := self._next():
+            began = time.monotonic()
+            over = self._ask(due)
+            now = time.monotonic()
+            with self._changed:
+                for experiment_id in over:
+                    self._entries.pop(experiment_id, None)
+                for experiment_id in due:
+                    if entry := self._entries.get(experiment_id):
+                        entry.postpone(now)
+                self._changed.wait_for(lambda: self._is_closed, timeout=(now - began) / _SHARE_OF_TIME)
+
+    def _next(self) -> list[ExperimentId]:
+        """Wait until some experiments are due and return them; nothing when there is nothing more to watch."""
+        with self._changed:
+            while not self._is_closed:
+                self._entries = {key: entry for key, entry in self._entries.items() if entry.watched() is not None}
+                if not self._entries:
+                    break
+                now = time.monotonic()
+                if due := [key for key, entry in self._entries.items() if entry.due <= now]:
+                    return due
+                soonest = min(entry.due for entry in self._entries.values())
+                self._changed.wait(max(soonest - now, SHORTEST.total_seconds()))
+            self._thread = None
+            return []
+
+    def _ask(self, due: list[ExperimentId]) -> list[ExperimentId]:
+        over: list[ExperimentId] = []
+        try:
+            for start in range(0, len(due), _BATCH):
+                batch = due[start : start + _BATCH]
+                states = self._states(batch)
+                unsure = [key for key in batch if key not in states or states[key].is_final]
+                over += [key for key in unsure if self._settle(key)]
+        except Unavailable as error:
+            self._note(error)
+        except Exception:  # the thread's outer edge: one strange answer must not leave every handle waiting for ever
+            log.exception("watcher.failed experiments=%d", len(due))
+        else:
+            self._note(None)
+        return over
+
+    def _settle(self, experiment_id: ExperimentId) -> bool:
+        with self._changed:
+            entry = self._entries.get(experiment_id)
+        watched = entry.watched() if entry else None
+        return watched is None or watched.settle()
+
+    def _note(self, error: Unavailable | None) -> None:
+        with self._changed:
+            self._error = error
+            if error is None:
+                self._failing_since = None
+            elif self._failing_since is None:
+                self._failing_since = time.monotonic()
