@@ -121,7 +121,7 @@ def _as_redis_url(url: str) -> str:
         options["username"] = unquote(parts.username)
     if parts.password:
         options["password"] = unquote(parts.password)
-    return urlunsplit(("unix", "", parts.path, urlencode(options), ""))
+    return f"unix://{parts.path}?{urlencode(options)}"
 
 
 @contextmanager
