@@ -1,0 +1,93 @@
+"""Key files: written beside and renamed, refused where others could read or replace them."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from jobqueue.errors import KeyRefused
+
+PRIVATE_SUFFIX: Final = ".key"
+PUBLIC_SUFFIX: Final = ".pub"
+_FOLDER_MODE = 0o700
+_MODES = {PRIVATE_SUFFIX: 0o600, PUBLIC_SUFFIX: 0o644}
+_MAX_BYTES = 64 * 1024
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder, for its owner alone, if it is not there."""
+    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+
+
+def write_key(path: Path, line: str) -> None:
+    """Write a line to its file in one step; readers see all of it or nothing, and a crash leaves nothing half."""
+    make_folder(path.parent.parent)
+    make_folder(path.parent)
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{line}\n")
+            os.fchmod(file.fileno(), _MODES[path.suffix])
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def read_key(path: Path) -> str:
+    """Return the text of a key file.
+
+    Raises:
+        KeyRefused: it cannot be read, or others can read a private or write a public one; the hint is what to run.
+        FileNotFoundError: it has gone.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read(_MAX_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise KeyRefused(f"{path} cannot be read: {error.strerror}", hint="run as its owner") from None
+    if path.suffix == PRIVATE_SUFFIX and mode & 0o077:
+        raise KeyRefused(f"others can read the private key {path} (mode {mode:o})", hint=f"chmod 600 {path}")
+    if mode & 0o022:
+        raise KeyRefused(f"others can replace the key {path} (mode {mode:o})", hint=f"chmod go-w {path}")
+    return content.decode("ascii", "replace")
+
+
+def check_folder(folder: Path) -> None:
+    """Return when nobody else can put keys into the folder, or nobody can: a mounted secret is read-only.
+
+    Raises:
+        KeyRefused: others can; the hint is the command to run.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o022 and not os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise KeyRefused(f"others can add keys to {folder} (mode {mode:o})", hint=f"chmod 700 {folder}")
+
+
+def stamp(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return what changes when a key file is added, removed, replaced, edited, or given another mode."""
+    stamps = []
+    for path in key_files(folder):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        stamps.append((path.name, status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(stamps)
+
+
+def key_files(folder: Path) -> list[Path]:
+    """Return the key files of a folder by name; none where there is no folder."""
+    suffixes = (PRIVATE_SUFFIX, PUBLIC_SUFFIX)
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in suffixes and not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KeyRefused(f"{folder} cannot be read: {error.strerror}", hint="run as its owner") from None

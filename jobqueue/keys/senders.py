@@ -1,0 +1,96 @@
+"""The signing pair of a sender: Ed25519."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from jobqueue.errors import KeyRefused
+from jobqueue.ids import KeyId
+from jobqueue.keys.lines import KeyLine, fingerprint, write_line
+
+KIND: Final = "sender-ed25519"
+PRIVATE_KIND: Final = f"{KIND}-private"
+_KEY_BYTES = 32
+_PRIME = 2**255 - 19
+_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+
+# The y of the eight points of small order: under a key made of one, a signature of zeros holds for any message.
+WEAK_Y: Final = frozenset({0, 1, _PRIME - 1, _ORDER_8, _PRIME - _ORDER_8})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SenderPublicKey:
+    """What signatures are checked with.
+
+    Raises:
+        KeyRefused: on construction: the content is not a point, not in its one encoding, or of small order.
+    """
+
+    content: bytes
+    created_at: datetime
+
+    def __post_init__(self) -> None:
+        if len(self.content) != _KEY_BYTES:
+            raise KeyRefused(f"not a sender's key: {len(self.content)} bytes long", hint="copy the whole line")
+        y = int.from_bytes(self.content, "little") & (2**255 - 1)
+        if y >= _PRIME or y in WEAK_Y:
+            raise KeyRefused("a weak sender's key: anybody can sign for it", hint="never trust who gave it to you")
+
+    @cached_property
+    def key_id(self) -> KeyId:
+        """Its fingerprint."""
+        return fingerprint(KIND, self.content)
+
+    @property
+    def line(self) -> str:
+        """Its text form, to be copied."""
+        return write_line(KeyLine(kind=KIND, content=self.content, created_at=self.created_at))
+
+    def has_signed(self, message: bytes, signature: bytes) -> bool:
+        """Tell whether `signature` over `message` holds."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.content).verify(signature, message)
+        except (InvalidSignature, ValueError):  # a ValueError where the content is no point of the curve
+            return False
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SenderKey:
+    """What a sender signs with; `content` is the 32 private bytes."""
+
+    content: bytes = field(repr=False)
+    created_at: datetime
+
+    def __post_init__(self) -> None:
+        if len(self.content) != _KEY_BYTES:
+            raise KeyRefused(
+                "not a sender's private key: its length is wrong", hint="make one with `jobqueue keys new`"
+            )
+
+    @cached_property
+    def public(self) -> SenderPublicKey:
+        """What others check its signatures with."""
+        return SenderPublicKey(content=self._private.public_key().public_bytes_raw(), created_at=self.created_at)
+
+    @property
+    def line(self) -> str:
+        """Its text form, for its own file only."""
+        return write_line(KeyLine(kind=PRIVATE_KIND, content=self.content, created_at=self.created_at))
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the 64 bytes of the signature."""
+        return self._private.sign(message)
+
+    @cached_property
+    def _private(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.content)
+
+
+def make_sender_key(created_at: datetime) -> SenderKey:
+    """Return a new pair."""
+    return SenderKey(content=Ed25519PrivateKey.generate().private_bytes_raw(), created_at=created_at)

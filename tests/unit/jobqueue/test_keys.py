@@ -1,0 +1,381 @@
+"""Keys are files: made, mailed, trusted, revoked, re-read, and refused when they are not safe."""
+
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from jobqueue.errors import InvalidSetting, JobqueueError, KeyRefused, NotFound, Undecryptable
+from jobqueue.ids import KeyId
+from jobqueue.keys import (
+    KeyRing,
+    NodePublicKey,
+    SenderPublicKey,
+    Suite,
+    ensure_laptop_keys,
+    list_keys,
+    make_node_keys,
+    make_sender_keys,
+    revoke,
+    trust,
+)
+from jobqueue.keys.folder import parse_key
+from jobqueue.keys.senders import WEAK_Y
+
+NOW = datetime(2026, 7, 1, tzinfo=UTC)
+PRIME = 2**255 - 19
+
+
+class Clock:
+    """Seconds that grow when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def private_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.key")
+    return path
+
+
+@pytest.mark.parametrize("suite", list(Suite))
+def test_what_is_sealed_to_a_node_opens_with_its_key_from_the_file(tmp_path: Path, suite: Suite) -> None:
+    public = make_node_keys(tmp_path, suite=suite)
+    ring = KeyRing(tmp_path)
+    ciphertext = ring.recipient("default_cpu").seal(b"spec", info=b"context")
+    assert ring.recipient("default_cpu") == public
+    assert ring.node_key(public.key_id).open(ciphertext, info=b"context") == b"spec"
+    for changed, info in ((ciphertext, b"other"), (ciphertext[:-1], b"context"), (b"", b"context")):
+        with pytest.raises(Undecryptable):
+            ring.node_key(public.key_id).open(changed, info=info)
+
+
+def test_the_suite_is_post_quantum_unless_said_otherwise(tmp_path: Path) -> None:
+    assert make_node_keys(tmp_path).suite is Suite.MLKEM768_X25519
+
+
+def test_what_a_sender_signs_holds_for_those_who_trust_it(tmp_path: Path) -> None:
+    public = make_sender_keys(tmp_path)
+    trust(tmp_path, public.line)
+    ring = KeyRing(tmp_path)
+    signature = ring.sender().sign(b"message")
+    trusted = ring.trusted(public.key_id, queue="default_cpu")
+    assert trusted.has_signed(b"message", signature)
+    assert not trusted.has_signed(b"message!", signature)
+    assert not trusted.has_signed(b"message", b"")
+
+
+def test_private_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        make_node_keys(tmp_path / "keys")
+        make_sender_keys(tmp_path / "keys")
+    finally:
+        os.umask(old)
+    for role in ("node", "sender"):
+        folder = tmp_path / "keys" / role
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert private_file(folder).stat().st_mode & 0o777 == 0o600
+        assert sorted(path.suffix for path in folder.iterdir()) == [".key", ".pub"]
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_a_private_key_that_others_can_read_is_refused_with_the_command_to_run(tmp_path: Path, mode: int) -> None:
+    make_sender_keys(tmp_path)
+    path = private_file(tmp_path / "sender")
+    path.chmod(mode)
+    with pytest.raises(KeyRefused) as caught:
+        KeyRing(tmp_path).sender()
+    assert caught.value.hint == f"chmod 600 {path}"
+
+
+def test_a_trusted_key_that_others_can_replace_is_refused(tmp_path: Path) -> None:
+    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    path = tmp_path / "trusted" / f"{key_id}.pub"
+    path.chmod(0o664)
+    with pytest.raises(KeyRefused, match="replace"):
+        KeyRing(tmp_path).trusted(key_id, queue="q")
+
+
+def test_a_folder_that_others_can_add_keys_to_is_refused(tmp_path: Path) -> None:
+    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    (tmp_path / "trusted").chmod(0o777)
+    with pytest.raises(KeyRefused, match=f"chmod 700 {tmp_path / 'trusted'}"):
+        KeyRing(tmp_path).trusted(key_id, queue="q")
+
+
+def test_a_missing_key_is_an_error_that_says_how_to_make_it(tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "nowhere")
+    for look_up in (
+        ring.sender,
+        lambda: ring.recipient("q"),
+        lambda: ring.node_key(KeyId("k")),
+        lambda: ring.trusted(KeyId("k"), queue="q"),
+    ):
+        with pytest.raises(NotFound) as caught:
+            look_up()
+        assert "jobqueue keys " in caught.value.hint
+
+
+def test_the_newest_key_is_used_and_an_older_one_still_opens(tmp_path: Path) -> None:
+    first, second = make_node_keys(tmp_path), make_node_keys(tmp_path)
+    signer = [make_sender_keys(tmp_path) for _ in range(2)][-1]
+    ring = KeyRing(tmp_path)
+    assert ring.recipient("q").key_id == second.key_id
+    assert ring.node_key(first.key_id).open(first.seal(b"old", info=b""), info=b"") == b"old"
+    assert ring.sender().public == signer
+
+
+def test_a_key_that_appears_or_vanishes_is_noticed_within_a_second(tmp_path: Path) -> None:
+    clock = Clock()
+    ring = KeyRing(tmp_path, clock=clock)
+    key_id = trust(tmp_path, make_sender_keys(tmp_path / "other").line)
+    assert ring.trusted(key_id, queue="q").key_id == key_id
+    revoke(tmp_path, key_id)
+    assert ring.trusted(key_id, queue="q").key_id == key_id
+    clock.seconds += 1
+    with pytest.raises(NotFound):
+        ring.trusted(key_id, queue="q")
+
+
+def test_an_unchanged_folder_is_not_read_again(tmp_path: Path) -> None:
+    clock = Clock()
+    make_sender_keys(tmp_path)
+    ring = KeyRing(tmp_path, clock=clock)
+    first = ring.sender()
+    clock.seconds += 5
+    assert ring.sender() is first
+
+
+def test_a_file_that_becomes_unsafe_is_refused_every_time_until_it_is_mended(tmp_path: Path) -> None:
+    clock = Clock()
+    make_sender_keys(tmp_path)
+    path = private_file(tmp_path / "sender")
+    ring = KeyRing(tmp_path, clock=clock)
+    ring.sender()
+    path.chmod(0o644)
+    clock.seconds += 1
+    for _ in range(2):
+        with pytest.raises(KeyRefused):
+            ring.sender()
+    path.chmod(0o600)
+    assert ring.sender()
+
+
+def test_the_longest_queue_prefix_wins_alone(tmp_path: Path) -> None:
+    everybody, team, lab = (make_sender_keys(tmp_path / name).line for name in "abc")
+    for line, prefix in ((everybody, ""), (team, "team_"), (lab, "team_lab"), (everybody, "team_lab")):
+        trust(tmp_path, line, queue_prefix=prefix)
+    ring = KeyRing(tmp_path)
+    allowed = {
+        "default_cpu": [everybody],
+        "team_cpu": [team],
+        "team_lab_gpu": [lab, everybody],
+    }
+    for queue, lines in allowed.items():
+        for line in (everybody, team, lab):
+            key_id = _key_id(line)
+            if line in lines:
+                assert ring.trusted(key_id, queue=queue).line == line
+            else:
+                with pytest.raises(NotFound):
+                    ring.trusted(key_id, queue=queue)
+
+
+def _key_id(line: str) -> KeyId:
+    key = parse_key(line)
+    assert isinstance(key, SenderPublicKey | NodePublicKey)
+    return key.key_id
+
+
+def test_a_queue_with_node_keys_of_its_own_is_sealed_to_them(tmp_path: Path) -> None:
+    common, own = make_node_keys(tmp_path / "a"), make_node_keys(tmp_path / "b")
+    trust(tmp_path, own.line, queue_prefix="secret_")
+    trust(tmp_path, common.line)
+    ring = KeyRing(tmp_path)
+    assert ring.recipient("secret_gpu").key_id == own.key_id
+    assert ring.recipient("default_gpu").key_id == common.key_id
+
+
+@pytest.mark.parametrize("prefix", ["../x", "a.b", "a/b", "-a", "a" * 71])
+def test_a_prefix_that_no_queue_can_have_is_refused(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(InvalidSetting, match="prefix"):
+        trust(tmp_path, make_sender_keys(tmp_path).line, queue_prefix=prefix)
+
+
+def test_a_line_survives_a_mail_program(tmp_path: Path) -> None:
+    line = make_node_keys(tmp_path / "node").line
+    assert "\n" not in line
+    kind, content, created = line.split(" ")
+    wrapped = "\r\n".join([kind, *(content[at : at + 76] for at in range(0, len(content), 76)), created])
+    assert trust(tmp_path, f"\n  {wrapped}\n\n") == _key_id(line)
+
+
+def test_what_is_not_a_public_key_is_refused_without_showing_it(tmp_path: Path) -> None:
+    make_sender_keys(tmp_path / "mine")
+    private = private_file(tmp_path / "mine" / "sender").read_text()
+    public = make_sender_keys(tmp_path / "other").line
+    kind, content, created = public.split(" ")
+    for line in (
+        "",
+        "ssh-ed25519 AAAA me@here",
+        private,
+        public[:-30],
+        f"{kind} {content}!! {created}",
+        f"{kind} {content[:-4]} {created}",
+        f"{kind} {content} yesterday",
+        f"{kind} {content} 2026-07-01T00:00:00",
+        f"jobqueue-sender-rsa {content} {created}",
+        f"jobqueue-node-x25519 {content[:8]} {created}",
+        f"jobqueue-node-mlkem768-x25519 {content} {created}",
+    ):
+        with pytest.raises(KeyRefused) as caught:
+            trust(tmp_path, line)
+        assert content[:10] not in str(caught.value)
+        assert private.split()[1][:10] not in str(caught.value)
+    assert not (tmp_path / "trusted").exists()
+
+
+def test_the_weak_points_are_the_eight_of_small_order() -> None:
+    identity = (0, 1)
+    points = [point for y in WEAK_Y for point in _points(y)]
+    assert len(points) == 8
+    for point in points:
+        for _ in range(3):
+            point = _add(point, point)  # noqa: PLW2901 - doubled in place
+        assert point == identity
+
+
+@pytest.mark.parametrize("y", [*sorted(WEAK_Y), PRIME, PRIME + 1, 2**255 - 1])
+@pytest.mark.parametrize("sign", [0, 1])
+def test_a_weak_sender_key_is_refused_when_it_is_registered_and_when_it_is_used(
+    tmp_path: Path, y: int, sign: int
+) -> None:
+    content = (y | sign << 255).to_bytes(32, "little")
+    with pytest.raises(KeyRefused, match="weak"):
+        SenderPublicKey(content=content, created_at=NOW)
+    good = make_sender_keys(tmp_path)
+    path = tmp_path / "trusted" / f"{trust(tmp_path, good.line)}.pub"
+    object.__setattr__(good, "content", content)
+    with pytest.raises(KeyRefused, match="weak"):
+        trust(tmp_path, good.line)
+    path.write_text(good.line)
+    with pytest.raises(KeyRefused, match="weak") as caught:
+        KeyRing(tmp_path).trusted(good.key_id, queue="q")
+    assert str(path) in caught.value.message
+
+
+def test_a_node_key_that_leads_to_no_secret_is_refused() -> None:
+    with pytest.raises(KeyRefused):
+        NodePublicKey(suite=Suite.X25519, content=bytes(32), created_at=NOW)
+
+
+def test_a_file_that_is_not_named_after_its_key_is_refused(tmp_path: Path) -> None:
+    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    path = tmp_path / "trusted" / f"{key_id}.pub"
+    path.rename(path.with_name("friend.pub"))
+    with pytest.raises(KeyRefused, match="keys trust"):
+        KeyRing(tmp_path).trusted(key_id, queue="q")
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    for name in ("README", ".beside.pub", "..data"):
+        (tmp_path / "trusted" / name).write_text("not a key")
+    assert KeyRing(tmp_path).trusted(key_id, queue="q")
+
+
+def test_the_list_shows_every_key_and_no_private_part(tmp_path: Path) -> None:
+    ensure_laptop_keys(tmp_path)
+    trust(tmp_path, make_sender_keys(tmp_path / "other").line, queue_prefix="team_")
+    entries = list_keys(tmp_path)
+    assert [(entry.role, entry.path.suffix, entry.queue_prefix) for entry in entries] == [
+        ("node", ".key", ""), ("node", ".pub", ""), ("sender", ".key", ""), ("sender", ".pub", ""),
+        ("trusted", ".pub", ""), ("trusted", ".pub", "team_"),
+    ]  # fmt: skip
+    assert "content=b" not in repr([entry for entry in entries if entry.path.suffix == ".key"])
+
+
+def test_a_revoked_key_is_gone_and_a_nodes_old_messages_still_open(tmp_path: Path) -> None:
+    node, sender = make_node_keys(tmp_path), make_sender_keys(tmp_path)
+    trust(tmp_path, sender.line, queue_prefix="a_")
+    trust(tmp_path, sender.line, queue_prefix="b_")
+    revoke(tmp_path, node.key_id)
+    revoke(tmp_path, sender.key_id)
+    ring = KeyRing(tmp_path)
+    assert ring.node_key(node.key_id)
+    assert len(list_keys(tmp_path)) == 1
+    with pytest.raises(NotFound):
+        revoke(tmp_path, sender.key_id)
+
+
+def test_a_laptop_gets_a_complete_set_once(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "keys"
+    ensure_laptop_keys(folder)
+    before = sorted(folder.rglob("*"))
+    ensure_laptop_keys(folder)
+    assert sorted(folder.rglob("*")) == before
+    ring = KeyRing(folder)
+    assert ring.node_key(ring.recipient("any_queue").key_id)
+    assert ring.trusted(ring.sender().public.key_id, queue="any_queue") == ring.sender().public
+
+
+def test_a_laptop_set_that_was_interrupted_is_completed(tmp_path: Path) -> None:
+    ensure_laptop_keys(tmp_path)
+    for path in (*tmp_path.glob("node/*.pub"), *tmp_path.glob("trusted/*")):
+        path.unlink()
+    ensure_laptop_keys(tmp_path)
+    ring = KeyRing(tmp_path)
+    assert ring.node_key(ring.recipient("q").key_id)
+    assert ring.trusted(ring.sender().public.key_id, queue="q")
+
+
+def test_processes_that_make_laptop_keys_at_once_make_one_set(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4, mp_context=get_context("fork" if threading.active_count() == 1 else "spawn")) as pool:
+        list(pool.map(ensure_laptop_keys, [tmp_path / "keys"] * 4))
+    assert len(list((tmp_path / "keys").rglob("*.key"))) == 2
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_sender_keys(tmp_path)
+    assert list((tmp_path / "sender").iterdir()) == []
+
+
+def test_every_error_is_one_of_ours_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "trusted").mkdir(mode=0o700)
+    (tmp_path / "trusted" / "x.pub").write_bytes(b"\xff" * 100)
+    with pytest.raises(JobqueueError) as caught:
+        list_keys(tmp_path)
+    assert caught.value.hint
+
+
+def _points(y: int) -> list[tuple[int, int]]:
+    """Return the points of the curve with this y: independent of the library, straight from RFC 8032."""
+    square = (y * y - 1) * pow(_D * y * y + 1, -1, PRIME) % PRIME
+    roots = {x for root in (pow(square, (PRIME + 3) // 8, PRIME),) for x in (root, root * _SQRT_MINUS_1 % PRIME)}
+    return [(x, y) for x in {sign % PRIME for root in roots for sign in (root, -root)} if x * x % PRIME == square]
+
+
+def _add(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
+    (x1, y1), (x2, y2) = left, right
+    product = _D * x1 * x2 * y1 * y2
+    x = (x1 * y2 + x2 * y1) * pow(1 + product, -1, PRIME) % PRIME
+    y = (y1 * y2 + x1 * x2) * pow(1 - product, -1, PRIME) % PRIME
+    return x, y
+
+
+_D = -121665 * pow(121666, -1, PRIME) % PRIME
+_SQRT_MINUS_1 = pow(2, (PRIME - 1) // 4, PRIME)
