@@ -1,0 +1,198 @@
+"""Seal and sign a spec; check whose it is; open it.
+
+Opening takes two steps, because a worker that holds no lease yet needs to know who sent a message, not what it says.
+Each step stops at the first failure, the cheap checks first. The signature covers every field, so that a byte that was
+changed anywhere is noticed before a private key is touched; the sealing is bound to the same fields, so that nobody can
+sign a stranger's ciphertext as their own.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from jobqueue.codec import (
+    SealedEnvelope,
+    decode_envelope,
+    decode_header,
+    decode_sealed_spec,
+    decode_spec,
+    encode_envelope,
+    encode_header,
+    encode_sealed_spec,
+    encode_spec,
+)
+from jobqueue.errors import BadEnvelope, InvalidSpec, NotFound, Problem, Refused, Undecryptable, Untrusted
+from jobqueue.header import Header
+from jobqueue.keys import KeyRing, SenderPublicKey, Suite
+from jobqueue.spec import ExperimentSpec
+
+CONTENT_TYPE: Final = "application/vnd.jobqueue.envelope"
+VERSION: Final = 1
+MAX_ENVELOPE_BYTES: Final = 256 * 1024
+WEAKEST_SUITE: Final = Suite.X25519
+CLOCK_TOLERANCE: Final = timedelta(seconds=60)
+
+_NONCE_BYTES = 16
+_SIGNED = b"jobqueue/v1/signed"
+_SEALED = b"jobqueue/v1/sealed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """A message whose sender is trusted for its queue, not opened yet.
+
+    Attributes:
+        digest: sha256 of the whole message, in hex: a redelivery has the same, another message never.
+    """
+
+    header: Header
+    envelope: SealedEnvelope
+    digest: str
+
+
+def seal(spec: ExperimentSpec, header: Header, *, keys: KeyRing) -> bytes:
+    """Return the message that carries a spec, sealed to the newest node key for its queue, signed with the newest key.
+
+    Raises:
+        NotFound: one of the two keys is missing; the hint says how to make it.
+        KeyRefused: a key file is not to be used.
+        InvalidSpec: the message is larger than a queue takes.
+    """
+    recipient, sender = keys.recipient(header.queue), keys.sender()
+    unsealed = SealedEnvelope(
+        version=VERSION,
+        suite=recipient.suite,
+        sender_key_id=sender.public.key_id,
+        node_key_id=recipient.key_id,
+        nonce=os.urandom(_NONCE_BYTES),
+        header=encode_header(header),
+        ciphertext=b"",
+    )
+    plaintext = encode_sealed_spec(encode_spec(spec), sender_key_id=unsealed.sender_key_id)
+    sealed = replace(unsealed, ciphertext=recipient.seal(plaintext, info=_sealing_context(unsealed)))
+    message = encode_envelope(replace(sealed, signature=sender.sign(_signed_bytes(sealed))))
+    if len(message) > MAX_ENVELOPE_BYTES:
+        size = f"{len(message)} bytes as a message, {MAX_ENVELOPE_BYTES} are allowed"
+        raise InvalidSpec([Problem(path="", message=f"{size} (put what is long into files of the workspace)")])
+    return message
+
+
+def verify(message: bytes, *, keys: KeyRing, queue: str, now: datetime) -> Verified:
+    """Return the message as one of a trusted sender.
+
+    Args:
+        message: the body, as it came.
+        keys: of this node.
+        queue: the request queue that it came through; a companion's messages came through the queue that it belongs to.
+        now: aware time of this node.
+
+    Raises:
+        BadEnvelope: too large, no envelope, of an unknown version, or signed and still malformed or from the future.
+        Untrusted: the sender is not trusted for the queue, the signature is wrong, or it was sent to another queue.
+        KeyRefused: a key file of this node is not to be used; the message is not at fault.
+    """
+    if len(message) > MAX_ENVELOPE_BYTES:
+        raise BadEnvelope(f"{len(message)} bytes long, {MAX_ENVELOPE_BYTES} are allowed")
+    envelope = decode_envelope(message)
+    _check_version(envelope)
+    sender = _find_sender(envelope, keys=keys, queue=queue)
+    if not sender.has_signed(_signed_bytes(envelope), envelope.signature):
+        raise Untrusted("the signature does not hold")
+    header = decode_header(envelope.header)
+    if header.queue != queue:
+        raise Untrusted(f"sent to the queue {header.queue}, found in {queue}")
+    if header.submitted_at > now + CLOCK_TOLERANCE:
+        raise BadEnvelope(
+            f"submitted at {header.submitted_at:%Y-%m-%dT%H:%M:%SZ}, which is still to come",
+            hint="compare the clocks of the sender and of this node",
+            experiment_id=header.experiment_id,
+        )
+    return Verified(header=header, envelope=envelope, digest=hashlib.sha256(message).hexdigest())
+
+
+def open_sealed(verified: Verified, *, keys: KeyRing) -> ExperimentSpec:
+    """Return the spec.
+
+    Raises:
+        Undecryptable: it is not sealed to a key of this node.
+        Untrusted: it was sealed by somebody else than its signer.
+        BadEnvelope: it opens, and is no spec.
+        InvalidSpec: the spec is wrong, or not what the header says of it.
+        KeyRefused: a key file of this node is not to be used; the message is not at fault.
+    """
+    try:
+        spec = _open(verified.envelope, keys=keys)
+    except Refused as error:
+        error.experiment_id = verified.header.experiment_id
+        raise
+    if problems := _contradictions(spec, verified.header):
+        raise InvalidSpec(problems)
+    return spec
+
+
+def _check_version(envelope: SealedEnvelope) -> None:
+    if envelope.version != VERSION:
+        raise BadEnvelope(f"of version {envelope.version}, this node reads {VERSION}", hint="update this node")
+    if envelope.suite not in {suite for suite in Suite if suite >= WEAKEST_SUITE}:
+        raise BadEnvelope(f"sealed with the suite {envelope.suite}, which is not accepted", hint="update the sender")
+    if len(envelope.nonce) != _NONCE_BYTES:
+        raise BadEnvelope(f"has a nonce of {len(envelope.nonce)} bytes, {_NONCE_BYTES} are asked for")
+
+
+def _find_sender(envelope: SealedEnvelope, *, keys: KeyRing, queue: str) -> SenderPublicKey:
+    try:
+        return keys.trusted(envelope.sender_key_id, queue=queue)
+    except NotFound as error:
+        raise Untrusted(error.message) from None
+
+
+def _open(envelope: SealedEnvelope, *, keys: KeyRing) -> ExperimentSpec:
+    try:
+        key = keys.node_key(envelope.node_key_id)
+    except NotFound:
+        raise Undecryptable(f"sealed to the key {envelope.node_key_id:.40}") from None
+    if key.suite != envelope.suite:
+        raise Undecryptable(f"sealed with the suite {envelope.suite} to a key of the suite {key.suite}")
+    content = key.open(envelope.ciphertext, info=_sealing_context(envelope))
+    sender_key_id, spec = decode_sealed_spec(content)
+    if sender_key_id != envelope.sender_key_id:
+        raise Untrusted("sealed by another sender than the one who signed")
+    return decode_spec(spec)
+
+
+def _contradictions(spec: ExperimentSpec, header: Header) -> list[Problem]:
+    """Return what the spec says otherwise than the header, by which the experiment was admitted."""
+    pairs = {"resources": (spec.resources, header.resources), "project": (spec.project, header.project)}
+    return [
+        Problem(path=name, message="not the same in the header and in the spec (submit it with a current client)")
+        for name, (inside, outside) in pairs.items()
+        if inside != outside
+    ]
+
+
+def _sealing_context(envelope: SealedEnvelope) -> bytes:
+    """Return HPKE's `info`: what the ciphertext only opens with."""
+    return _SEALED + hashlib.sha256(_joined(_clear_parts(envelope))).digest()
+
+
+def _signed_bytes(envelope: SealedEnvelope) -> bytes:
+    return _joined([_SIGNED, *_clear_parts(envelope), envelope.ciphertext])
+
+
+def _clear_parts(envelope: SealedEnvelope) -> list[bytes]:
+    return [
+        envelope.version.to_bytes(4),
+        envelope.suite.to_bytes(4),
+        envelope.sender_key_id.encode(),
+        envelope.node_key_id.encode(),
+        envelope.nonce,
+        envelope.header,
+    ]
+
+
+def _joined(parts: Iterable[bytes]) -> bytes:
+    """Return the parts, each after its length, so that no two lists of parts give the same bytes."""
+    return b"".join(len(part).to_bytes(4) + part for part in parts)

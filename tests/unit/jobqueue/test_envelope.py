@@ -1,0 +1,322 @@
+"""A message opens for the node it is meant for, says whose it is, and cannot be changed, moved or re-signed."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from strategies import specs
+
+from jobqueue import envelope
+from jobqueue.artifacts import Artifact
+from jobqueue.codec import SealedEnvelope, decode_envelope, encode_envelope, encode_sealed_spec, encode_spec
+from jobqueue.envelope import MAX_ENVELOPE_BYTES, open_sealed, seal, verify
+from jobqueue.errors import BadEnvelope, InvalidSpec, JobqueueError, NotFound, Undecryptable, Untrusted
+from jobqueue.header import Header
+from jobqueue.ids import KeyId, make_experiment_id
+from jobqueue.keys import KeyRing, Suite, ensure_laptop_keys, make_node_keys, make_sender_keys, trust
+from jobqueue.resources import Resources
+from jobqueue.spec import ExperimentSpec, parse_spec
+
+NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+QUEUE = "default_cpu"
+CANARIES = ["canary-word", "canary-env", "canary-secret", "canary-url", "canary-input", "canary/output", "canary-name"]
+
+
+def spec_of(**fields: object) -> ExperimentSpec:
+    return parse_spec(
+        {
+            "image": "canary-image:1",
+            "command": ["canary-word", "x"],
+            "workspace": Artifact(uri="s3://bucket/canary-url?X-Amz-Signature=1"),
+            "inputs": {"canary-input": Artifact(uri="s3://bucket/x")},
+            "outputs": ["canary/output"],
+            "env": {"CANARY": "canary-env"},
+            "secrets": {"TOKEN": "canary-secret"},
+            "labels": {"canary-name": "x"},
+            **fields,
+        }
+    )
+
+
+def header_of(spec: ExperimentSpec, **fields: object) -> Header:
+    values = {
+        "experiment_id": make_experiment_id(),
+        "queue": QUEUE,
+        "project": spec.project,
+        "resources": spec.resources,
+        "submitted_at": NOW,
+        "expires_at": NOW + timedelta(days=1),
+    }
+    return Header(**{**values, **fields})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyRing:
+    """The keys of a laptop: it seals, signs, trusts and opens."""
+    ensure_laptop_keys(tmp_path / "keys")
+    return KeyRing(tmp_path / "keys")
+
+
+@pytest.fixture(scope="module")
+def laptop(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
+    folder = tmp_path_factory.mktemp("keys")
+    ensure_laptop_keys(folder)
+    return KeyRing(folder)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(spec=specs())
+def test_a_spec_comes_out_as_it_went_in(laptop: KeyRing, spec: ExperimentSpec) -> None:
+    header = header_of(spec)
+    verified = verify(seal(spec, header, keys=laptop), keys=laptop, queue=QUEUE, now=NOW)
+    assert verified.header == header
+    assert open_sealed(verified, keys=laptop) == spec
+
+
+@pytest.mark.parametrize("suite", list(Suite))
+def test_both_suites_are_accepted(tmp_path: Path, suite: Suite) -> None:
+    make_node_keys(tmp_path, suite=suite)
+    trust(tmp_path, make_sender_keys(tmp_path).line)
+    keys = KeyRing(tmp_path)
+    spec = spec_of()
+    verified = verify(seal(spec, header_of(spec), keys=keys), keys=keys, queue=QUEUE, now=NOW)
+    assert verified.envelope.suite == suite
+    assert open_sealed(verified, keys=keys) == spec
+
+
+def test_nobody_reads_a_command_a_variable_or_an_address_in_the_queue(keys: KeyRing) -> None:
+    spec = spec_of()
+    message = seal(spec, header_of(spec), keys=keys)
+    assert all(canary in encode_spec(spec).decode("latin-1") for canary in CANARIES)
+    for canary in (*CANARIES, "canary", "CANARY", "TOKEN"):
+        assert canary.encode() not in message
+    assert "canary" not in repr(verify(message, keys=keys, queue=QUEUE, now=NOW))
+
+
+def test_two_messages_of_one_spec_have_nothing_to_compare(keys: KeyRing) -> None:
+    spec = spec_of()
+    header = header_of(spec)
+    first, second = (decode_envelope(seal(spec, header, keys=keys)) for _ in range(2))
+    assert first.nonce != second.nonce
+    assert first.ciphertext != second.ciphertext
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_a_change_of_any_byte_is_noticed_before_it_is_opened(keys: KeyRing, flip: int) -> None:
+    spec = spec_of()
+    message = seal(spec, header_of(spec), keys=keys)
+    for position in range(len(message)):
+        changed = bytearray(message)
+        changed[position] ^= flip
+        with pytest.raises((Untrusted, BadEnvelope)) as caught:
+            verify(bytes(changed), keys=keys, queue=QUEUE, now=NOW)
+        assert getattr(caught.value, "experiment_id", None) == "", position
+
+
+def test_a_message_that_is_cut_or_has_something_behind_it_is_refused(keys: KeyRing) -> None:
+    spec = spec_of()
+    message = seal(spec, header_of(spec), keys=keys)
+    for changed in (*(message[:end] for end in range(0, len(message), 7)), message + b"\0", message + message[:2]):
+        with pytest.raises((Untrusted, BadEnvelope)):
+            verify(changed, keys=keys, queue=QUEUE, now=NOW)
+
+
+def test_every_field_is_signed(keys: KeyRing) -> None:
+    spec = spec_of()
+    sealed = decode_envelope(seal(spec, header_of(spec), keys=keys))
+    other = decode_envelope(seal(spec, header_of(spec), keys=keys))
+    for field in ("header", "ciphertext", "nonce", "signature"):
+        with pytest.raises(Untrusted, match="signature"):
+            verify(_with(sealed, **{field: getattr(other, field)}), keys=keys, queue=QUEUE, now=NOW)
+    with pytest.raises(Untrusted, match="signature"):
+        verify(_with(sealed, node_key_id="other"), keys=keys, queue=QUEUE, now=NOW)
+    with pytest.raises(Untrusted, match="signature"):
+        verify(_with(sealed, suite=Suite.X25519), keys=keys, queue=QUEUE, now=NOW)
+    with pytest.raises(Untrusted, match="signature"):
+        verify(_with(sealed, signature=b""), keys=keys, queue=QUEUE, now=NOW)
+
+
+def test_a_sender_who_is_not_trusted_is_refused(keys: KeyRing, tmp_path: Path) -> None:
+    stranger = _sender(tmp_path / "stranger", node=keys)
+    spec = spec_of()
+    with pytest.raises(Untrusted, match="not trusted"):
+        verify(seal(spec, header_of(spec), keys=stranger), keys=keys, queue=QUEUE, now=NOW)
+
+
+def test_a_sender_who_is_trusted_for_another_queue_is_refused(keys: KeyRing, tmp_path: Path) -> None:
+    team = _sender(tmp_path / "team", node=keys)
+    trust(keys.folder, team.sender().public.line, queue_prefix="team_")
+    keys = KeyRing(keys.folder)
+    spec = spec_of()
+    for queue, sender, is_accepted in (
+        ("team_cpu", team, True),
+        ("default_cpu", team, False),
+        ("team_cpu", keys, False),
+        ("default_cpu", keys, True),
+    ):
+        message = seal(spec, header_of(spec, queue=queue), keys=sender)
+        if is_accepted:
+            assert verify(message, keys=keys, queue=queue, now=NOW)
+        else:
+            with pytest.raises(Untrusted, match="not trusted"):
+                verify(message, keys=keys, queue=queue, now=NOW)
+
+
+def test_a_message_that_was_moved_to_another_queue_is_refused(keys: KeyRing) -> None:
+    spec = spec_of()
+    message = seal(spec, header_of(spec), keys=keys)
+    with pytest.raises(Untrusted, match="found in default_gpu"):
+        verify(message, keys=keys, queue="default_gpu", now=NOW)
+
+
+def test_a_message_from_the_future_is_refused_and_answered_but_not_within_the_tolerance(keys: KeyRing) -> None:
+    spec = spec_of()
+    header = header_of(spec)
+    message = seal(spec, header, keys=keys)
+    assert verify(message, keys=keys, queue=QUEUE, now=NOW - timedelta(seconds=60))
+    assert verify(message, keys=keys, queue=QUEUE, now=NOW + timedelta(days=400)), "expiry is decided later"
+    with pytest.raises(BadEnvelope, match="clocks") as caught:
+        verify(message, keys=keys, queue=QUEUE, now=NOW - timedelta(seconds=61))
+    assert caught.value.experiment_id == header.experiment_id
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"version": 2}, "version"),
+        ({"version": 0}, "version"),
+        ({"suite": 0}, "suite"),
+        ({"suite": 3}, "suite"),
+        ({"nonce": b"short"}, "nonce"),
+    ],
+)
+def test_what_this_version_does_not_read_is_refused_even_when_signed(
+    keys: KeyRing, change: dict[str, object], match: str
+) -> None:
+    with pytest.raises(BadEnvelope, match=match):
+        verify(_signed_anew(keys, lambda sealed: replace(sealed, **change)), keys=keys, queue=QUEUE, now=NOW)  # type: ignore[arg-type]
+
+
+def test_a_suite_below_the_floor_is_refused(keys: KeyRing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_node_keys(tmp_path, suite=Suite.X25519)
+    trust(tmp_path, make_sender_keys(tmp_path).line)
+    weak = KeyRing(tmp_path)
+    spec = spec_of()
+    monkeypatch.setattr(envelope, "WEAKEST_SUITE", Suite.MLKEM768_X25519)
+    with pytest.raises(BadEnvelope, match="suite"):
+        verify(seal(spec, header_of(spec), keys=weak), keys=weak, queue=QUEUE, now=NOW)
+    assert verify(seal(spec, header_of(spec), keys=keys), keys=keys, queue=QUEUE, now=NOW)
+
+
+def test_a_message_sealed_to_another_node_is_answered_as_undecryptable(keys: KeyRing, tmp_path: Path) -> None:
+    other = _sender(tmp_path / "other", node=None)
+    trust(keys.folder, other.sender().public.line)
+    spec = spec_of()
+    header = header_of(spec)
+    verified = verify(seal(spec, header, keys=other), keys=KeyRing(keys.folder), queue=QUEUE, now=NOW)
+    with pytest.raises(Undecryptable) as caught:
+        open_sealed(verified, keys=keys)
+    assert caught.value.experiment_id == header.experiment_id
+
+
+def test_nobody_can_sign_a_strangers_ciphertext_as_their_own(keys: KeyRing, tmp_path: Path) -> None:
+    thief = _sender(tmp_path / "thief", node=keys)
+    trust(keys.folder, thief.sender().public.line)
+    keys = KeyRing(keys.folder)
+    thief_id = thief.sender().public.key_id
+    message = _signed_anew(keys, lambda sealed: replace(sealed, sender_key_id=thief_id), signer=thief)
+    verified = verify(message, keys=keys, queue=QUEUE, now=NOW)
+    with pytest.raises(Undecryptable):
+        open_sealed(verified, keys=keys)
+
+
+def test_the_sender_inside_is_the_one_outside(keys: KeyRing) -> None:
+    message = _signed_anew(keys, lambda sealed: _sealed_again(keys, sealed, sender_key_id=KeyId("somebody else")))
+    with pytest.raises(Untrusted, match="another sender"):
+        open_sealed(verify(message, keys=keys, queue=QUEUE, now=NOW), keys=keys)
+
+
+def test_a_header_that_asks_for_less_than_its_spec_is_refused(keys: KeyRing) -> None:
+    spec = spec_of(gpus=4)
+    small = Resources(cpus=1, memory_bytes=1, disk_bytes=1, shm_bytes=1)
+    message = seal(spec, header_of(spec, resources=small, project="other"), keys=keys)
+    with pytest.raises(InvalidSpec) as caught:
+        open_sealed(verify(message, keys=keys, queue=QUEUE, now=NOW), keys=keys)
+    assert {problem.path for problem in caught.value.problems} == {"resources", "project"}
+
+
+def test_a_signed_header_that_is_malformed_is_a_bad_envelope(keys: KeyRing) -> None:
+    message = _signed_anew(keys, lambda sealed: replace(sealed, header=b""))
+    with pytest.raises(BadEnvelope, match="header"):
+        verify(message, keys=keys, queue=QUEUE, now=NOW)
+
+
+def test_a_sealed_part_that_is_no_spec_is_answered(keys: KeyRing) -> None:
+    message = _signed_anew(keys, lambda sealed: _sealed_again(keys, sealed, spec=b"\xff"))
+    verified = verify(message, keys=keys, queue=QUEUE, now=NOW)
+    with pytest.raises(BadEnvelope) as caught:
+        open_sealed(verified, keys=keys)
+    assert caught.value.experiment_id == verified.header.experiment_id
+
+
+def test_a_message_that_is_too_large_is_refused_by_both_sides(keys: KeyRing) -> None:
+    spec = spec_of(secrets={f"S{number}": "x" * 10_000 for number in range(30)})
+    with pytest.raises(InvalidSpec, match="bytes as a message"):
+        seal(spec, header_of(spec), keys=keys)
+    with pytest.raises(BadEnvelope, match="bytes long"):
+        verify(b"\0" * (MAX_ENVELOPE_BYTES + 1), keys=keys, queue=QUEUE, now=NOW)
+
+
+def test_the_digest_tells_a_redelivery_from_another_message(keys: KeyRing) -> None:
+    spec = spec_of()
+    header = header_of(spec)
+    message, other = (seal(spec, header, keys=keys) for _ in range(2))
+    digests = [verify(each, keys=keys, queue=QUEUE, now=NOW).digest for each in (message, message, other)]
+    assert digests[0] == digests[1] == hashlib.sha256(message).hexdigest() != digests[2]
+
+
+def test_without_keys_nothing_is_sealed_and_the_error_says_what_to_run(tmp_path: Path) -> None:
+    spec = spec_of()
+    with pytest.raises(NotFound, match="jobqueue keys new"):
+        seal(spec, header_of(spec), keys=KeyRing(tmp_path))
+
+
+def test_any_bytes_are_refused_with_an_error_of_ours(keys: KeyRing) -> None:
+    for size in range(0, 3000, 11):
+        with pytest.raises(JobqueueError):
+            verify(os.urandom(size), keys=keys, queue=QUEUE, now=NOW)
+
+
+def _sender(folder: Path, *, node: KeyRing | None) -> KeyRing:
+    """Return the keys of another sender, who seals to `node`, or to a node of its own."""
+    ensure_laptop_keys(folder)
+    if node:
+        trust(folder, node.recipient(QUEUE).line, queue_prefix="default")
+        trust(folder, node.recipient(QUEUE).line, queue_prefix="team")
+    return KeyRing(folder)
+
+
+def _with(sealed: SealedEnvelope, **fields: object) -> bytes:
+    return encode_envelope(replace(sealed, **fields))  # type: ignore[arg-type]
+
+
+def _signed_anew(
+    keys: KeyRing, change: Callable[[SealedEnvelope], SealedEnvelope], *, signer: KeyRing | None = None
+) -> bytes:
+    spec = spec_of()
+    changed = change(decode_envelope(seal(spec, header_of(spec), keys=keys)))
+    signature = (signer or keys).sender().sign(envelope._signed_bytes(changed))
+    return _with(changed, signature=signature)
+
+
+def _sealed_again(
+    keys: KeyRing, sealed: SealedEnvelope, *, sender_key_id: KeyId | None = None, spec: bytes = b""
+) -> SealedEnvelope:
+    content = encode_sealed_spec(spec, sender_key_id=sender_key_id or sealed.sender_key_id)
+    ciphertext = keys.recipient(QUEUE).seal(content, info=envelope._sealing_context(sealed))
+    return replace(sealed, ciphertext=ciphertext)
