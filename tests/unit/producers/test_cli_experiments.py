@@ -1,0 +1,327 @@
+"""Submitting, looking, waiting, cancelling, downloading: over servers in memory, with a thread in a worker's place."""
+
+import hashlib
+import json
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from click.testing import CliRunner, Result
+from services.waiting import wait_until
+
+from jobqueue.artifacts import (
+    Manifest,
+    OutputFile,
+    attempt_prefix,
+    manifest_key,
+    manifest_to_json,
+    output_key,
+    result_key,
+)
+from jobqueue.ids import ExperimentId, NodeId, WorkerId
+from jobqueue.keys import ensure_laptop_keys
+from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.marker import Marker, marker_to_json
+from jobqueue.registry import open_registry
+from jobqueue.registry.base import Granted, Record
+from jobqueue.storage import open_store
+from producers.cli import jobqueue
+
+_SPEC = ("--image", "python:3.12-slim")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"p{uuid4().hex}"
+    for variable, value in {
+        "BROKER_URL": "memory://",
+        "REGISTRY_URL": "memory://",
+        "STORAGE_URL": "memory://cli",
+        "STATE_DIR": str(tmp_path / "state"),
+        "PROJECT": name,
+    }.items():
+        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
+    ensure_laptop_keys(tmp_path / "state" / "keys")
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+
+
+def _call(*words: str) -> Result:
+    return CliRunner().invoke(jobqueue, words)
+
+
+def _submit(*options: str) -> ExperimentId:
+    result = _call("submit", *_SPEC, *options, "--", "true")
+    assert result.exit_code == 0, result.stderr
+    return ExperimentId(result.stdout.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    granted: Granted
+
+    @property
+    def prefix(self) -> str:
+        lease = self.granted.lease
+        return attempt_prefix(lease.experiment_id, lease.attempt, lease.token)
+
+    def print_line(self, text: str) -> None:
+        open_registry("memory://").live_logs.append(self.granted.lease, "stdout", text.encode(), offset=0)
+
+    def finish(self, outcome: Outcome, *, files: dict[str, bytes] | None = None) -> None:
+        """End the attempt as a worker does: outputs, marker, registry."""
+        store, lease = open_store("memory://cli"), self.granted.lease
+        for path, content in (files or {}).items():
+            store.put(output_key(self.prefix, path), content)
+        listed = tuple(
+            OutputFile(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for path, content in (files or {}).items()
+        )
+        store.put(manifest_key(self.prefix), manifest_to_json(Manifest(files=listed)))
+        state = outcome.reason.verdict.state
+        assert state
+        marker = Marker(
+            experiment_id=lease.experiment_id,
+            attempt=lease.attempt,
+            token=lease.token,
+            state=state,
+            reason=outcome.reason,
+            detail=outcome.detail,
+            exit_code=outcome.exit_code,
+            last_lines=outcome.last_lines,
+            manifest=manifest_key(self.prefix),
+            finished_at=datetime.now(UTC),
+        )
+        store.put(result_key(lease.experiment_id), marker_to_json(marker))
+        open_registry("memory://").leases.finish(lease, outcome, state=state)
+
+
+def _take(experiment_id: ExperimentId) -> _Held:
+    registry = open_registry("memory://")
+    answer = registry.leases.acquire(
+        registry.experiments.get(experiment_id).submission,
+        worker_id=WorkerId("cpu@test"),
+        node_id=NodeId("test"),
+        ttl=timedelta(minutes=1),
+        platform_budget=5,
+    )
+    assert isinstance(answer, Granted)
+    for state in (State.PREPARING, State.RUNNING):
+        registry.leases.advance(answer.lease, state)
+    return _Held(granted=answer)
+
+
+_GOOD = Outcome(reason=Reason.EXITED_ZERO, exit_code=0)
+_BAD = Outcome(reason=Reason.EXITED_NONZERO, detail="exit code 3", exit_code=3, last_lines=("boom",))
+
+
+def test_submit_writes_the_id_alone_on_stdout_and_warns_on_stderr(project: str) -> None:
+    result = _call("submit", *_SPEC, "--", "python", "train.py", "--lr", "0.1")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("exp-")
+    assert len(result.stdout.split()) == 1
+    assert "warning: no worker serves the queue" in result.stderr
+
+
+def test_all_wrong_fields_are_said_at_once_as_a_usage_error(project: str) -> None:
+    result = _call("submit", "--memory", "4zb", "--cpus", "many", "--", "true")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert all(word in result.stderr for word in ("image: missing", "memory: not a size", "cpus: "))
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--env", "A", *_SPEC, "--", "true"), ("--no-such-option",), ("-f", "none.toml")]
+)
+def test_what_cannot_be_submitted_is_a_usage_error(project: str, words: tuple[str, ...]) -> None:
+    assert _call("submit", *words).exit_code == 2
+
+
+def test_a_spec_file_gives_the_fields_and_options_win(project: str, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "train.py").write_text("print(1)\n")
+    (folder / "spec.toml").write_text(
+        'image = "python:3.12-slim"\ncommand = "python train.py"\nworkspace = "."\nname = "first"\nlabels = {a = "1"}\n'
+    )
+    result = _call("submit", "-f", "here/spec.toml", "--name", "second", "--label", "b=2")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(_call("show", result.stdout.strip(), "-o", "json").stdout)
+    assert (record["name"], record["labels"]) == ("second", {"a": "1", "b": "2"})
+
+
+def test_a_json_spec_works_as_well(project: str) -> None:
+    Path("spec.json").write_text(json.dumps({"image": "python:3.12-slim", "command": "true", "name": "from-json"}))
+    result = _call("submit", "-f", "spec.json", "-o", "json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["state"] == "QUEUED"
+
+
+def test_a_file_that_is_no_spec_says_so(project: str) -> None:
+    Path("spec.toml").write_text("image: python\n")
+    result = _call("submit", "-f", "spec.toml")
+    assert result.exit_code == 2
+    assert "spec.toml: not TOML or JSON" in result.stderr
+
+
+def test_ls_shows_the_newest_first(project: str) -> None:
+    older, newer = _submit("--name", "older"), _submit("--name", "newer")
+    assert _call("ls", "--project", project, "-o", "name").stdout.split() == [newer, older]
+    table = _call("ls", "--project", project).stdout.splitlines()
+    assert table[0].split() == ["ID", "AGE", "STATE", "NAME", "QUEUE", "REASON"]
+    assert "newer" in table[1]
+    assert _call("ls", "--project", project, "--name", "older", "-o", "name").stdout.split() == [older]
+
+
+def test_ls_of_nothing_writes_nothing_on_stdout(project: str) -> None:
+    result = _call("ls", "--project", project)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no experiments\n")
+
+
+@pytest.mark.parametrize("command", ["show", "why", "logs", "wait", "cancel", "get"])
+def test_an_unknown_experiment_is_102(project: str, command: str) -> None:
+    result = _call(command, "nothing-like-it")
+    assert result.exit_code == 102
+    assert "error: there is no experiment" in result.stderr
+    assert "hint:" in result.stderr
+
+
+def test_wait_says_how_it_ended(project: str) -> None:
+    good, bad, gone = _submit(), _submit(), _submit()
+    _take(good).finish(_GOOD)
+    _take(bad).finish(_BAD)
+    assert _call("cancel", gone).exit_code == 0
+    assert _call("wait", good).exit_code == 0
+    assert _call("wait", bad).exit_code == 100
+    assert _call("wait", gone).exit_code == 103
+    assert _call("wait", good, bad, gone).exit_code == 100
+
+
+def test_wait_gives_up_after_its_timeout(project: str) -> None:
+    waiting = _submit()
+    result = _call("wait", waiting, "--timeout", "50ms")
+    assert result.exit_code == 101
+    assert "QUEUED" in result.stdout
+
+
+def test_a_timeout_that_is_none_is_a_usage_error(project: str) -> None:
+    assert _call("wait", "last", "--timeout", "soon").exit_code == 2
+
+
+def test_cancel_of_what_runs_is_on_its_way_and_of_what_is_over_changes_nothing(project: str) -> None:
+    running, over = _submit(), _submit()
+    _take(running)
+    _take(over).finish(_GOOD)
+    assert "will be stopped soon" in _call("cancel", running).stdout
+    late = _call("cancel", over)
+    assert (late.exit_code, "over before" in late.stdout) == (1, True)
+
+
+def test_show_tells_reason_hint_and_outputs(project: str) -> None:
+    experiment = _submit("--name", "shown")
+    _take(experiment).finish(_BAD, files={"outputs/model.pt": b"x" * 2048})
+    text = _call("show", "shown").stdout
+    assert "reason" in text
+    assert "exit code 3" in text
+    assert "boom" in text
+    assert "outputs/model.pt  2 KiB" in text
+    found = json.loads(_call("show", experiment, "-o", "json").stdout)
+    assert found["reason"] == "EXITED_NONZERO"
+    assert found["outputs"] == [{"path": "outputs/model.pt", "size_bytes": 2048}]
+
+
+def test_why_is_one_sentence(project: str) -> None:
+    assert _call("why", _submit()).stdout.startswith("QUEUED: waiting")
+
+
+def test_logs_are_printed_as_they_are(project: str) -> None:
+    experiment = _submit()
+    _take(experiment).print_line("epoch 1\nepoch 2\n")
+    assert _call("logs", experiment).stdout == "epoch 1\nepoch 2\n"
+    assert _call("logs", experiment, "--stream", "stderr").stdout == ""
+
+
+def test_get_downloads_the_outputs_and_lists_them(project: str, tmp_path: Path) -> None:
+    experiment = _submit()
+    _take(experiment).finish(_GOOD, files={"outputs/a.txt": b"a", "outputs/b/c.txt": b"c"})
+    result = _call("get", experiment, "out", "-o", "name")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(result.stdout.split()) == ["out/outputs/a.txt", "out/outputs/b/c.txt"]
+    assert (tmp_path / "out/outputs/b/c.txt").read_bytes() == b"c"
+
+
+def test_get_of_what_is_not_over_is_102(project: str) -> None:
+    assert _call("get", _submit()).exit_code == 102
+
+
+def _run(outcome: Outcome, *options: str, name: str) -> Result:
+    """Run `jobqueue run` with a thread that takes the experiment, prints a line and ends it."""
+
+    def work() -> None:
+        experiments = open_registry("memory://").experiments
+        found: list[Record] = wait_until(lambda: experiments.find(name=name), what=f"{name} is submitted")
+        held = _take(found[0].submission.id)
+        held.print_line("hello\n")
+        held.finish(outcome)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        return _call("run", *_SPEC, "--name", name, *options, "--", "true")
+    finally:
+        worker.join()
+
+
+def test_run_succeeds_with_the_experiment(project: str) -> None:
+    result = _run(_GOOD, name=f"good-{project}")
+    assert result.exit_code == 0, result.stderr
+    assert "submitted exp-" in result.stderr
+    assert "SUCCEEDED" in result.stderr
+
+
+def test_run_exits_with_the_programs_own_code(project: str) -> None:
+    result = _run(_BAD, name=f"bad-{project}")
+    assert result.exit_code == 3
+    assert "error: " in result.stderr
+
+
+def test_run_exits_with_100_when_the_program_has_no_code(project: str) -> None:
+    assert _run(Outcome(reason=Reason.TIMED_OUT, detail="1h"), name=f"late-{project}").exit_code == 100
+
+
+def test_quiet_run_writes_nothing_of_its_own(project: str) -> None:
+    result = _run(_GOOD, "--quiet", name=f"quiet-{project}")
+    assert "submitted" not in result.stderr
+
+
+def test_ctrl_c_detaches_and_says_how_to_look_again(project: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(experiment: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("producers.cli.submit.copy_output", interrupt)
+    result = _call("run", *_SPEC, "--name", f"left-{project}", "--", "true")
+    assert result.exit_code == 130
+    [record] = open_registry("memory://").experiments.find(name=f"left-{project}")
+    assert f"jobqueue logs -f {record.submission.id}" in result.stderr
+    assert f"jobqueue cancel {record.submission.id}" in result.stderr
+    assert record.state is State.QUEUED
+    assert not record.is_cancelled
+
+
+def test_a_wrong_setting_is_a_usage_error(project: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBQUEUE_LEASE", "soon")
+    result = _call("ls")
+    assert result.exit_code == 2
+    assert "JOBQUEUE_LEASE" in result.stderr

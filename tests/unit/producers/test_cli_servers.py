@@ -1,0 +1,291 @@
+"""Queues, keys, reports and the doctor, over the servers in memory."""
+
+import json
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobqueue.brokers import open_broker
+from jobqueue.codec import encode_report
+from jobqueue.errors import NotFound
+from jobqueue.ids import ExperimentId, NodeId, WorkerId
+from jobqueue.keys import KeyRing, ensure_laptop_keys, make_sender_keys
+from jobqueue.lifecycle import Fault, Reason, State
+from jobqueue.registry import open_registry
+from jobqueue.registry.base import WorkerRecord
+from jobqueue.report import LogEntry, Progress, Report, Severity, TaskState
+from jobqueue.resources import Offer
+from producers.cli import doctor, jobqueue
+
+_ID = ExperimentId("exp-01arz3ndektsv4rrffq69g5fav")
+_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"p{uuid4().hex}"
+    for variable, value in {
+        "BROKER_URL": "memory://",
+        "STORAGE_URL": "memory://cli",
+        "STATE_DIR": str(tmp_path),
+        "PROJECT": name,
+    }.items():
+        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
+    return name
+
+
+def _call(*words: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(jobqueue, words, input=stdin)
+
+
+def test_queues_are_made_shown_and_deleted(project: str) -> None:
+    assert _call("queues", "create", "--reporting").stdout.split() == [
+        f"{project}_cpu",
+        f"{project}_cpu_reporting",
+        f"{project}_gpu",
+        f"{project}_gpu_reporting",
+    ]
+    shown = json.loads(_call("queues", "ls", "-o", "json").stdout)
+    assert {row["queue"]: row["ready"] for row in shown}[f"{project}_cpu"] == 0
+    assert _call("queues", "delete", f"{project}_cpu", "--yes").exit_code == 0
+    assert f"{project}_cpu" not in _call("queues", "ls", "-o", "name").stdout.split()
+
+
+def test_deleting_asks_first(project: str) -> None:
+    _call("queues", "create")
+    refused = _call("queues", "delete", f"{project}_cpu", stdin="n\n")
+    assert refused.exit_code == 1
+    assert "0 messages" in refused.stderr
+    assert f"{project}_cpu" in _call("queues", "ls", "-o", "name").stdout.split()
+
+
+def test_a_queue_that_is_not_there_is_102(project: str) -> None:
+    assert _call("queues", "ls", "no-such_cpu").exit_code == 102
+    assert _call("queues", "delete", "no-such_cpu", "--yes").exit_code == 102
+
+
+@pytest.mark.parametrize("name", ["über", "a b", "x_dead", "x" * 71, "-x", "a/b"])
+def test_a_name_that_cannot_be_a_request_queues_is_a_usage_error(project: str, name: str) -> None:
+    assert _call("queues", "create", "--", name).exit_code == 2
+
+
+def test_without_queues_ls_says_how_to_make_them(project: str) -> None:
+    result = _call("queues", "ls")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "jobqueue queues create" in result.stderr
+
+
+def test_new_keys_write_the_public_line_alone_on_stdout(project: str, tmp_path: Path) -> None:
+    for role in ("node", "sender"):
+        result = _call("keys", "new", role)
+        assert result.stdout.startswith(f"jobqueue-{role}-")
+        assert len(result.stdout.splitlines()) == 1
+        assert "private" not in result.stdout
+        assert "jobqueue keys trust" in result.stderr
+    assert KeyRing(tmp_path / "keys").sender()
+
+
+@pytest.mark.parametrize("form", ["line", "file", "stdin"])
+def test_a_key_is_trusted_for_some_queues_by_line_file_or_stdin(project: str, tmp_path: Path, form: str) -> None:
+    key = make_sender_keys(tmp_path / "elsewhere")
+    path = tmp_path / "mailed.pub"
+    path.write_text(key.line)
+    given = {"line": key.line, "file": str(path), "stdin": "-"}[form]
+    result = _call("keys", "trust", given, "--queue", "vision_", stdin=key.line)
+    assert result.stdout.strip() == key.key_id
+    ring = KeyRing(tmp_path / "keys")
+    assert ring.trusted(key.key_id, queue="vision_cpu") == key
+    with pytest.raises(NotFound):
+        ring.trusted(key.key_id, queue="other_cpu")
+
+
+def test_what_is_no_key_is_refused(project: str) -> None:
+    assert _call("keys", "trust", "jobqueue-sender-ed25519 AAAA then").exit_code == 1
+    assert _call("keys", "trust", "no-such-file").exit_code == 102
+
+
+def test_show_lists_keys_and_writes_no_private_half(project: str, tmp_path: Path) -> None:
+    ensure_laptop_keys(tmp_path / "keys")
+    rows = json.loads(_call("keys", "show", "-o", "json").stdout)
+    assert sorted((row["role"], row["half"]) for row in rows) == [
+        ("node", "private"),
+        ("node", "public"),
+        ("sender", "private"),
+        ("sender", "public"),
+        ("trusted", "public"),
+    ]
+    assert not [row for row in rows if "private" in row["line"]]
+    assert _call("keys", "show", rows[0]["key_id"]).stdout.strip() == rows[0]["line"]
+    assert _call("keys", "show", "unknown").exit_code == 102
+
+
+def test_a_revoked_key_is_gone(project: str, tmp_path: Path) -> None:
+    key = _call("keys", "trust", make_sender_keys(tmp_path / "elsewhere").line).stdout.strip()
+    assert _call("keys", "revoke", key).exit_code == 0
+    assert _call("keys", "revoke", key).exit_code == 102
+
+
+def _report(payload: Progress | LogEntry | str, *, sequence: int, **changes: object) -> bytes:
+    report = Report(
+        at=_AT,
+        experiment_id=_ID,
+        worker_id=WorkerId("cpu@node"),
+        sequence=sequence,
+        attempt=1,
+        token=7,
+        payload=payload,
+        **changes,  # type: ignore[arg-type]
+    )
+    return encode_report(report)
+
+
+_TOLD = [
+    _report(Progress(task_state=TaskState.PRESTART), sequence=0, state=State.PREPARING),
+    _report(Progress(task_state=TaskState.STARTED), sequence=1, state=State.RUNNING),
+    _report(LogEntry(message="pulled\x1b[2J", severity=Severity.INFO), sequence=2),
+    _report(Progress(task_state=TaskState.STARTED, json='{"progress": 0.5}'), sequence=3),
+    _report("a text", sequence=4),
+    _report(
+        Progress(task_state=TaskState.FAILED, error="it exited with 3", error_code=3),
+        sequence=5,
+        state=State.FAILED,
+        reason=Reason.EXITED_NONZERO,
+        fault=Fault.USER,
+        exit_code=3,
+    ),
+]
+
+
+def _send(project: str, *bodies: bytes) -> None:
+    assert _call("queues", "create", "--reporting").exit_code == 0
+    with closing(open_broker("memory://", lease=timedelta(minutes=1))) as broker:
+        for body in bodies:
+            assert broker.post.send(f"{project}_cpu_reporting", body, content_type="application/vnd.jobqueue.report")
+
+
+def test_reports_are_shown_decoded_and_taken_from_the_queue(project: str) -> None:
+    _send(project, *_TOLD)
+    result = _call("reports", "listen", "--queue", f"{project}_cpu", "--count", "6", "--timeout", "10s")
+    assert result.exit_code == 0, result.stderr
+    lines = [line.split("  ", 2) for line in result.stdout.splitlines()]
+    assert [line[1] for line in lines] == [f"{_ID} #1.{number}" for number in range(6)]
+    assert [line[2] for line in lines] == [
+        "Prestart PREPARING",
+        "Started RUNNING",
+        "Info: pulled?[2J",
+        'Started {"progress": 0.5}',
+        "a text",
+        "Failed FAILED EXITED_NONZERO it exited with 3 (exit code 3)",
+    ]
+    again = _call("reports", "listen", "--queue", f"{project}_cpu", "--timeout", "100ms")
+    assert again.stdout == ""
+
+
+def test_reports_as_json_are_one_object_to_a_line(project: str) -> None:
+    _send(project, *_TOLD)
+    result = _call("reports", "listen", "--queue", f"{project}_cpu", "--count", "6", "-o", "json", "--timeout", "10s")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [report["sequence"] for report in found] == list(range(6))
+    assert found[2]["logging"]["message"] == "pulled\x1b[2J"
+    assert found[4]["text"] == "a text"
+    assert found[5]["progress"] == {"state": "Failed", "json": "", "error": {"msg": "it exited with 3", "code": 3}}
+    assert (found[5]["state"], found[5]["reason"], found[5]["exit_code"]) == ("FAILED", "EXITED_NONZERO", 3)
+
+
+def test_what_is_no_report_does_not_stop_the_listener(project: str) -> None:
+    _send(project, b"\xff\xff", _TOLD[0])
+    result = _call("reports", "listen", "--queue", f"{project}_cpu", "--count", "2", "--timeout", "10s")
+    assert "Prestart" in result.stdout
+    assert "not a report" in result.stderr
+
+
+def test_listening_where_no_queue_was_made_says_how_to_make_one(project: str) -> None:
+    result = _call("reports", "listen")
+    assert result.exit_code == 102
+    assert "--create" in result.stderr
+    assert _call("reports", "listen", "--create", "--timeout", "50ms").exit_code == 0
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_engine", lambda: "")
+
+
+def _findings() -> dict[str, tuple[str, str]]:
+    rows = json.loads(_call("doctor", "-o", "json").stdout)
+    return {row["name"]: (row["verdict"], row["fix"]) for row in rows}
+
+
+def test_the_doctor_finds_all_well(project: str, tmp_path: Path, no_engine: None) -> None:
+    ensure_laptop_keys(tmp_path / "keys")
+    _call("queues", "create")
+    worker = WorkerRecord(
+        worker_id=WorkerId("cpu@test"),
+        node_id=NodeId("test"),
+        queues=(f"{project}_cpu",),
+        offer=Offer(cpus=1, memory_bytes=1, disk_bytes=1),
+        runtime="process",
+    )
+    open_registry("memory://").workers.announce(worker, ttl=timedelta(minutes=1))
+    found = _findings()
+    verdicts = {name: verdict for name, (verdict, _) in found.items() if "disk" not in name}
+    assert verdicts == {
+        "settings": "ok",
+        "broker": "ok",
+        "queues": "ok",
+        "registry": "ok",
+        "workers": "ok",
+        "store": "ok",
+        "keys": "ok",
+        "engine": "warn",
+    }
+    assert _call("doctor").exit_code == 0
+
+
+def test_the_doctor_names_the_fix_for_what_is_missing(project: str, no_engine: None) -> None:
+    found = _findings()
+    assert found["queues"] == ("warn", f"jobqueue queues create {project}_cpu {project}_gpu")
+    assert found["keys"][0] == "warn"
+    assert "jobqueue keys new sender" in found["keys"][1]
+    assert _call("doctor").exit_code == 0
+
+
+def test_the_doctor_fails_on_a_private_key_that_others_can_read(project: str, tmp_path: Path, no_engine: None) -> None:
+    ensure_laptop_keys(tmp_path / "keys")
+    [path] = (tmp_path / "keys" / "sender").glob("*.key")
+    path.chmod(0o644)
+    assert _findings()["keys"] == ("FAIL", f"chmod 600 {path}")
+    result = _call("doctor")
+    assert result.exit_code == 69
+    assert f"fix: chmod 600 {path}" in result.stdout
+
+
+def test_the_doctor_fails_on_a_wrong_setting(project: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBQUEUE_LEASE", "soon")
+    assert _call("doctor").exit_code == 69
+    assert list(_findings()) == ["settings"]
+
+
+def test_the_doctor_wants_the_engine_where_it_is_asked_for(
+    project: str, monkeypatch: pytest.MonkeyPatch, no_engine: None
+) -> None:
+    monkeypatch.setenv("JOBQUEUE_RUNTIME", "docker")
+    assert _findings()["engine"][0] == "FAIL"
+    monkeypatch.setenv("JOBQUEUE_RUNTIME", "process")
+    assert _findings()["engine"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://me:secret@host:5672/x", "amqp://me@host:5672/x"),
+        ("redis://:secret@host/0", "redis://@host/0"),
+        ("redis+socket:///run/x.sock", "redis+socket:///run/x.sock"),
+    ],
+)
+def test_a_password_is_never_shown(url: str, shown: str) -> None:
+    assert doctor._without_password(url) == shown
