@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -11,7 +10,6 @@ from html import escape
 from typing import Any, Final
 
 from jobqueue.errors import (
-    ArtifactRefused,
     ExperimentTimeout,
     InvalidSpec,
     JobqueueError,
@@ -26,11 +24,10 @@ from jobqueue.registry.base import Record, Submission
 from producers.connections import Connections
 from producers.ending import apply_marker, make_error, read_marker, without_message, write_cancel_marker
 from producers.logs import STREAMS, LogSource, follow_log, print_log, read_log
-from producers.outputs import Outputs
+from producers.outputs import Outputs, read_result
 from producers.timeline import explain, make_view, parse_progress, to_html
 from producers.watching import OUTAGE, Watcher
 
-RESULT_FILE: Final = "outputs/result.json"
 _CHECK_EVERY_SECONDS: Final = 1.0
 _UNREAD: Final = object()
 
@@ -108,7 +105,7 @@ class Experiment(concurrent.futures.Future[Any]):
         return record
 
     def introduce(self, submission: Submission) -> None:
-        """Take what was submitted, so that the registry need not be asked for what never changes."""
+        """Take what was submitted and never changes."""
         self._submission = without_message(submission)
 
     def accept(self, record: Record) -> None:
@@ -149,8 +146,11 @@ class Experiment(concurrent.futures.Future[Any]):
 
         Raises:
             RegistryUnavailable: it has not answered for half a minute.
+            NotFound: there has never been such an experiment.
         """
         until = None if timeout is None else time.monotonic() + timeout
+        if self._submission is None:
+            self._look_patiently()
         while not super().done():
             left = _CHECK_EVERY_SECONDS if until is None else until - time.monotonic()
             if left <= 0:
@@ -174,7 +174,7 @@ class Experiment(concurrent.futures.Future[Any]):
         if error is not None:
             raise error
         if self._value is _UNREAD:
-            self._value = self._read_result()
+            self._value = read_result(self.outputs, exit_code=self.look().exit_code)
         return self._value
 
     def exception(self, timeout: float | None = None) -> JobqueueError | None:
@@ -187,23 +187,13 @@ class Experiment(concurrent.futures.Future[Any]):
             raise ExperimentTimeout(f"{self.id} was not over within {timeout:g} s")
         return make_error(self.look())
 
-    def _read_result(self) -> Any:
-        if RESULT_FILE not in self.outputs:
-            return {"exit_code": self.look().exit_code or 0}
-        try:
-            return json.loads(self.outputs.read_bytes(RESULT_FILE))
-        except ValueError as error:
-            raise ArtifactRefused(
-                f"{RESULT_FILE} of {self.id} is not JSON: {error}", hint="exp.outputs.read_bytes() gives it as it is"
-            ) from None
-
     def running(self) -> bool:
         """Tell whether an attempt is being prepared, run or finished now."""
         state = self.look().state
         return state is not State.QUEUED and not state.is_final
 
     def cancelled(self) -> bool:
-        """Tell whether it ended by being cancelled."""
+        """Tell whether it was cancelled."""
         return super().done() and self.look().state is State.CANCELLED
 
     def cancel(self) -> bool:

@@ -1,10 +1,12 @@
 """The files that an experiment left behind, as its manifest names them, checked by their digests."""
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 from jobqueue.artifacts import OutputFile, attempt_prefix, output_key
 from jobqueue.errors import ArtifactRefused, NotFound
@@ -12,6 +14,8 @@ from jobqueue.ids import ExperimentId
 from jobqueue.storage.base import Store
 from jobqueue.storage.manifests import load_manifest
 from producers.ending import read_marker
+
+RESULT_FILE: Final = "outputs/result.json"
 
 
 class Outputs:
@@ -110,6 +114,22 @@ class Outputs:
             files = load_manifest(store, prefix).files if marker.manifest else ()
             self._found = prefix, {file.path: file for file in files}
         return self._found
+
+
+def read_result(outputs: Outputs, *, exit_code: int | None) -> Any:
+    """Return the parsed result file, or the exit code where there is none.
+
+    Raises:
+        ArtifactRefused: it is not JSON.
+    """
+    if RESULT_FILE not in outputs:
+        return {"exit_code": exit_code or 0}
+    try:
+        return json.loads(outputs.read_bytes(RESULT_FILE))
+    except ValueError as error:
+        raise ArtifactRefused(
+            f"{RESULT_FILE} is not JSON: {error}", hint="exp.outputs.read_bytes() gives it as it is"
+        ) from None
 
 
 def _safe_path(path: str) -> PurePosixPath:

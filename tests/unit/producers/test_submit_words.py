@@ -5,14 +5,12 @@ import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobqueue.artifacts import Artifact
 from jobqueue.brokers.memory import MemoryBroker
-from jobqueue.config import Settings
 from jobqueue.envelope import open_sealed, verify
 from jobqueue.errors import (
     BrokerUnavailable,
@@ -32,19 +30,6 @@ from producers.submit import grid, submit_experiment
 
 SPEC = {"image": "python:3.12-slim", "command": ["python", "train.py"]}
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    settings = Settings(
-        broker_url="memory://",
-        registry_url="memory://",
-        storage_url=f"memory://{tmp_path.name}",
-        state_dir=tmp_path,
-        project=f"p{abs(hash(str(tmp_path)))}",
-    )
-    with Client(settings) as opened:
-        yield opened
 
 
 def open_message(client: Client, queue: str) -> ExperimentSpec:

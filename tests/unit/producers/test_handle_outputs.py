@@ -1,0 +1,109 @@
+"""Outputs are read by name, checked, and written below the folder that the user named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobqueue.artifacts import output_key
+from jobqueue.errors import ArtifactRefused, NotFound
+from jobqueue.lifecycle import Reason
+from producers.handle import Experiment
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    return {"model.pt": b"weights", "metrics/loss.csv": b"1\n2\n", "outputs/empty": b""}
+
+
+def end_with(worker: Any, files: dict[str, bytes], reason: Reason = Reason.EXITED_ZERO) -> None:
+    worker.run()
+    worker.put_outputs(files)
+    worker.finish(reason, exit_code=0)
+
+
+def test_every_file_can_be_listed_and_read(exp: Experiment, worker: Any, files: dict[str, bytes]) -> None:
+    end_with(worker, files)
+
+    assert set(exp.outputs) == set(files)
+    assert len(exp.outputs) == 3
+    assert {file.path: file.size_bytes for file in exp.outputs.files} == {
+        path: len(data) for path, data in files.items()
+    }
+    assert all(exp.outputs.read_bytes(path) == data for path, data in files.items())
+
+
+def test_a_failed_experiment_has_outputs_too(exp: Experiment, worker: Any, files: dict[str, bytes]) -> None:
+    end_with(worker, files, Reason.EXITED_NONZERO)
+
+    assert "model.pt" in exp.outputs
+
+
+def test_they_are_written_below_the_folder(
+    exp: Experiment, worker: Any, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    end_with(worker, files)
+    out = tmp_path / "new" / "out"
+
+    written = exp.outputs.download(out)
+    exp.outputs.download(out)
+
+    assert {path.relative_to(out).as_posix(): path.read_bytes() for path in written} == files
+    assert {path for path in out.rglob("*") if path.is_file()} == set(written)
+
+
+def test_before_the_end_there_are_none(exp: Experiment) -> None:
+    with pytest.raises(NotFound, match="no result"):
+        list(exp.outputs)
+
+
+def test_an_unknown_file_is_named_with_those_that_exist(exp: Experiment, worker: Any, files: dict[str, bytes]) -> None:
+    end_with(worker, files)
+
+    with pytest.raises(NotFound, match=r"there are: metrics/loss.csv, model.pt"):
+        exp.outputs.read_bytes("modle.pt")
+
+
+@pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "."])
+def test_a_path_that_leads_out_is_refused(exp: Experiment, worker: Any, tmp_path: Path, path: str) -> None:
+    from jobqueue.artifacts import Manifest, OutputFile, manifest_key, manifest_to_json
+
+    worker.run()
+    listed = Manifest(files=(OutputFile(path=path, size_bytes=0, sha256="0" * 64),))
+    try:
+        worker.store.put(manifest_key(worker.prefix), manifest_to_json(listed))
+    except ArtifactRefused:
+        pytest.skip("the manifest refuses it already")
+    worker.finish(exit_code=0)
+
+    with pytest.raises(ArtifactRefused):
+        exp.outputs.download(tmp_path / "out")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_link_in_the_folder_leads_nothing_out(
+    exp: Experiment, worker: Any, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    end_with(worker, files)
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / "metrics").symlink_to(elsewhere)
+
+    with pytest.raises(ArtifactRefused, match="leads out"):
+        exp.outputs.download(out)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_changed_bytes_are_refused_and_nothing_is_left_half_written(
+    exp: Experiment, worker: Any, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    end_with(worker, files)
+    worker.store.put(output_key(worker.prefix, "model.pt"), b"other")
+
+    with pytest.raises(ArtifactRefused, match="has changed"):
+        exp.outputs.read_bytes("model.pt")
+    with pytest.raises(ArtifactRefused):
+        exp.outputs.download(tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*"))
+    assert not (tmp_path / "out" / "model.pt").exists()

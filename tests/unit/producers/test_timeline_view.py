@@ -1,0 +1,110 @@
+"""A record says in one sentence where an experiment is, and draws a table without a script."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from jobqueue.ids import WorkerId, make_experiment_id
+from jobqueue.lifecycle import Phase, Reason, State
+from jobqueue.registry.base import PastAttempt, Record, Submission
+from jobqueue.resources import Resources
+from producers.timeline import explain, make_view, parse_progress, to_html
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def record() -> Record:
+    resources = Resources(cpus=1.5, memory_bytes=2**31, disk_bytes=1, shm_bytes=1, gpus=2, gpu_memory_bytes=24 * 2**30)
+    return Record(
+        submission=Submission(
+            id=make_experiment_id(),
+            queue="vision_gpu",
+            project="vision",
+            resources=resources,
+            submitted_at=NOW,
+            expires_at=NOW + timedelta(days=1),
+            name="resnet",
+        )
+    )
+
+
+def test_a_waiting_one_names_its_queue(record: Record) -> None:
+    assert explain(record) == "QUEUED: waiting in 'vision_gpu' for a worker to take it"
+
+
+def test_a_retried_one_says_why_the_last_attempt_ended(record: Record) -> None:
+    text = explain(replace(record, attempt=1, reason=Reason.STORE_UNAVAILABLE, detail="timed out"))
+
+    assert text.startswith(
+        "QUEUED: waiting in 'vision_gpu' for attempt 2, as the artifact store did not answer: timed out"
+    )
+    assert "STORE_UNAVAILABLE" in text
+
+
+def test_a_preparing_one_says_what_it_is_busy_with(record: Record) -> None:
+    preparing = replace(record, state=State.PREPARING, phase=Phase.PULLING, attempt=1, worker_id=WorkerId("gpu0@node"))
+
+    assert explain(preparing) == "PREPARING (pulling) attempt 1 on gpu0@node"
+
+
+def test_a_running_one_says_how_far_it_is(record: Record) -> None:
+    running = replace(record, state=State.RUNNING, attempt=2, progress='{"progress": 0.62, "loss": 0.41234567}')
+
+    assert explain(running) == "RUNNING attempt 2: progress=0.62 loss=0.4123"
+
+
+@pytest.mark.parametrize("progress", ["", "not json", "[1]", "{"])
+def test_progress_that_is_none_is_left_out(record: Record, progress: str) -> None:
+    assert parse_progress(progress) == {}
+    assert explain(replace(record, state=State.RUNNING, attempt=1, progress=progress)) == "RUNNING attempt 1"
+
+
+def test_a_failed_one_says_why_and_what_to_do(record: Record) -> None:
+    failed = replace(
+        record, state=State.FAILED, reason=Reason.OUT_OF_MEMORY, detail="the limit is 2 GiB", exit_code=137
+    )
+
+    assert explain(failed) == (
+        "FAILED: the container was killed by its memory limit: the limit is 2 GiB (exit code 137) [OUT_OF_MEMORY]; "
+        "ask for more with memory="
+    )
+
+
+def test_the_table_holds_what_happened(record: Record) -> None:
+    past = PastAttempt(attempt=1, token=7, reason=Reason.WORKER_LOST)
+    view = make_view(
+        replace(
+            record,
+            state=State.RUNNING,
+            attempt=2,
+            started_at=NOW + timedelta(seconds=1),
+            history=(past,),
+            progress='{"progress": 0.5}',
+        )
+    )
+    rows = dict(view.rows)
+
+    assert rows["asks for"] == "2 GPUs of 24 GiB, 1.5 cpus, 2 GiB memory"
+    assert rows["submitted"] == "2026-01-02 03:04:05 UTC"
+    assert rows["attempt 1"] == Reason.WORKER_LOST.verdict.sentence
+    assert '<progress value="0.5000"' in to_html(view)
+
+
+@pytest.mark.parametrize("share", ['"<b>"', "7", "true", "null", "-1"])
+def test_a_bar_is_drawn_for_a_share_only(record: Record, share: str) -> None:
+    text = to_html(make_view(replace(record, progress=f'{{"progress": {share}}}')))
+
+    assert "<progress" not in text
+    assert "<b>" not in text
+
+
+def test_every_text_is_escaped(record: Record) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    submission = replace(record.submission, name=evil, queue=evil)
+    text = to_html(
+        make_view(replace(record, submission=submission, state=State.FAILED, reason=Reason.EXITED_NONZERO, detail=evil))
+    )
+
+    assert "<img" not in text
