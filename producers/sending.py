@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from jobqueue.envelope import seal
-from jobqueue.errors import JobqueueError, NoSuchQueue
+from jobqueue.errors import JobqueueError, NoSuchQueue, Unavailable
 from jobqueue.header import Header
 from jobqueue.ids import ExperimentId, make_experiment_id
 from jobqueue.registry.base import Submission
@@ -52,6 +52,17 @@ class Sender:
             IdempotencyMismatch: its key was used for another spec.
             InvalidSpec: a file cannot be packed, or the whole is too large.
         """
+        try:
+            return self._send(draft, packed)
+        except Unavailable:
+            self._seen_queues.clear()
+            raise
+
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        self._publisher.close()
+
+    def _send(self, draft: Draft, packed: Packed) -> Submission:
         queue = choose_queue(draft.spec)
         self._check_servers(draft, queue)
         spec, notes = upload(draft, store=self._connections.store, packed=packed)
@@ -63,17 +74,14 @@ class Sender:
         self._publish(submission, makes_queue=spec.queue is None)
         return submission
 
-    def close(self) -> None:
-        """Close the connections to the broker."""
-        self._publisher.close()
-
     def _check_servers(self, draft: Draft, queue: str) -> None:
-        """Ask the registry and the broker before anything is uploaded, and see to it that the queue exists."""
+        """Ask the broker and the registry before anything is uploaded, and see to it that the queue exists."""
         seen_at = self._seen_queues.get(queue)
         if seen_at is not None and not draft.has_uploads and _is_recent(seen_at):
             return
+        exists = self._connections.broker.queues.exists(queue)
         self._connections.registry.ping()
-        if not self._connections.broker.queues.exists(queue):
+        if not exists:
             if draft.spec.queue is not None:
                 raise NoSuchQueue(f"there is no queue {queue!r}")
             self._make_queues(draft.spec.project)
