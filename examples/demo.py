@@ -25,6 +25,7 @@ ENGINE_TIMEOUT_SECONDS = 60
 NODE_START_SECONDS = 60
 END_SECONDS = 120
 BAR_WIDTH = 24
+COMMAND = os.path.relpath(Path(sys.executable).with_name("jobqueue"))
 IS_TERMINAL = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
@@ -41,8 +42,8 @@ def main() -> int:
             if is_good:
                 show_outputs(experiment, folder / "outputs")
     say("stopped", f"nothing is left running; it took {time.monotonic() - began:.0f} s")
-    say("next", "jobqueue dev            and, in another terminal:")
-    say("", "jobqueue run --image python:3.12-slim --workspace examples/digits -- python train.py")
+    say("next", f"{COMMAND} dev    and, in another terminal:")
+    say("", f"{COMMAND} run --image python:3.12-slim -- python -c 'print(6 * 7)'")
     return 0 if is_good else 1
 
 
@@ -140,7 +141,7 @@ def submit(client: "Client", workspace: Path, *, runtime: str) -> "Experiment":
     python = "python" if runtime == "docker" else sys.executable
     experiment = client.submit(
         image=IMAGE,
-        command=[python, script(runtime), "--seed", "7"],
+        command=[python, script(runtime), "--seed", "7", "--pause", "0.3"],
         workspace=workspace,
         outputs=["outputs/"],
         cpus=1,
@@ -157,11 +158,13 @@ def follow(experiment: "Experiment") -> bool:
     """Show the log and the progress as they come; return whether it succeeded."""
     from jobqueue.errors import ExperimentFailed, JobqueueError
 
+    shown: dict[str, object] = {}
     for line in experiment.logs(follow=True):
-        if line.startswith("::jobqueue"):
-            show_progress(experiment.progress)
-        else:
+        if not line.startswith("::jobqueue"):
             say("log", line)
+        elif (progress := experiment.progress) != shown:
+            show_progress(progress)
+            shown = progress
     try:
         result = experiment.result(timeout=END_SECONDS)
     except ExperimentFailed as error:

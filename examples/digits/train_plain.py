@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import random
+import time
 from pathlib import Path
 
 CLASSES = 10
@@ -33,6 +34,7 @@ def main() -> None:
         history.append({"epoch": epoch, "accuracy": round(accuracy, 4)})
         print(f"epoch {epoch:2}/{options.epochs}  accuracy {accuracy:.3f}", flush=True)
         print(f"::jobqueue progress={epoch / options.epochs:.2f} accuracy={accuracy:.4f}::", flush=True)
+        time.sleep(options.pause)
 
     (outputs / "model.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
     (outputs / "metrics.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
@@ -78,6 +80,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds to wait after an epoch, to watch it")
     return parser.parse_args()
 
 

@@ -43,6 +43,7 @@ def dev(ctx: click.Context, /, *, flower: bool, flower_port: int, quiet: bool) -
     """
     settings = read_settings()
     _check(settings)
+    code = EXIT_ERROR
     with _interruptible(), ExitStack() as running:
         server = running.enter_context(embedded_server(settings))
         prepare(settings)
@@ -53,12 +54,13 @@ def dev(ctx: click.Context, /, *, flower: bool, flower_port: int, quiet: bool) -
         web = _start_flower(running, settings, server, port=flower_port) if flower else "off"
         _announce(settings, server, node=node, web=web, log=log)
         try:
-            ended = _wait_for_any_end()
+            ended = parts.get(_wait_for_any_end(), "Flower")
+            click.echo(f"{ended} ended by itself; the logs are in {server.folder}", err=True)
         except KeyboardInterrupt:
             click.echo("\nstopping; Ctrl-C once more to stop at once", err=True)
-            return
-        click.echo(f"{parts.get(ended, 'Flower')} ended by itself; the logs are in {server.folder}", err=True)
-        ctx.exit(EXIT_ERROR)
+            code = 0
+    click.echo("stopped", err=True)
+    ctx.exit(code)
 
 
 def prepare(settings: "Settings") -> None:
@@ -115,7 +117,7 @@ def _free_port(wanted: int) -> int:
 
 
 def _celery(*words: str) -> list[str]:
-    return [sys.executable, "-m", "celery", "-A", "jobqueue", *words]
+    return [sys.executable, "-m", "celery", "--quiet", "-A", "jobqueue", *words]
 
 
 def _environment(settings: "Settings") -> dict[str, str]:
