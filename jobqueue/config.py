@@ -1,12 +1,13 @@
 """Settings: the only reader of the environment and of `jobqueue.toml`."""
 
 import os
+import tomllib
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -17,6 +18,7 @@ from pydantic_settings import (
 
 from jobqueue.errors import InvalidSetting
 from jobqueue.quantities import parse_duration, parse_size
+from jobqueue.spec import MAX_PROJECT, is_name
 
 PREFIX = "JOBQUEUE_"
 SETTINGS_FILE = "jobqueue.toml"
@@ -40,8 +42,16 @@ def _folder(value: object) -> object:
     return Path(value).expanduser().absolute() if isinstance(value, str | Path) else value
 
 
+def _name(value: str) -> str:
+    if not is_name(value, limit=MAX_PROJECT):
+        raise ValueError(f"not a name: {value!r} (use letters, digits, - and _, at most {MAX_PROJECT})")
+    return value
+
+
 _Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+_PositiveDuration = Annotated[_Duration, Field(gt=timedelta(0))]
 _Size = Annotated[int, BeforeValidator(parse_size)]
+_Name = Annotated[str, AfterValidator(_name)]
 _Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 _Folder = Annotated[Path, BeforeValidator(_folder)]
 
@@ -49,7 +59,7 @@ _Folder = Annotated[Path, BeforeValidator(_folder)]
 class Settings(BaseSettings):
     """What an operator or a user can set, as `JOBQUEUE_<NAME>` or in `jobqueue.toml`.
 
-    A variable `JOBQUEUE_<NAME>_FILE` names a file whose content is the value, for secrets such as a URL with a password.
+    A variable `JOBQUEUE_<NAME>_FILE` names a file whose content is the value, for secrets: a URL with a password.
     Arguments win over the environment, the environment over the file.
 
     Attributes:
@@ -80,14 +90,14 @@ class Settings(BaseSettings):
     events_url: str = Field(default="", repr=False)
     storage_url: str = ""
     storage_endpoint: str = ""
-    project: str = "default"
+    project: _Name = "default"
     keys: _Folder | None = None
     runtime: Literal["auto", "docker", "process"] = "auto"
     queues: _Words = ()
-    lease: _Duration = timedelta(seconds=60)
+    lease: _PositiveDuration = timedelta(seconds=60)
     networks: _Words = ("none",)
     images: _Words = ("*",)
-    max_timeout: _Duration = timedelta(days=30)
+    max_timeout: _PositiveDuration = timedelta(days=30)
     log_limit: _Size = 2 * 2**30
     cache_dir: _Folder = Field(default_factory=_cache_folder)
     cache_size: _Size = 50 * 10**9
@@ -99,6 +109,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise InvalidSetting(_describe(error)) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise InvalidSetting(f"{SETTINGS_FILE} here cannot be read: {error}", hint="it is to be TOML") from None
 
     @classmethod
     def settings_customise_sources(
@@ -168,6 +180,8 @@ class _FileTwins(PydanticBaseSettingsSource):
             return Path(path).read_text(encoding="utf-8").strip(), field_name, False
         except OSError as error:
             raise InvalidSetting(f"{variable} names a file that cannot be read: {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise InvalidSetting(f"{variable} names a file that is not text: {path}") from None
 
     def __call__(self) -> dict[str, Any]:
         found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}

@@ -1,15 +1,19 @@
 """The one tree of errors a user can meet.
 
     JobqueueError
-      InvalidSpec            every wrong field at once
-      BrokerUnavailable      RegistryUnavailable      StoreUnavailable
-      NoSuchQueue            NotFound                 IdempotencyMismatch
-      ExperimentFailed       ExperimentCancelled      ExperimentTimeout
-      Superseded             a write with an older fencing token
-      Refused                an envelope that is not to be trusted, opened or understood
-      KeyRefused             a key file that must not be used
-      RuntimeFailure         the container engine, or an image it cannot have
-      ArtifactRefused        an archive, input or output that breaks a rule
+      InvalidSpec              every wrong field at once
+      InvalidSetting           a `JOBQUEUE_*` that cannot be used
+      Unavailable              a server that does not answer
+        BrokerUnavailable        RegistryUnavailable      StoreUnavailable
+      NoSuchQueue              NotFound                 IdempotencyMismatch
+      ExperimentFailed         ExperimentCancelled      ExperimentTimeout
+      Superseded               a write with an older fencing token
+      Refused                  an envelope that a worker must not act on
+        BadEnvelope              Untrusted                Undecryptable
+      KeyRefused               a key file that must not be used
+      RuntimeFailure           the container engine, or an image it cannot have
+        ImageRefused             ImagePullFailed
+      ArtifactRefused          an archive, input or output that breaks a rule
 
 Every error carries a `code` (stable, for programs) and a `hint` (what to do, for people).
 """

@@ -1,7 +1,7 @@
 """States are few, reasons many: where an experiment is, why an attempt ended, and what follows from it.
 
-A state is never chosen by itself: an attempt ends for a `Reason`, and the reason says which final state, whose fault, whether
-to try again, and what becomes of the message. The table is the whole policy; every broker obeys it.
+A state is never chosen by itself: an attempt ends for a `Reason`, and the reason says which final state, whose fault,
+whether to try again, and what becomes of the message. The table is the whole policy; every broker obeys it.
 """
 
 from dataclasses import dataclass
@@ -195,11 +195,16 @@ class Reason(Enum):
     DOES_NOT_FIT = _free("no slot here can ever fit it", "ask for less, or start a larger node")
     ATTEMPTS_EXHAUSTED = Verdict(
         state=State.FAILED, fault=Fault.PLATFORM, budget=Budget.NOTHING, message=Message.DEAD_LETTER,
-        sentence="the platform failed too often", hint="`jobqueue show` names each attempt's reason; then `jobqueue retry`",
+        sentence="the platform failed too often",
+        hint="`jobqueue show` names each attempt's reason; then `jobqueue retry`",
     )  # fmt: skip
     BAD_ENVELOPE = _refused(Message.DEAD_LETTER, "the message is too large, malformed or not an envelope")
     UNTRUSTED = _refused(Message.DROP, "the message's signature is absent, wrong or not trusted for this queue")
-    UNDECRYPTABLE = _refused(Message.DEAD_LETTER, "the message is not sealed to a key of this node")
+    UNDECRYPTABLE = Verdict(
+        state=State.FAILED, fault=Fault.SENDER, budget=Budget.NOTHING, message=Message.DEAD_LETTER,
+        sentence="the message is not sealed to a key of this node",
+        hint="seal to the node's newest key: `jobqueue keys show`",
+    )  # fmt: skip
     BAD_SPEC = _user(
         "the envelope opens, but its spec is invalid",
         "submit it with a current client",

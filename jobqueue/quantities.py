@@ -30,10 +30,10 @@ def parse_size(value: object) -> int:
         ValueError: it is neither, or is not between 0 and 2^62; the message says what to write.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"not a size: {value!r} (use a text such as '16GiB' or '500MB')")  # noqa: TRY004 - pydantic's rule
+        raise ValueError(f"not a size: {value!r:.80} (use a text such as '16GiB' or '500MB')")  # noqa: TRY004 - pydantic's rule
     size = value if isinstance(value, int) else _parse_size_text(value)
     if not 0 <= size <= MAX_BYTES:
-        raise ValueError(f"not a size: {value!r} (use a number from 0 up, such as '16GiB')")
+        raise ValueError(f"not a size: {value!r:.80} (use a number from 0 up, such as '16GiB')")
     return size
 
 
@@ -41,7 +41,7 @@ def _parse_size_text(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     factor = _unit_bytes(match["unit"]) if match else None
     if match is None or factor is None:
-        raise ValueError(f"not a size: {text!r} (use KiB, MiB, GiB, TiB or KB, MB, GB, TB, as in '16GiB')")
+        raise ValueError(f"not a size: {text!r:.80} (use KiB, MiB, GiB, TiB or KB, MB, GB, TB, as in '16GiB')")
     whole, _, fraction = match["number"].partition(".")
     scaled: int = int(whole + fraction) * factor // 10 ** len(fraction)
     return scaled
@@ -93,9 +93,9 @@ def parse_duration(value: object) -> timedelta:
     elif isinstance(value, str):
         duration = _parse_duration_text(value.strip())
     else:
-        raise ValueError(f"not a duration: {value!r} (use a text such as '90s', '1h30m' or '2d')")
+        raise ValueError(f"not a duration: {value!r:.80} (use a text such as '90s', '1h30m' or '2d')")
     if not timedelta(0) <= duration <= MAX_DURATION:
-        raise ValueError(f"not a duration: {value!r} (use one from 0s to {format_duration(MAX_DURATION)})")
+        raise ValueError(f"not a duration: {value!r:.80} (use one from 0s to {format_duration(MAX_DURATION)})")
     return duration
 
 
@@ -106,9 +106,9 @@ def _parse_duration_text(text: str) -> timedelta:
         days, hours, minutes, rest = (float(group or 0) for group in match.groups())
         seconds = days * 86400 + hours * 3600 + minutes * 60 + rest
     else:
-        raise ValueError(f"not a duration: {text!r} (use s, m, h or d, as in '90s', '1h30m' or '2d')")
+        raise ValueError(f"not a duration: {text!r:.80} (use s, m, h or d, as in '90s', '1h30m' or '2d')")
     if seconds > MAX_DURATION.total_seconds():
-        raise ValueError(f"not a duration: {text!r} (use one from 0s to {format_duration(MAX_DURATION)})")
+        raise ValueError(f"not a duration: {text!r:.80} (use one from 0s to {format_duration(MAX_DURATION)})")
     return timedelta(seconds=seconds)
 
 

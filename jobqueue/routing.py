@@ -5,6 +5,7 @@ Names hold letters, digits, `-` and `_` only and stay under 80 characters with e
 
 from typing import Final
 
+from jobqueue.errors import InvalidSpec, Problem
 from jobqueue.spec import ExperimentSpec
 
 REPORTING: Final = "_reporting"
@@ -20,9 +21,16 @@ def request_queues(project: str) -> tuple[str, str]:
 
 
 def choose_queue(spec: ExperimentSpec) -> str:
-    """Return the request queue of an experiment: the one it names, else by its project and resources."""
+    """Return the request queue of an experiment: the one it names, else by its project and resources.
+
+    Raises:
+        InvalidSpec: it names a companion, where nothing runs.
+    """
     cpu_queue, gpu_queue = request_queues(spec.project)
-    return spec.queue or (gpu_queue if spec.gpus else cpu_queue)
+    queue = spec.queue or (gpu_queue if spec.gpus else cpu_queue)
+    if not is_request_queue(queue):
+        raise InvalidSpec([Problem(path="queue", message=f"{queue!r} is no request queue (leave its ending out)")])
+    return queue
 
 
 def reporting_queue(queue: str) -> str:

@@ -21,6 +21,7 @@ from jobqueue.resources import Resources
 
 WORKSPACE: Final = PurePosixPath("/workspace")
 DEFAULT_OUTPUTS: Final = "outputs/"
+MAX_PROJECT: Final = 64
 MAX_COMMAND_BYTES: Final = 64 * 1024
 MAX_ENV_BYTES: Final = 64 * 1024
 
@@ -155,7 +156,7 @@ _Title = Annotated[str, BeforeValidator(_title)]
 _InputName = Annotated[str, BeforeValidator(_input_name)]
 _Variable = Annotated[str, BeforeValidator(_variable)]
 _Text = Annotated[str, BeforeValidator(_text)]
-_Project = Annotated[str, BeforeValidator(_named(64))]
+_Project = Annotated[str, BeforeValidator(_named(MAX_PROJECT))]
 _Queue = Annotated[str, BeforeValidator(_named(_MAX_NAME))]
 
 
