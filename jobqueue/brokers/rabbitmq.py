@@ -27,6 +27,9 @@ _LONGEST_DELAY: Final = timedelta(seconds=5)
 _PERSISTENT: Final = 2
 # A copy must neither expire, nor claim another user, nor change its queue type's arguments.
 _LEFT_OUT: Final = ("application_headers", "expiration", "user_id", "cluster_id", "delivery_mode")
+# A lone broker notes its newest quorum queue only when another one is made, or seconds later, and loses it when it is
+# killed before: it keeps the name, and can neither be used nor be filled again.
+_SETTLING: Final = "_settling"
 _WORKER_HEARTBEAT_SECONDS: Final = 30
 # The broker gives the mail of a dead receiver back after two of them; a callback may take as long.
 _RECEIVER_HEARTBEAT_SECONDS: Final = 300
@@ -119,11 +122,14 @@ class RabbitQueues:
 
     def _declare(self, queues: Mapping[str, Mapping[str, object]]) -> None:
         def declare(link: Link) -> None:
-            for name, arguments in queues.items():
-                # Declaring one that an operator made with other arguments would be an error.
-                if link.look(name) is None:
-                    with link.patience():
-                        link.channel.queue_declare(name, durable=True, auto_delete=False, arguments=dict(arguments))
+            # Declaring one that an operator made with other arguments would be an error.
+            missing = [name for name in queues if link.look(name) is None]
+            with link.patience():
+                for name in missing:
+                    _declare(link, name, queues[name])
+                for name in missing[-1:]:
+                    _declare(link, name + _SETTLING, _QUORUM)
+                    link.channel.queue_delete(name + _SETTLING)
 
         self._links.run(declare)
 
@@ -270,9 +276,13 @@ class _Receiver:
         return Mail(
             body=_to_bytes(message.body, None),
             content_type=str(message.properties.get("content_type", "")),
-            headers=text_headers(message.properties.get("application_headers") or {}),
+            headers=text_headers(fresh_headers(message.properties.get("application_headers") or {})),
             handle=_Receipt(receiver=self, link=link, delivery_tag=message.delivery_tag),
         )
+
+
+def _declare(link: Link, queue: str, arguments: Mapping[str, object]) -> None:
+    link.channel.queue_declare(queue, durable=True, auto_delete=False, arguments=dict(arguments))
 
 
 def _to_bytes(body: bytes | str, encoding: str | None) -> bytes:

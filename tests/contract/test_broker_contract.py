@@ -514,6 +514,13 @@ def test_deferred_deliveries_survive_a_broker_that_is_killed(
         back.add(message.body)
         message.ack()
 
+    # And what was made before the kill goes on working after it.
+    publish(broker, queue)
+    broker.deliveries.defer(consumer.next(), queue=queue, delay=timedelta(seconds=1))
+    message = consumer.next(COMES_BACK)
+    assert message.body == BODY
+    message.ack()
+
 
 @pytest.mark.parametrize("server", SERVERS, indirect=True)
 def test_a_forked_child_and_its_parent_do_not_disturb_each_other(broker: Broker, plain: str) -> None:
