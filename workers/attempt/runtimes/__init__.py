@@ -1,1 +1,46 @@
 """What starts containers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from workers.attempt.runtimes.base import ContainerRuntime
+
+RuntimeName = Literal["auto", "docker", "process", "fake"]
+
+
+def open_runtime(name: RuntimeName, *, state_dir: Path, engine_url: str | None = None) -> "ContainerRuntime":
+    """Return the runtime of that name; `auto` takes the engine when one answers within a second, else `process`.
+
+    Args:
+        name: a named runtime is returned even when it does not work now: its `check` says why.
+        state_dir: a folder of this worker's own, where the process runtime keeps what is temporary.
+        engine_url: the engine's address; by default what DOCKER_HOST says, as for `docker`.
+    """
+    # Imported where they are used: the process runtime's own supervisor starts by importing this package.
+    if name == "fake":
+        from workers.attempt.runtimes.fake import FakeRuntime
+
+        return FakeRuntime()
+    if name == "process":
+        from workers.attempt.runtimes.process import ProcessRuntime
+
+        return ProcessRuntime(state_dir)
+    from workers.attempt.runtimes.docker import DockerRuntime
+
+    runtime = DockerRuntime(engine_url)
+    if name == "docker":
+        return runtime
+    return _prefer(runtime, state_dir)
+
+
+def _prefer(engine: "ContainerRuntime", state_dir: Path) -> "ContainerRuntime":
+    from jobqueue.errors import RuntimeFailure
+    from workers.attempt.runtimes.process import ProcessRuntime
+
+    try:
+        engine.check()
+    except RuntimeFailure:
+        engine.close()
+        return ProcessRuntime(state_dir)
+    return engine

@@ -1,7 +1,7 @@
 """What starts containers: the ports, and the one typed value that says all that may be asked of an engine.
 
-A privileged flag, a foreign device, a bind mount of the host or the engine's socket cannot be written down in a `Plan`: the three
-folders it names are made by the worker, and the hardening is the adapter's, not the caller's.
+A privileged flag, a foreign device, a bind mount of the host or the engine's socket cannot be written down in a
+`Plan`: the three folders it names are made by the worker, and the hardening is the adapter's, not the caller's.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,10 +74,10 @@ class Container(Protocol):
     labels: Labels
 
     def follow(self, sink: Callable[[str, bytes], None]) -> None:
-        """Pass the output to `sink(stream, bytes)` (`stdout` or `stderr`), in order, from the first byte, until it ends.
+        """Pass the output to `sink(stream, bytes)` (`stdout` or `stderr`), in order, from the first byte, to the last.
 
         Blocks; the pieces are bounded; a slow sink slows the container down rather than filling memory. Returning does
-        not mean that the container ended: `wait` tells.
+        not mean that the container ended: `wait` tells. After an error, a second call goes on where the first stopped.
         """
         ...
 
@@ -105,9 +105,15 @@ class Container(Protocol):
 class ContainerRuntime(Protocol):
     """One engine on this node."""
 
-    name: str
-    notice: str
-    """What a user should know about it (`process` is weaker than a container); empty when nothing."""
+    @property
+    def name(self) -> str:
+        """As in the settings."""
+        ...
+
+    @property
+    def notice(self) -> str:
+        """What a user should know about it (`process` is weaker than a container); empty when nothing."""
+        ...
 
     def check(self) -> None:
         """Return when it can start containers now.
@@ -131,7 +137,8 @@ class ContainerRuntime(Protocol):
         """Start it.
 
         Raises:
-            RuntimeFailure: the engine does not answer or refuses; `ImageRefused` when the image cannot run the command at all.
+            RuntimeFailure: the engine does not answer, refuses, or has lost the image. A command that the image lacks
+                is no such failure: the container ends with 127 or 126.
         """
         ...
 

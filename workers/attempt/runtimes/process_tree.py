@@ -1,0 +1,119 @@
+"""All descendants of a process: found, weighed, frozen, thawed and killed, whatever session or group they hide in.
+
+It holds for a process that is a child subreaper: then no descendant can leave its tree. Only the standard library,
+because the supervisor of a process container starts with it.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROCESSES = Path("/proc")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# Where the fields of /proc/<pid>/stat stand behind the name, which may hold spaces and brackets.
+_STATE, _THREADS, _PAGES = 0, 17, 21
+_ROUNDS = 500
+_ROUND_SECONDS = 0.001
+_STILL = "TtZX"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One process of the tree: its id, its state's letter, its threads and the memory it has in use."""
+
+    pid: int
+    state: str
+    threads: int
+    resident_bytes: int
+
+
+def find_children(pid: int) -> list[int]:
+    """Return the ids of a process's children, of all of its threads."""
+    children: list[int] = []
+    with suppress(OSError):
+        for task in (_PROCESSES / str(pid) / "task").iterdir():
+            with suppress(OSError):
+                children += map(int, (task / "children").read_text().split())
+    return children
+
+
+def find_descendants(root: int) -> list[int]:
+    """Return the ids of all processes below `root`, parents before their children."""
+    found: list[int] = []
+    waiting = [root]
+    while waiting:
+        children = find_children(waiting.pop())
+        found += children
+        waiting += children
+    return found
+
+
+def read_members(root: int) -> list[Member]:
+    """Return what is known of each live process below `root`; one that ends meanwhile is left out."""
+    members = (_read_member(pid) for pid in find_descendants(root))
+    return [member for member in members if member is not None and member.state not in "ZX"]
+
+
+def weigh(members: Iterable[Member]) -> int:
+    """Return the bytes in use by all members, with what they share counted once; dearer than adding up."""
+    return sum(_read_proportional_bytes(member) for member in members)
+
+
+def count_threads_of(user: int) -> int:
+    """Return how many threads a user has on this machine, which is what the kernel's limit per user counts."""
+    count = 0
+    for entry in _PROCESSES.iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == user:
+                count += sum(1 for _ in (entry / "task").iterdir())
+    return count
+
+
+def freeze_tree(root: int) -> None:
+    """Stop every descendant: in rounds, because one that still runs may have started another meanwhile."""
+    for _ in range(_ROUNDS):
+        running = [member.pid for member in read_members(root) if member.state not in _STILL]
+        if not running:
+            return
+        _send(running, signal.SIGSTOP)
+        time.sleep(_ROUND_SECONDS)
+
+
+def thaw_tree(root: int) -> None:
+    """Let every descendant go on."""
+    _send(find_descendants(root), signal.SIGCONT)
+
+
+def kill_tree(root: int, reap: Callable[[], None]) -> None:
+    """Kill every descendant of this process and return when none is left; `reap` collects the dead."""
+    freeze_tree(root)
+    while pids := find_descendants(root):
+        _send(pids, signal.SIGKILL)
+        reap()
+        time.sleep(_ROUND_SECONDS)
+
+
+def _send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _read_member(pid: int) -> Member | None:
+    with suppress(OSError):
+        fields = (_PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        resident_bytes = int(fields[_PAGES]) * _PAGE_BYTES
+        return Member(pid=pid, state=fields[_STATE], threads=int(fields[_THREADS]), resident_bytes=resident_bytes)
+    return None
+
+
+def _read_proportional_bytes(member: Member) -> int:
+    with suppress(OSError):
+        for line in (_PROCESSES / str(member.pid) / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return member.resident_bytes
