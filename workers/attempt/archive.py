@@ -40,7 +40,7 @@ _KINDS: Final = {
 }
 
 
-def unpack(source: Path, target: Path, *, max_bytes: int, declared_bytes: int = 0) -> int:
+def unpack(source: Path, target: Path, *, max_bytes: int, declared_bytes: int = 0, is_read_only: bool = False) -> int:
     """Unpack a `.tar.zst` into an empty folder and return the sum of its files in bytes.
 
     Args:
@@ -48,6 +48,7 @@ def unpack(source: Path, target: Path, *, max_bytes: int, declared_bytes: int = 
         target: an existing, empty folder that nobody else writes to.
         max_bytes: the files may have together.
         declared_bytes: what the sender said they have; 0 when that is not known.
+        is_read_only: nobody may write to the files.
 
     Raises:
         ArtifactRefused: the archive is damaged, or an entry breaks a rule; the message names it.
@@ -61,7 +62,7 @@ def unpack(source: Path, target: Path, *, max_bytes: int, declared_bytes: int = 
         decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
         tape = _Tape(decompressor.stream_reader(packed, read_across_frames=True))
         try:
-            return _extract(tape, target, limit)
+            return _extract(tape, target, limit, mask=0o555 if is_read_only else 0o777)
         except zstandard.ZstdError as error:
             raise ArtifactRefused(f"the archive is not sound: {error}", hint="pack it with tar and zstd") from None
 
@@ -106,7 +107,7 @@ class _Tape:
                 raise ArtifactRefused("the archive goes on after its end", hint="pack it again")
 
 
-def _extract(tape: _Tape, target: Path, limit: int) -> int:
+def _extract(tape: _Tape, target: Path, limit: int, *, mask: int) -> int:
     total = files = 0
     known: set[str] = set()
     for member in _members(tape):
@@ -124,7 +125,7 @@ def _extract(tape: _Tape, target: Path, limit: int) -> int:
                 f"{_shown(member.path)}: the archive has more than {MAX_TREE_ENTRIES} entries", hint="send fewer files"
             )
         if not member.is_folder:
-            _write(target / member.path, member, tape)
+            _write(target / member.path, member, tape, mask=mask)
     tape.require_end()
     return total
 
@@ -225,13 +226,13 @@ def _make_folders(target: Path, parts: list[str], known: set[str]) -> None:
         known.add(path)
 
 
-def _write(path: Path, member: _Member, tape: _Tape) -> None:
+def _write(path: Path, member: _Member, tape: _Tape, *, mask: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileExistsError:
         raise ArtifactRefused(f"{_shown(member.path)} comes twice", hint="pack it again") from None
     with os.fdopen(descriptor, "wb", buffering=0) as file:
-        os.fchmod(descriptor, 0o755 if member.is_executable else 0o644)
+        os.fchmod(descriptor, mask & (0o755 if member.is_executable else 0o644))
         for piece in tape.pieces(member.size_bytes):
             left = memoryview(piece)
             while left:

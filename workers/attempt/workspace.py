@@ -1,0 +1,113 @@
+"""The folder of one attempt: inputs brought in, outputs taken out, nothing left."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobqueue.artifacts import Artifact
+from jobqueue.errors import ArtifactRefused, NotFound
+from jobqueue.registry.base import Lease
+from jobqueue.spec import DEFAULT_OUTPUTS, ExperimentSpec
+from jobqueue.storage import locate
+from jobqueue.storage.base import Store
+from workers.attempt.archive import unpack
+from workers.attempt.downloads import Source, fetch_file, fetch_tree
+from workers.attempt.outputs import stage_out
+from workers.attempt.planning import PROGRESS_FILE
+from workers.attempt.runtimes.hardening import run_as
+from workers.attempt.trees import own, remove
+
+__all__ = ["Staged", "attempt_folder", "own", "remove", "stage_in", "stage_out"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """What a container is started with.
+
+    Attributes:
+        workspace: its working folder, which belongs to the user it runs as.
+        inputs: file or folder of the node's cache, by name; to be shown read-only.
+    """
+
+    workspace: Path
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+
+
+def attempt_folder(root: Path, lease: Lease) -> Path:
+    """Return where an attempt lies below the node's folder; its name tells whose it is."""
+    return root / "attempts" / f"{lease.experiment_id}-{lease.attempt}-{lease.token}"
+
+
+def stage_in(
+    spec: ExperimentSpec,
+    folder: Path,
+    *,
+    store: Store,
+    cache: Path,
+    endpoint: str = "",
+    shared: Sequence[Path] = (),
+) -> Staged:
+    """Make the attempt's folder anew, with its workspace unpacked and its inputs at hand.
+
+    Args:
+        spec: what it needs; all of it together may not be larger than `spec.disk`.
+        folder: as `attempt_folder` says.
+        store: the project's own.
+        cache: the node's folder for what is fetched.
+        endpoint: of S3 stores other than the project's own.
+        shared: folders of the node that `file://` inputs may lie in.
+
+    Raises:
+        NotFound: the workspace or an input is not in its store; the message says which.
+        ArtifactRefused: it is not what was submitted, is too large, or is an archive that breaks a rule.
+        StoreUnavailable: a store does not answer.
+        OSError: the node's disk does not take it.
+    """
+    remove(folder)
+    workspace = folder / "workspace"
+    workspace.mkdir(parents=True)
+    folder.chmod(0o700)
+    workspace.chmod(0o755)
+    inputs: dict[str, Path] = {}
+    left = spec.disk
+
+    def source(artifact: Artifact) -> Source:
+        place, key = locate(artifact.uri, default=store, endpoint=endpoint, folders=shared)
+        return Source(artifact=artifact, store=place, key=key, max_bytes=left)
+
+    if spec.workspace is not None:
+        with _named("the workspace"):
+            archive = fetch_file(source(spec.workspace), cache)
+            left -= unpack(archive, workspace, max_bytes=left, declared_bytes=spec.workspace.unpacked_bytes)
+    for name, artifact in sorted(spec.inputs.items()):
+        with _named(f"input {name!r}"):
+            inputs[name] = (fetch_tree if artifact.is_tree else fetch_file)(source(artifact), cache)
+            left -= max(artifact.size_bytes, artifact.unpacked_bytes)
+    _make_expected_folders(spec, workspace)
+    if os.geteuid() == 0:
+        uid, gid = run_as()
+        own(workspace, uid=uid, gid=gid)
+    _log.info("workspace.staged", extra={"folder": folder.name, "inputs": len(inputs), "bytes": spec.disk - left})
+    return Staged(workspace=workspace, inputs=inputs)
+
+
+def _make_expected_folders(spec: ExperimentSpec, workspace: Path) -> None:
+    """Make the folders that the experiment is told to write to; a file of that name in the workspace stays."""
+    for path in (DEFAULT_OUTPUTS, f"{Path(PROGRESS_FILE).parent}/", *spec.outputs):
+        if path.endswith("/"):
+            with suppress(FileExistsError, NotADirectoryError):
+                (workspace / path).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say in every refusal what it is about."""
+    try:
+        yield
+    except (ArtifactRefused, NotFound) as error:
+        raise type(error)(f"{what}: {error.message}", hint=error.hint) from None
