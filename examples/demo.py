@@ -162,9 +162,8 @@ def follow(experiment: "Experiment") -> bool:
     for line in experiment.logs(follow=True):
         if not line.startswith("::jobqueue"):
             say("log", line)
-        elif (progress := experiment.progress) != shown:
-            show_progress(progress)
-            shown = progress
+        shown = show_progress(experiment, shown)
+    show_progress(experiment, shown)
     try:
         result = experiment.result(timeout=END_SECONDS)
     except ExperimentFailed as error:
@@ -177,15 +176,14 @@ def follow(experiment: "Experiment") -> bool:
     return True
 
 
-def show_progress(progress: dict[str, object]) -> None:
-    """Draw how far the registry says it is."""
+def show_progress(experiment: "Experiment", shown: dict[str, object]) -> dict[str, object]:
+    """Draw how far the registry says it is, unless that has been shown; return what has been shown by now."""
+    progress = experiment.progress
     share = progress.get("progress")
-    if isinstance(share, int | float):
-        filled = round(share * BAR_WIDTH)
-        say(
-            "progress",
-            f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%}  accuracy {progress.get('accuracy')}",
-        )
+    if isinstance(share, int | float) and progress != shown:
+        bar = ("#" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
+        say("progress", f"[{bar}] {share:4.0%}  accuracy {progress.get('accuracy')}")
+    return progress
 
 
 def show_outputs(experiment: "Experiment", folder: Path) -> None:
