@@ -66,13 +66,15 @@ class Publisher:
         """
         from kombu.exceptions import OperationalError
 
-        line = self._take()
-        if line is not None:
-            with suppress(OperationalError):  # the broker may have closed an idle connection
-                self._send(line, sealed, experiment_id, queue)
-                return
+        began, line = time.monotonic(), self._take()
         with _translated():
-            self._send(_Line(self._app), sealed, experiment_id, queue)
+            if line is not None:
+                try:
+                    return self._send(line, sealed, experiment_id, queue)
+                except OperationalError:
+                    if time.monotonic() - began > CONNECT.total_seconds():
+                        raise  # it was waited for in vain: asking again would take as long
+            return self._send(_Line(self._app), sealed, experiment_id, queue)
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -16,6 +16,7 @@ from services.redis import RedisServer
 
 from jobqueue.config import Settings
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue, NotFound, RegistryUnavailable, Unavailable
+from jobqueue.ids import make_experiment_id
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import State
 from producers.client import Client
@@ -101,6 +102,22 @@ def test_a_broker_that_is_away_is_told_within_two_seconds_and_nothing_is_left(
     with pytest.raises(NotFound):
         client.get("lost")
     assert client.submit(**SPEC).state is State.QUEUED
+
+
+def test_a_message_that_a_hung_broker_does_not_confirm_is_told_in_time(
+    client: Client, servers: tuple[str, str, Process]
+) -> None:
+    client.submit(**SPEC)
+    publisher, queue = client._sender._publisher, f"{client.settings.project}_cpu"
+    servers[2].pause()
+    try:
+        for _ in range(2):  # over a connection that was open, and over a new one
+            began = time.monotonic()
+            with pytest.raises(BrokerUnavailable):
+                publisher.publish(b"sealed", experiment_id=make_experiment_id(), queue=queue)
+            assert time.monotonic() - began < TOLD_WITHIN_SECONDS
+    finally:
+        servers[2].resume()
 
 
 def test_a_broker_that_was_restarted_meanwhile_takes_the_next_one(
