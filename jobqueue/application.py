@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 TASK: Final = "jobqueue.run_experiment"
 SERIALIZER: Final = "jobqueue"
 CONTENT_TYPE: Final = "application/vnd.jobqueue.envelope"
-MAX_ENVELOPE_BYTES: Final = 256 * 1024
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -24,7 +23,8 @@ def make_app(settings: Settings) -> "Celery":
     from celery import Celery
     from kombu.serialization import register
 
-    register(SERIALIZER, _to_body, _from_body, content_type=CONTENT_TYPE, content_encoding="binary")
+    encode: Any = _to_body
+    register(SERIALIZER, encode, _from_body, content_type=CONTENT_TYPE, content_encoding="binary")
     app = Celery("jobqueue", set_as_current=False)
     broker = open_broker(settings.broker, lease=settings.lease)
     app.conf.update(

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
 
-from jobqueue.keys import KeyRing
-
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.config import Settings
 from jobqueue.errors import JobqueueError, Superseded
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
+from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Lease, WorkerRecord
@@ -105,7 +104,7 @@ class Node:
         try:
             self.site.registry.experiments.cancel(ExperimentId(experiment_id))
         except JobqueueError as error:
-            log.warning("cancel.not_recorded experiment=%s error=%s", experiment_id, error.message)
+            log.warning("cancel.not_recorded", extra={"experiment": experiment_id, "error": error.message})
 
     def close(self) -> None:
         """Say that it has gone, send what is left to send, close everything."""
@@ -116,7 +115,7 @@ class Node:
         try:
             self.site.registry.workers.leave(self.site.worker_id)
         except JobqueueError as error:
-            log.warning("worker.leave_not_recorded error=%s", error.message)
+            log.warning("worker.leave_not_recorded", extra={"error": error.message})
         self.site.runtime.close()
         self.broker.close()
         self.site.registry.close()
@@ -129,7 +128,7 @@ class Node:
                 try:
                     self.site.deliveries.keep_alive(properties)
                 except JobqueueError as error:
-                    log.warning("delivery.not_kept_alive error=%s", error.message)
+                    log.warning("delivery.not_kept_alive", extra={"error": error.message})
             self._announce()
 
     def _announce(self) -> None:
@@ -146,17 +145,17 @@ class Node:
         try:
             site.registry.workers.announce(record, ttl=site.lease)
         except JobqueueError as error:
-            log.warning("worker.not_announced error=%s", error.message)
+            log.warning("worker.not_announced", extra={"error": error.message})
 
     def _remove_orphans(self) -> None:
         """Remove the containers that a worker of this name has left, and give their leases back."""
         try:
             for container in self.site.runtime.find(self.site.node_id):
-                log.warning("container.orphan experiment=%s", container.labels.experiment_id)
+                log.warning("container.orphan", extra={"experiment": container.labels.experiment_id})
                 container.remove()
                 self._give_back(container.labels)
         except JobqueueError as error:
-            log.warning("container.orphans_not_removed error=%s", error.message)
+            log.warning("container.orphans_not_removed", extra={"error": error.message})
 
     def _give_back(self, labels: Labels) -> None:
         lease = Lease(experiment_id=ExperimentId(labels.experiment_id), token=labels.token, attempt=labels.attempt)
@@ -168,7 +167,7 @@ class Node:
 def _make_site(settings: Settings, *, broker: Broker, worker_name: str) -> Site:
     runtime = open_runtime(settings.runtime, state_dir=settings.state_dir)
     if runtime.notice:
-        log.warning("runtime.%s %s", runtime.name, runtime.notice)
+        log.warning("runtime.notice", extra={"runtime": runtime.name, "notice": runtime.notice})
     return Site(
         worker_id=WorkerId(worker_name),
         node_id=NodeId(worker_name),

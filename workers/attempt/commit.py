@@ -77,4 +77,7 @@ def follow_marker(lease: Lease, marker: Marker, *, leases: Leases) -> None:
     for attempt in stamina.retry_context(on=RegistryUnavailable, attempts=None, timeout=PATIENCE_SECONDS):
         with attempt:
             leases.finish(lease, outcome, state=marker.state)
-    log.info("experiment.final experiment=%s state=%s reason=%s", lease.experiment_id, marker.state, marker.reason.name)
+    log.info(
+        "experiment.final",
+        extra={"experiment": lease.experiment_id, "state": marker.state, "reason": marker.reason.name},
+    )

@@ -72,4 +72,4 @@ def outcome_of_error(error: BaseException) -> Outcome:
 def back_off(failures: int) -> timedelta:
     """Return how long to wait before the next attempt: doubling, bounded, jittered by half."""
     longest = min(FIRST_BACK_OFF * 2 ** min(failures, 10), LAST_BACK_OFF)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+    return timedelta(seconds=random.uniform(0.5, 1.0) * longest.total_seconds())  # noqa: S311 - spreads load

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import stamina
-from jobqueue.envelope import Verified, open_sealed
 
 from jobqueue.artifacts import attempt_prefix, manifest_key
-from jobqueue.errors import RuntimeFailure, StoreUnavailable, Superseded
+from jobqueue.envelope import Verified, open_sealed
+from jobqueue.errors import JobqueueError, RuntimeFailure, StoreUnavailable, Superseded
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.spec import ExperimentSpec
 from workers.attempt import workspace
@@ -83,8 +83,11 @@ class Execution:
             outcome = self._run(folder)
         except Stopped as stop:
             outcome = Outcome(reason=stop.reason)
+        except JobqueueError as error:
+            outcome = outcome_of_error(error)
+            log.warning("attempt.failed", extra={"experiment": self._lease.experiment_id, "error": error.message})
         except BaseException as error:  # the last line of defence: no error may end without a reason
-            log.exception("attempt.failed experiment=%s", self._lease.experiment_id)
+            log.exception("attempt.failed", extra={"experiment": self._lease.experiment_id})
             outcome = outcome_of_error(error)
         finally:
             workspace.remove(folder)
@@ -207,7 +210,9 @@ class Execution:
         try:
             container.remove()
         except RuntimeFailure as error:
-            log.warning("container.not_removed experiment=%s error=%s", self._lease.experiment_id, error.message)
+            log.warning(
+                "container.not_removed", extra={"experiment": self._lease.experiment_id, "error": error.message}
+            )
 
 
 def _close(logs: LogWriter) -> StoreUnavailable | None:

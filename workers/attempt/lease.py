@@ -18,6 +18,7 @@ from jobqueue.registry.base import Lease, Leases
 log = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE: Final = 4
+LONGEST_INTERVAL: Final = timedelta(seconds=5)
 MARGIN: Final = 1 / 6
 
 
@@ -78,21 +79,22 @@ class LeaseKeeper:
         return sent_at_seconds + self._ttl.total_seconds() * (1 - MARGIN)
 
     def _keep(self) -> None:
-        interval_seconds = self._ttl.total_seconds() / RENEWALS_PER_LEASE
-        while not self._is_lost and not self._closed.wait(interval_seconds):
-            interval_seconds = self._renew().total_seconds()
+        while not self._is_lost and not self._closed.wait(self._interval.total_seconds()):
+            self._renew()
 
-    def _renew(self) -> timedelta:
-        """Renew once; return how long to wait for the next time."""
+    @property
+    def _interval(self) -> timedelta:
+        """How long to wait between renewals: short enough that a cancel is seen soon."""
+        return min(self._ttl / RENEWALS_PER_LEASE, LONGEST_INTERVAL)
+
+    def _renew(self) -> None:
         sent_at_seconds = clock_seconds()
         try:
             self._is_cancelled = self._leases.renew(self.lease, ttl=self._ttl)
         except Superseded:
             self._is_lost = True
-            log.warning("lease.lost experiment=%s token=%d", self.lease.experiment_id, self.lease.token)
+            log.warning("lease.lost", extra={"experiment": self.lease.experiment_id, "token": self.lease.token})
         except RegistryUnavailable as error:
-            log.warning("lease.renewal_failed experiment=%s error=%s", self.lease.experiment_id, error.message)
-            return self._ttl / RENEWALS_PER_LEASE**2
+            log.warning("lease.renewal_failed", extra={"experiment": self.lease.experiment_id, "error": error.message})
         else:
             self._deadline_seconds = self._deadline(sent_at_seconds)
-        return self._ttl / RENEWALS_PER_LEASE

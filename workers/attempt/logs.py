@@ -216,7 +216,9 @@ class LogWriter:
         try:
             self._store.put(log_key(self._prefix, stream.name, stream.chunk_offset), bytes(stream.chunk))
         except StoreUnavailable as error:
-            log.warning("logs.chunk_not_stored experiment=%s error=%s", self._lease.experiment_id, error.message)
+            log.warning(
+                "logs.chunk_not_stored", extra={"experiment": self._lease.experiment_id, "error": error.message}
+            )
             if len(stream.chunk) < 2 * CHUNK_BYTES and not self._closed.is_set():
                 return
             self.error = error

@@ -1,5 +1,6 @@
 """From a spec to a plan: may it run here, and what does its container see."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -38,7 +39,7 @@ def make_plan(
     node_id: str,
     image: str,
     workspace: Path,
-    inputs: dict[str, Path],
+    inputs: Mapping[str, Path],
     grace: timedelta,
 ) -> Plan:
     """Return the container to start."""

@@ -98,7 +98,7 @@ class Outbox:
             if not self._post.send(letter.queue, letter.body, content_type=CONTENT_TYPE):
                 self.dropped += 1
         except BrokerUnavailable as error:
-            log.warning("reports.broker_unavailable waiting=%d error=%s", len(self._letters), error.message)
+            log.warning("reports.broker_unavailable", extra={"waiting": len(self._letters), "error": error.message})
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closing, RETRY_EVERY.total_seconds())
             return False

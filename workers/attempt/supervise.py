@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Final
 
 from jobqueue.envelope import Verified
-
 from jobqueue.errors import RegistryUnavailable, StoreUnavailable, Superseded
 from jobqueue.lifecycle import Budget, Message, Outcome, Reason, State
 from jobqueue.registry import base as registry
@@ -95,7 +94,7 @@ class Attempt:
         try:
             return self._hold(answer, keeper)
         except (StoreUnavailable, RegistryUnavailable, Superseded) as error:
-            log.warning("attempt.put_off experiment=%s error=%s", keeper.lease.experiment_id, error.message)
+            log.warning("attempt.put_off", extra={"experiment": keeper.lease.experiment_id, "error": error.message})
             return PutOff(delay=LOOK_AGAIN)
         finally:
             keeper.close()
@@ -119,7 +118,7 @@ class Attempt:
         return self._conclude(executed, record, keeper=keeper, reporter=reporter)
 
     def _execute(self, keeper: LeaseKeeper, reporter: Reporter, record: Record) -> Executed:
-        log.info("attempt.leased experiment=%s attempt=%d", keeper.lease.experiment_id, keeper.lease.attempt)
+        log.info("attempt.leased", extra={"experiment": keeper.lease.experiment_id, "attempt": keeper.lease.attempt})
         if record.history and record.history[-1].reason is Reason.WORKER_LOST:
             reporter.logged(f"attempt {record.history[-1].attempt} was lost with its worker")
         self._execution = Execution(self._site, self._message, keeper=keeper, reporter=reporter)

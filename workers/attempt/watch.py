@@ -109,7 +109,7 @@ class Watch:
         try:
             self._container.follow(self._logs.write)
         except RuntimeFailure as error:
-            log.warning("output.lost error=%s", error.message)
+            log.warning("output.lost", extra={"error": error.message})
 
     def _wait(self) -> Exit | None:
         try:
@@ -128,7 +128,7 @@ class Watch:
         try:
             self._runtime.check()
         except RuntimeFailure as error:
-            log.warning("engine.unreachable error=%s", error.message)
+            log.warning("engine.unreachable", extra={"error": error.message})
             return False
         return True
 
@@ -149,7 +149,7 @@ class Watch:
         else:
             self._container.resume()
         self._is_paused = in_doubt
-        log.warning("container.%s", "frozen" if in_doubt else "thawed")
+        log.warning("container.frozen" if in_doubt else "container.thawed")
 
     def _take_progress(self, *, now: bool = False) -> None:
         newest = self._progress_file.poll()
@@ -173,5 +173,5 @@ class Watch:
 
     def _stop(self, reason: Reason, detail: str = "") -> None:
         self.stop_reason, self.stop_detail = reason, detail
-        log.info("container.stopping reason=%s", reason.name)
+        log.info("container.stopping", extra={"reason": reason.name})
         self._container.stop(self._grace)

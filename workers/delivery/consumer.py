@@ -14,11 +14,13 @@ from typing import Any, Final
 
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import active_requests, reserved_requests
-from jobqueue.envelope import verify
 
 from jobqueue.application import CONTENT_TYPE, TASK
+from jobqueue.envelope import verify
 from jobqueue.errors import BadEnvelope, BrokerUnavailable, JobqueueError, NoSuchQueue, Untrusted
-from jobqueue.lifecycle import Reason
+from jobqueue.ids import ExperimentId
+from jobqueue.lifecycle import Reason, State
+from workers.attempt.reporting import Reporter
 from workers.bootstrap import node_of
 from workers.delivery.request import requeue_later
 
@@ -30,20 +32,22 @@ _NOT_FOR_EXPERIMENTS: Final = ("eta", "expires", "group", "chord", "chain", "cal
 _NO_LIMITS: Final = (None, [None, None], (None, None))
 
 
-class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery's consumer has no types
+class Consumer(CeleryConsumer):
     """Celery's consumer behind a check of every message."""
 
-    class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]  # the same
+    class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc,valid-type]  # a class, untyped
         """Celery's steps, less the one that would declare 28 queues on RabbitMQ."""
 
         default_steps = tuple(
             step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in str(step)
         )
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **options: Any) -> None:
         self.refused: Counter[str] = Counter()
         self._logged_at = 0.0
-        super().__init__(*args, **options)
+        # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
+        alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
+        super().__init__(*args, worker_options=alone, **options)
 
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
@@ -58,7 +62,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery's consumer has n
 
     def _choose_queues(self) -> None:
         queues = self.app.amqp.queues
-        wanted = tuple(queues)
+        wanted = list(queues)
         queues.select(wanted)
         queues.deselect([name for name in wanted if not self._exists(name)])
 
@@ -66,7 +70,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery's consumer has n
         queues = self.app.amqp.queues
         for name in tuple(queues):
             if name not in queues.consume_from and self._exists(name):
-                log.info("queue.found queue=%s", name)
+                log.info("queue.found", extra={"queue": name})
                 self.add_task_queue(name)
 
     def _exists(self, name: str) -> bool:
@@ -103,12 +107,16 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery's consumer has n
             self._count(Reason.UNTRUSTED, queue, error.message)
             message.ack()
             return
-        except JobqueueError as error:
-            self._set_aside(message, Reason.BAD_ENVELOPE, error.message)
+        except BadEnvelope as error:
+            self._set_aside(message, Reason.BAD_ENVELOPE, error.message, experiment_id=error.experiment_id)
+            return
+        except JobqueueError as error:  # this node's own trouble, such as unreadable keys: the message is sound
+            log.error("delivery.not_verified", extra={"queue": queue, "error": str(error)})  # noqa: TRY400 - no traceback
+            requeue_later(message)
             return
         running = self._running(verified.header.experiment_id)
         if running is not None:
-            log.info("delivery.adopted experiment=%s", running.id)
+            log.info("delivery.adopted", extra={"experiment": running.id})
             running.adopt(message)
             return
         try:
@@ -124,14 +132,21 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery's consumer has n
                 return request if _is_dead(request.message) else None
         return None
 
-    def _set_aside(self, message: Any, reason: Reason, detail: str) -> None:
-        queue = _queue_of(message)
+    def _set_aside(self, message: Any, reason: Reason, detail: str, *, experiment_id: str = "") -> None:
+        """Move a message to the dead-letter queue; answer only when its signature has held and so named somebody."""
+        site, queue = node_of(self.app).site, _queue_of(message)
         self._count(reason, queue, detail)
         try:
-            node_of(self.app).site.deliveries.dead_letter(message, queue=queue, reason=reason.name, detail=detail)
+            site.deliveries.dead_letter(message, queue=queue, reason=reason.name, detail=detail)
         except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_set_aside queue=%s error=%s", queue, error.message)
+            log.warning("delivery.not_set_aside", extra={"queue": queue, "error": error.message})
             requeue_later(message)
+            return
+        if experiment_id:
+            reporter = Reporter(
+                site.outbox, queue=queue, experiment_id=ExperimentId(experiment_id), worker_id=site.worker_id
+            )
+            reporter.ended(reason, state=State.FAILED, sentence=f"{reason.verdict.sentence}: {detail}")
 
     def _count(self, reason: Reason, queue: str, detail: str) -> None:
         """Count a refusal; log at most one a second, never the message."""
@@ -139,7 +154,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery's consumer has n
         if time.monotonic() - self._logged_at >= LOG_EVERY_SECONDS:
             self._logged_at = time.monotonic()
             total = self.refused.total()
-            log.warning("delivery.refused reason=%s queue=%s detail=%s total=%d", reason.name, queue, detail, total)
+            log.warning(
+                "delivery.refused", extra={"reason": reason.name, "queue": queue, "detail": detail, "total": total}
+            )
 
 
 def _queue_of(message: Any) -> str:

@@ -7,7 +7,6 @@ the heartbeats, hands it back when the grace is over, and at once when asked a s
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -36,7 +35,7 @@ class _Job:
     on_error: Callable[[Any], None]
 
 
-class SlotPool(BasePool):  # type: ignore[misc]  # Celery's own pool interface has no types
+class SlotPool(BasePool):
     """Runs at most `limit` tasks, each on a thread of its own.
 
     Args:
@@ -108,7 +107,7 @@ class SlotPool(BasePool):  # type: ignore[misc]  # Celery's own pool interface h
         """Do what the main loop does, for a moment: timers, and with them the heartbeats, and the ends of tasks."""
         loop = get_event_loop()
         if loop is not None:
-            loop.fire_timers(propagate=loop.propagate_errors)
+            loop.fire_timers()
         self._call_back()
         time.sleep(JOIN_TICK_SECONDS)
 
@@ -131,8 +130,11 @@ class SlotPool(BasePool):  # type: ignore[misc]  # Celery's own pool interface h
                 log.exception("delivery.callback_failed")
 
     def _get_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = super()._get_info()
-        return {**info, "busy": self._busy}
+        return {
+            "implementation": f"{__name__}:{type(self).__name__}",
+            "max-concurrency": self.limit,
+            "busy": self._busy,
+        }
 
 
 def _empty(handle: int) -> None:
@@ -148,7 +150,7 @@ def _run(job: _Job) -> Callable[[], None]:
     """Run one task and return what is to be called on the main thread."""
     try:
         result = job.target(*job.args)
-    except BaseException:  # noqa: BLE001 - whatever a task raises, its place must live on
-        trouble = ExceptionInfo(sys.exc_info(), internal=True)
+    except BaseException as error:  # noqa: BLE001 - whatever a task raises, its place must live on
+        trouble = ExceptionInfo((type(error), error, error.__traceback__), internal=True)
         return lambda: job.on_error(trouble)
     return lambda: job.on_end(result)

@@ -21,13 +21,13 @@ AFTER_A_FAULT: Final = timedelta(seconds=5)
 BEFORE_REQUEUE: Final = timedelta(seconds=1)
 
 
-class ExperimentRequest(Request):  # type: ignore[misc]  # Celery's request has no types
+class ExperimentRequest(Request):
     """A delivery of an experiment's message: never lost, never acknowledged before its end is committed."""
 
     @property
     def node(self) -> Node:
         """The node that this worker belongs to."""
-        return node_of(self._app)
+        return node_of(self.app)
 
     @property
     def queue(self) -> str:
@@ -52,7 +52,9 @@ class ExperimentRequest(Request):  # type: ignore[misc]  # Celery's request has 
             case HandedBack():
                 self.hand_back(error.delay, why=str(error))
             case _:
-                log.error("delivery.fault experiment=%s error=%s", self.id, type(error).__name__, exc_info=error)
+                log.error(
+                    "delivery.fault", extra={"experiment": self.id, "error": type(error).__name__}, exc_info=error
+                )
                 self.hand_back(AFTER_A_FAULT, why=type(error).__name__)
 
     def hand_back(self, delay: timedelta, *, why: str) -> None:
@@ -62,7 +64,7 @@ class ExperimentRequest(Request):  # type: ignore[misc]  # Celery's request has 
         try:
             self.node.site.deliveries.defer(self._message, queue=self.queue, delay=delay)
         except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_deferred experiment=%s error=%s", self.id, error.message)
+            log.warning("delivery.not_deferred", extra={"experiment": self.id, "error": error.message})
             requeue_later(self._message)
         self.acknowledged = True
         self.send_event("task-retried", exception=why, traceback="")
@@ -74,7 +76,7 @@ class ExperimentRequest(Request):  # type: ignore[misc]  # Celery's request has 
         try:
             self.node.site.deliveries.dead_letter(self._message, queue=self.queue, reason=reason, detail=detail)
         except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_set_aside experiment=%s error=%s", self.id, error.message)
+            log.warning("delivery.not_set_aside", extra={"experiment": self.id, "error": error.message})
             requeue_later(self._message)
         self.acknowledged = True
 

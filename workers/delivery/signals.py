@@ -4,12 +4,13 @@ import logging
 import sys
 from typing import Any, Final
 
-from celery import signals
+from celery import current_app, signals
 
 from jobqueue.brokers import open_broker
 from jobqueue.errors import JobqueueError
 from jobqueue.routing import request_queues
 from workers.bootstrap import Node, attach, node_of
+from workers.delivery.lines import make_formatter
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,18 @@ def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any]
     broker = open_broker(settings.broker, lease=settings.lease)
     conf.task_queues = [broker.request_queue(name) for name in names]
     broker.close()
-    name, _, host = sender.partition("@")
+    name, _at, host = sender.partition("@")
     if name == "celery":
         instance.hostname = f"cpu@{host}"
+
+
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def format_lines(logger: logging.Logger, **_: Any) -> None:
+    """Give every line one shape."""
+    formatter = make_formatter(current_app.conf.jobqueue_settings.log_format)
+    for handler in logger.handlers:
+        handler.setFormatter(formatter)
 
 
 @signals.worker_init.connect
@@ -50,7 +60,7 @@ def open_node(sender: Any, **_: Any) -> None:
 def say_ready(sender: Any, **_: Any) -> None:
     """Say what this worker serves."""
     node = node_of(sender.app)
-    log.info("worker.ready worker=%s queues=%s", node.site.worker_id, ",".join(node.queues))
+    log.info("worker.ready", extra={"worker": node.site.worker_id, "queues": ",".join(node.queues)})
 
 
 @signals.worker_shutdown.connect

@@ -3,19 +3,20 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import shared_task
-from jobqueue.envelope import verify
+from celery import Task, shared_task
 
 from jobqueue.application import TASK
+from jobqueue.envelope import verify
 from jobqueue.lifecycle import Outcome, State
 from workers.attempt.supervise import Attempt, Ended, PutOff
 from workers.bootstrap import node_of
-from workers.delivery.disposition import ExperimentEnded, HandedBack
+from workers.delivery.disposition import ExperimentEnded, HandedBack, ended
 
 
 @shared_task(
     bind=True,
     name=TASK,
+    base=Task,
     acks_late=True,
     ignore_result=True,
     throws=(ExperimentEnded, HandedBack),
@@ -37,11 +38,11 @@ def run_experiment(self: Any, sealed: bytes) -> dict[str, object]:
     with node.running(message.header.experiment_id, Attempt(node.site, message), self.request.properties) as attempt:
         match attempt.run():
             case PutOff(delay=delay, outcome=outcome):
-                raise HandedBack(_sentence(outcome), delay=delay)
+                raise HandedBack(_sentence(outcome), delay.total_seconds())
             case Ended(state=State.SUCCEEDED):
                 return {"state": State.SUCCEEDED.value, "exit_code": 0}
-            case Ended() as ended:
-                raise ExperimentEnded(ended)
+            case Ended() as result:
+                raise ended(result)
 
 
 def _sentence(outcome: Outcome | None) -> str:

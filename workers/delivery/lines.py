@@ -1,0 +1,33 @@
+"""How a worker's log lines look: one event and its fields, as text for people or as JSON for machines."""
+
+import logging
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+
+def make_formatter(form: Literal["text", "json"]) -> logging.Formatter:
+    """Return the formatter for every handler of a worker."""
+    renderer: Any = structlog.processors.JSONRenderer()
+    if form == "text":
+        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, pad_level=False)
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.ExtraAdder(),
+            _without_celerys_context,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *([structlog.processors.format_exc_info] if form == "json" else []),
+            renderer,
+        ],
+    )
+
+
+def _without_celerys_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Leave out what Celery attaches to its own lines; its text says the same."""
+    event.pop("data", None)
+    return event
