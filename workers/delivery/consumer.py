@@ -16,7 +16,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import active_requests, reserved_requests
 
 from jobqueue.application import CONTENT_TYPE, TASK
-from jobqueue.envelope import verify
+from jobqueue.envelope import Verified, verify
 from jobqueue.errors import BadEnvelope, BrokerUnavailable, JobqueueError, NoSuchQueue, Untrusted
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Reason, State
@@ -42,12 +42,12 @@ class Consumer(CeleryConsumer):
             step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in str(step)
         )
 
-    def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, on_task_request: Any, *, worker_options: Any = None, **options: Any) -> None:
         self.refused: Counter[str] = Counter()
         self._logged_at = 0.0
         # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
-        super().__init__(*args, worker_options=alone, **options)
+        super().__init__(on_task_request, worker_options=alone, **options)
 
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
@@ -101,8 +101,7 @@ class Consumer(CeleryConsumer):
         try:
             _check_shape(message)
             verified = verify(bytes(message.body), keys=node_of(self.app).site.keys, queue=queue, now=datetime.now(UTC))
-            if verified.header.experiment_id != message.headers["id"]:
-                raise BadEnvelope("the message's id is not the envelope's")
+            _check_id(message, verified)
         except Untrusted as error:
             self._count(Reason.UNTRUSTED, queue, error.message)
             message.ack()
@@ -167,6 +166,12 @@ def _is_dead(message: Any) -> bool:
     """Tell whether the channel that brought a message is closed, so that it can no longer be acknowledged."""
     channel = message.channel
     return bool(getattr(channel, "closed", False)) or not getattr(channel, "is_open", True)
+
+
+def _check_id(message: Any, verified: Verified) -> None:
+    if verified.header.experiment_id != message.headers["id"]:
+        experiment_id = verified.header.experiment_id
+        raise BadEnvelope("the message's id is not the envelope's", experiment_id=experiment_id)
 
 
 def _check_shape(message: Any) -> None:
