@@ -77,6 +77,12 @@ class ExitWatch:
         with self._lock, translated("wait for a container"):
             if not self._has_ended:
                 self._has_ended = "StatusCode" in self._answer.json()
+                self._wake_others()
+
+    def _wake_others(self) -> None:
+        """End the waiting of other threads: the word has been read, the engine says nothing more here."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
 
 
 def read_log(
