@@ -11,13 +11,14 @@ from typing import Any, Final
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.config import Settings
-from jobqueue.errors import JobqueueError, Superseded
+from jobqueue.errors import JobqueueError, StoreUnavailable, Superseded
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Lease, WorkerRecord
 from jobqueue.storage import open_store
+from jobqueue.storage.base import check_store
 from workers.attempt.lease import RENEWALS_PER_LEASE
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes import open_runtime
@@ -56,7 +57,15 @@ class Node:
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def start(self) -> None:
-        """Remove what an earlier worker of this name left on the engine, and say that it is there."""
+        """Remove what an earlier worker of this name left on the engine, and say that it is there.
+
+        Raises:
+            InvalidSetting: the store cannot be trusted with results.
+        """
+        try:
+            check_store(self.site.store)
+        except StoreUnavailable as error:
+            log.warning("store.unavailable", extra={"error": error.message})
         self._remove_orphans()
         self._announce()
         self._pulse.start()

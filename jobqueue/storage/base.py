@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from jobqueue.artifacts import path_fault
-from jobqueue.errors import ArtifactRefused
+from jobqueue.errors import ArtifactRefused, InvalidSetting
 
 MAX_KEY_BYTES: Final = 1024
+_PROBE: Final = "doctor/written-once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,21 @@ class Store(Protocol):
             StoreUnavailable: this kind of store has no such URLs.
         """
         ...
+
+
+def check_store(store: Store) -> None:
+    """Return when the store answers and writes an object only once, on which every result rests.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+        InvalidSetting: it overwrites what must be written once; not every S3 server honours If-None-Match.
+    """
+    store.put_if_absent(_PROBE, b"")
+    if store.put_if_absent(_PROBE, b""):
+        raise InvalidSetting(
+            "the store overwrites an object that must be written once: two results of one experiment could be mixed",
+            hint="use an S3 server that honours If-None-Match: *, or a folder",
+        )
 
 
 def check_key(key: str) -> str:

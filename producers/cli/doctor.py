@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jobqueue.config import Settings
 
 _PROBE: Final = "doctor/probe"
+_CLOCK_TOLERANCE: Final = timedelta(seconds=30)
 _LEAST_DISK_BYTES: Final = 2 * 10**9
 
 
@@ -104,8 +105,9 @@ def _check_registry(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.registry import open_registry
 
     with closing(open_registry(settings.registry)) as registry:
-        registry.ping()
+        ahead = datetime.now(UTC) - registry.ping()
         yield Finding(name="registry", verdict=Verdict.OK, text=f"{_without_password(settings.registry)} answers")
+        yield _judge_clock(ahead)
         workers = registry.workers.present()
     names = ", ".join(f"{worker.worker_id} ({worker.runtime}; {', '.join(worker.queues)})" for worker in workers)
     if workers:
@@ -115,8 +117,18 @@ def _check_registry(settings: "Settings") -> Iterator[Finding]:
         yield Finding(name="workers", verdict=Verdict.WARN, text="none is there; experiments wait", fix=fix)
 
 
+def _judge_clock(ahead: timedelta) -> Finding:
+    """Judge how far this machine's clock is ahead of the registry's, which decides about leases."""
+    text = f"{ahead.total_seconds():+.1f} s from the registry's"
+    if abs(ahead) <= _CLOCK_TOLERANCE:
+        return Finding(name="clock", verdict=Verdict.OK, text=text)
+    fix = "synchronise the clocks of both machines, as with `timedatectl set-ntp true`"
+    return Finding(name="clock", verdict=Verdict.WARN, text=text, fix=fix)
+
+
 def _check_store(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.storage import open_store
+    from jobqueue.storage.base import check_store
 
     store = open_store(settings.storage, endpoint=settings.storage_endpoint)
     written = f"{socket.gethostname()} {datetime.now(UTC).isoformat()}".encode()
@@ -126,7 +138,8 @@ def _check_store(settings: "Settings") -> Iterator[Finding]:
             name="store", verdict=Verdict.FAIL, text=f"{settings.storage} does not give back what was written"
         )
         return
-    yield Finding(name="store", verdict=Verdict.OK, text=f"{settings.storage} takes and gives back")
+    check_store(store)
+    yield Finding(name="store", verdict=Verdict.OK, text=f"{settings.storage} takes, gives back and keeps")
 
 
 def _check_keys(settings: "Settings") -> Iterator[Finding]:

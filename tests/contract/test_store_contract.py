@@ -17,7 +17,7 @@ from services.moto import MotoServer
 
 from jobqueue.errors import ArtifactRefused, InvalidSetting, NotFound, StoreUnavailable
 from jobqueue.storage import locate, open_store
-from jobqueue.storage.base import Store, StoredObject
+from jobqueue.storage.base import Store, StoredObject, check_store
 
 MEBIBYTE = 1 << 20
 
@@ -381,3 +381,17 @@ BAD_URIS = (
 def test_what_is_no_address_is_refused(uri: str) -> None:
     with pytest.raises(ArtifactRefused):
         locate(uri, default=open_store("memory://"))
+
+
+def test_a_store_that_writes_once_passes_the_check(store: Store) -> None:
+    check_store(store)
+    check_store(store)
+
+
+def test_a_store_that_overwrites_results_is_refused() -> None:
+    class Overwriting:
+        def put_if_absent(self, key: str, content: bytes) -> bool:
+            return bool(key) or bool(content)
+
+    with pytest.raises(InvalidSetting, match="If-None-Match"):
+        check_store(Overwriting())  # type: ignore[arg-type]

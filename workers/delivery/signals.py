@@ -48,12 +48,12 @@ def open_node(sender: Any, **_: Any) -> None:
     queues = tuple(queue.name for queue in sender.app.conf.task_queues)
     try:
         node = Node(settings, worker_name=sender.hostname, queues=queues)
+        node.start()
     except JobqueueError as error:
         sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         raise SystemExit(EX_UNAVAILABLE) from None
     attach(sender.app, node)
     signals.worker_shutting_down.connect(node.asked_to_stop, weak=False)
-    node.start()
 
 
 @signals.worker_ready.connect
