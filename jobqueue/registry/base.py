@@ -287,8 +287,8 @@ class Registry(Protocol):
     live_logs: LiveLogs
     workers: Workers
 
-    def ping(self) -> None:
-        """Return when it answers.
+    def ping(self) -> datetime:
+        """Return the registry's time, aware, when it answers.
 
         Raises:
             RegistryUnavailable: it does not.

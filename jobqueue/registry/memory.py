@@ -24,14 +24,16 @@ class MemoryRegistry:
     """
 
     def __init__(self, *, clock: Clock = _now) -> None:
+        self._clock = clock
         table = Table(clock=clock)
         self.leases: Leases = MemoryLeases(table)
         self.experiments: Experiments = MemoryExperiments(table)
         self.live_logs: LiveLogs = MemoryLiveLogs(table)
         self.workers: Workers = MemoryWorkers(table)
 
-    def ping(self) -> None:
-        """Return: it is always there."""
+    def ping(self) -> datetime:
+        """Return its time: it is always there."""
+        return self._clock()
 
     def close(self) -> None:
         """Keep everything: another caller in this process may share it."""

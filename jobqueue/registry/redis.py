@@ -1,5 +1,7 @@
 """The registry in Redis."""
 
+from datetime import UTC, datetime, timedelta
+
 from jobqueue.registry.base import Experiments, Leases, LiveLogs, Workers
 from jobqueue.registry.redis_client import RedisClient
 from jobqueue.registry.redis_experiments import RedisExperiments
@@ -25,9 +27,10 @@ class RedisRegistry:
         self.live_logs: LiveLogs = RedisLiveLogs(self._client)
         self.workers: Workers = RedisWorkers(self._client)
 
-    def ping(self) -> None:
-        """Return when Redis answers."""
-        self._client.ask(("PING",))
+    def ping(self) -> datetime:
+        """Return the server's time when Redis answers: to PING, because TIME is answered while data is still loaded."""
+        _, (seconds, microseconds) = self._client.ask(("PING",), ("TIME",))
+        return datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(microseconds))
 
     def close(self) -> None:
         """Close its connections."""

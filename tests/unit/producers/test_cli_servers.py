@@ -238,6 +238,7 @@ def test_the_doctor_finds_all_well(project: str, tmp_path: Path, no_engine: None
         "broker": "ok",
         "queues": "ok",
         "registry": "ok",
+        "clock": "ok",
         "workers": "ok",
         "store": "ok",
         "keys": "ok",
@@ -277,6 +278,11 @@ def test_the_doctor_wants_the_engine_where_it_is_asked_for(
     assert _findings()["engine"][0] == "FAIL"
     monkeypatch.setenv("JOBQUEUE_RUNTIME", "process")
     assert _findings()["engine"][0] == "ok"
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(-29, "ok"), (29, "ok"), (31, "warn"), (-31, "warn")])
+def test_a_clock_that_is_far_from_the_registrys_is_told(seconds: int, verdict: str) -> None:
+    assert doctor._judge_clock(timedelta(seconds=seconds)).verdict == verdict
 
 
 @pytest.mark.parametrize(
