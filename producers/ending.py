@@ -4,27 +4,15 @@ import logging
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from jobqueue.artifacts import attempt_prefix, result_key
+from jobqueue.artifacts import attempt_prefix
 from jobqueue.errors import ExperimentCancelled, ExperimentFailed, JobqueueError, StoreUnavailable
-from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
-from jobqueue.marker import Marker, marker_from_json, marker_to_json
+from jobqueue.marker import Marker
 from jobqueue.registry.base import Record, Submission
 from jobqueue.storage.base import Store
+from jobqueue.storage.markers import read_marker, write_marker
 
 log = logging.getLogger(__name__)
-
-
-def read_marker(store: Store, experiment_id: ExperimentId) -> Marker | None:
-    """Return the result marker, or None when the experiment has not ended.
-
-    Raises:
-        StoreUnavailable: the store does not answer.
-    """
-    key = result_key(experiment_id)
-    if store.size(key) is None:
-        return None
-    return marker_from_json(b"".join(store.get(key)))
 
 
 def find_prefix(store: Store, record: Record) -> str:
@@ -87,6 +75,6 @@ def write_cancel_marker(store: Store, record: Record) -> None:
         finished_at=record.finished_at or datetime.now(UTC),
     )
     try:
-        store.put_if_absent(result_key(marker.experiment_id), marker_to_json(marker))
+        write_marker(store, marker)
     except StoreUnavailable as error:
         log.warning("experiment.marker_not_written experiment=%s error=%s", marker.experiment_id, error.message)

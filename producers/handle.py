@@ -21,8 +21,9 @@ from jobqueue.errors import (
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
+from jobqueue.storage.markers import read_marker
 from producers.connections import Connections
-from producers.ending import apply_marker, make_error, read_marker, without_message, write_cancel_marker
+from producers.ending import apply_marker, make_error, without_message, write_cancel_marker
 from producers.logs import STREAMS, LogSource, follow_log, print_log, read_log
 from producers.outputs import Outputs, read_result
 from producers.timeline import explain, make_view, parse_progress, to_html

@@ -13,7 +13,7 @@ from jobqueue.errors import ArtifactRefused, NotFound
 from jobqueue.ids import ExperimentId
 from jobqueue.storage.base import Store
 from jobqueue.storage.manifests import load_manifest
-from producers.ending import read_marker
+from jobqueue.storage.markers import read_marker
 
 RESULT_FILE: Final = "outputs/result.json"
 

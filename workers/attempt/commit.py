@@ -6,13 +6,12 @@ from typing import Final
 
 import stamina
 
-from jobqueue.artifacts import result_key
 from jobqueue.errors import RegistryUnavailable, StoreUnavailable
-from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, State
-from jobqueue.marker import Marker, marker_from_json, marker_to_json
+from jobqueue.marker import Marker
 from jobqueue.registry.base import Lease, Leases
 from jobqueue.storage.base import Store
+from jobqueue.storage.markers import write_marker
 from workers.attempt.reporting import Reporter
 
 log = logging.getLogger(__name__)
@@ -20,20 +19,10 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS: Final = 300.0
 
 
-def read_marker(store: Store, experiment_id: ExperimentId) -> Marker | None:
-    """Return the result marker, or None when the experiment has not ended.
-
-    Raises:
-        StoreUnavailable: the store does not answer.
-    """
-    key = result_key(experiment_id)
-    return marker_from_json(b"".join(store.get(key))) if store.size(key) is not None else None
-
-
 def commit(
     lease: Lease, outcome: Outcome, *, state: State, manifest: str, store: Store, leases: Leases, reporter: Reporter
-) -> State:
-    """Make an end final and return the final state: the marker's, should another attempt have been first.
+) -> Marker:
+    """Make an end final and return its marker: an older attempt's, should that have been first.
 
     Raises:
         StoreUnavailable: the marker could not be written for minutes; nothing is final.
@@ -54,25 +43,21 @@ def commit(
     )
     for attempt in stamina.retry_context(on=StoreUnavailable, attempts=None, timeout=PATIENCE_SECONDS):
         with attempt:
-            if not store.put_if_absent(result_key(lease.experiment_id), marker_to_json(marker)):
-                marker = read_marker(store, lease.experiment_id) or marker
-    if marker.token == lease.token:
-        reporter.ended(
-            outcome.reason,
-            state=state,
-            sentence=outcome.sentence,
-            exit_code=outcome.exit_code,
-            last_lines=outcome.last_lines,
-            manifest=manifest,
-        )
-    follow_marker(lease, marker, leases=leases)
-    return marker.state
+            marker = write_marker(store, marker)
+    follow_marker(lease, marker, leases=leases, reporter=reporter)
+    return marker
 
 
-def follow_marker(lease: Lease, marker: Marker, *, leases: Leases) -> None:
-    """Tell the registry what the marker says."""
-    outcome = Outcome(
-        reason=marker.reason, detail=marker.detail, exit_code=marker.exit_code, last_lines=marker.last_lines
+def follow_marker(lease: Lease, marker: Marker, *, leases: Leases, reporter: Reporter) -> None:
+    """Report what the marker says, then tell the registry; its writer may have been lost before it did."""
+    outcome = outcome_of(marker)
+    reporter.ended(
+        outcome.reason,
+        state=marker.state,
+        sentence=outcome.sentence,
+        exit_code=outcome.exit_code,
+        last_lines=outcome.last_lines,
+        manifest=marker.manifest,
     )
     for attempt in stamina.retry_context(on=RegistryUnavailable, attempts=None, timeout=PATIENCE_SECONDS):
         with attempt:
@@ -81,3 +66,8 @@ def follow_marker(lease: Lease, marker: Marker, *, leases: Leases) -> None:
         "experiment.final",
         extra={"experiment": lease.experiment_id, "state": marker.state, "reason": marker.reason.name},
     )
+
+
+def outcome_of(marker: Marker) -> Outcome:
+    """Return how the experiment ended, as its marker says."""
+    return Outcome(reason=marker.reason, detail=marker.detail, exit_code=marker.exit_code, last_lines=marker.last_lines)

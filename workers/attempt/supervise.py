@@ -15,7 +15,8 @@ from jobqueue.errors import RegistryUnavailable, StoreUnavailable, Superseded
 from jobqueue.lifecycle import Budget, Message, Outcome, Reason, State
 from jobqueue.registry import base as registry
 from jobqueue.registry.base import Record, Submission
-from workers.attempt.commit import commit, follow_marker, read_marker
+from jobqueue.storage.markers import read_marker
+from workers.attempt.commit import commit, follow_marker
 from workers.attempt.ending import back_off
 from workers.attempt.execute import Executed, Execution
 from workers.attempt.lease import LeaseKeeper, clock_seconds
