@@ -8,13 +8,11 @@ from typing import Any, Final
 
 from jobqueue.artifacts import Artifact
 from jobqueue.errors import ArtifactRefused, InvalidSpec, Problem
-from jobqueue.quantities import describe_size
 from jobqueue.routing import is_request_queue
 from jobqueue.spec import ExperimentSpec, parse_spec
 from jobqueue.storage.base import Store
 from producers.packaging import check_workspace, pack_workspace, upload_input
 
-LARGE_WORKSPACE_BYTES: Final = 100 * 10**6
 _TO_UPLOAD: Final = Artifact(uri="store:to-upload")
 
 
@@ -157,7 +155,7 @@ def upload(draft: Draft, *, store: Store, packed: Packed) -> tuple[ExperimentSpe
             artifact, left_out = pack_workspace(draft.workspace, store)
             packed.workspaces[draft.workspace] = artifact, tuple(left_out)
         parts["workspace"], told = packed.workspaces[draft.workspace]
-        warnings += [*told, *_warn_of_size(parts["workspace"])]
+        warnings += told
     if draft.inputs:
         for name, path in draft.inputs.items():
             if path not in packed.inputs:
@@ -173,10 +171,3 @@ def _warn_of_image(image: str) -> list[str]:
     if digest or tag not in ("", "latest"):
         return []
     return [f"image {image!r} is not pinned: it may be another one tomorrow (name a tag, or better a digest)"]
-
-
-def _warn_of_size(workspace: Artifact) -> list[str]:
-    size = max(workspace.unpacked_bytes, workspace.size_bytes)
-    if size <= LARGE_WORKSPACE_BYTES:
-        return []
-    return [f"the workspace has {describe_size(size)}: name what is not needed in .jobqueueignore, or use inputs="]

@@ -196,6 +196,7 @@ def _make_site(settings: Settings, *, broker: Broker, worker_name: str) -> Site:
         lease=settings.lease,
         grace=settings.grace,
         folder=settings.cache_dir,
+        endpoint=settings.storage_endpoint,
     )
 
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from jobqueue.keys import KeyRing
-
 from jobqueue.brokers.base import Deliveries
 from jobqueue.ids import NodeId, WorkerId
+from jobqueue.keys import KeyRing
 from jobqueue.registry.base import Registry
 from jobqueue.resources import Offer
 from jobqueue.storage.base import Store
@@ -42,6 +41,7 @@ class Site:
         lease: how long a lease lasts from each renewal.
         grace: between SIGTERM and SIGKILL.
         folder: where attempts and caches lie.
+        endpoint: of the S3 server that `s3://` inputs lie on, when it is not Amazon's.
     """
 
     worker_id: WorkerId
@@ -57,3 +57,4 @@ class Site:
     lease: timedelta
     grace: timedelta
     folder: Path
+    endpoint: str = ""
