@@ -1,5 +1,6 @@
 """Where a container's output goes."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -149,7 +150,7 @@ def test_no_secret_passes_wherever_the_pieces_are_cut(
     )
     text = before + secret + after
     borders = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
-    for first, last in zip(borders, borders[1:], strict=False):
+    for first, last in itertools.pairwise(borders):
         writer.write("stdout", text[first:last])
     writer.close()
     assert stored(store, "stdout") == text.replace(secret, b"[secret]")
