@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import stamina
 
 from jobqueue.artifacts import attempt_prefix, manifest_key
 from jobqueue.envelope import Verified, open_sealed
-from jobqueue.errors import JobqueueError, RuntimeFailure, StoreUnavailable, Superseded
+from jobqueue.errors import JobqueueError, RegistryUnavailable, RuntimeFailure, StoreUnavailable, Superseded
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.spec import ExperimentSpec
 from workers.attempt import workspace
@@ -69,6 +70,7 @@ class Execution:
         self._watch: Watch | None = None
         self._spec: ExperimentSpec | None = None
         self._manifest = ""
+        self._entered: State | None = None
 
     def ask(self, reason: Reason) -> None:
         """Ask for its end; returns at once."""
@@ -105,7 +107,8 @@ class Execution:
         image = self._watching(lambda: self._site.runtime.resolve(spec.image))
         self._check()
         self._site.registry.leases.advance(self._lease, State.PREPARING, phase=Phase.STAGING)
-        staged = workspace.stage_in(spec, folder, store=self._site.store, cache=self._site.folder)
+        site = self._site
+        staged = workspace.stage_in(spec, folder, store=site.store, cache=site.folder, endpoint=site.endpoint)
         self._check()
         plan = make_plan(
             spec,
@@ -149,7 +152,9 @@ class Execution:
         if self._asked:
             watch.ask(self._asked)
         try:
-            self._enter(State.RUNNING)
+            # A registry that is away now is told at the end: what runs already is not given up for that.
+            with suppress(RegistryUnavailable):
+                self._enter(State.RUNNING)
             ended = watch.run()
         finally:
             self._watch = None
@@ -170,10 +175,11 @@ class Execution:
             return Outcome(reason=Reason.DRAINED)
         if logs_error:
             raise logs_error
-        self._enter(State.FINALIZING)
-        for patience in stamina.retry_context(on=StoreUnavailable, attempts=None, timeout=PATIENCE_SECONDS):
-            with patience:
-                workspace.stage_out(spec, folder, store=self._site.store, prefix=self._prefix)
+        _with_patience(RegistryUnavailable, self._enter_finalizing)
+        _with_patience(
+            StoreUnavailable,
+            lambda: workspace.stage_out(spec, folder, store=self._site.store, prefix=self._prefix),
+        )
         self._manifest = manifest_key(self._prefix)
         if watch.stop_reason:
             return Outcome(
@@ -184,6 +190,12 @@ class Execution:
     def _enter(self, state: State, phase: Phase | None = None) -> None:
         self._site.registry.leases.advance(self._lease, state, phase=phase)
         self._reporter.entered(state)
+        self._entered = state
+
+    def _enter_finalizing(self) -> None:
+        if self._entered is not State.RUNNING:
+            self._enter(State.RUNNING)
+        self._enter(State.FINALIZING)
 
     def _check(self) -> None:
         """Raise when the attempt should not go on."""
@@ -213,6 +225,13 @@ class Execution:
             log.warning(
                 "container.not_removed", extra={"experiment": self._lease.experiment_id, "error": error.message}
             )
+
+
+def _with_patience(error: type[JobqueueError], step: Callable[[], object]) -> None:
+    """Do a step, again and again for minutes while it raises `error`."""
+    for attempt in stamina.retry_context(on=error, attempts=None, timeout=PATIENCE_SECONDS):
+        with attempt:
+            step()
 
 
 def _close(logs: LogWriter) -> StoreUnavailable | None:

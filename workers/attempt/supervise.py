@@ -14,9 +14,9 @@ from jobqueue.envelope import Verified
 from jobqueue.errors import RegistryUnavailable, StoreUnavailable, Superseded
 from jobqueue.lifecycle import Budget, Message, Outcome, Reason, State
 from jobqueue.registry import base as registry
-from jobqueue.registry.base import Record, Submission
+from jobqueue.registry.base import Lease, Record, Submission
 from jobqueue.storage.markers import read_marker
-from workers.attempt.commit import commit, follow_marker
+from workers.attempt.commit import commit, follow_marker, outcome_of
 from workers.attempt.ending import back_off
 from workers.attempt.execute import Executed, Execution
 from workers.attempt.lease import LeaseKeeper, clock_seconds
@@ -87,7 +87,7 @@ class Attempt:
         )
         match answer:
             case registry.Final(record=record):
-                return Ended(state=record.state, outcome=Outcome(reason=record.reason or Reason.SUPERSEDED))
+                return self._over(record)
             case registry.Held(remaining=remaining) | registry.Quarantined(remaining=remaining):
                 return PutOff(delay=remaining)
         keeper = LeaseKeeper(site.registry.leases, answer.lease, ttl=site.lease, granted_at_seconds=asked_at_seconds)
@@ -100,15 +100,23 @@ class Attempt:
         finally:
             keeper.close()
 
+    def _over(self, record: Record) -> Ended:
+        """Return the end that the registry knows; one that came before the first lease is nobody else's to report."""
+        outcome = Outcome(reason=record.reason or Reason.SUPERSEDED, detail=record.detail)
+        if not record.token:
+            lease = Lease(experiment_id=record.submission.id, token=0, attempt=0)
+            self._reporter(lease).ended(outcome.reason, state=record.state, sentence=outcome.sentence)
+        return Ended(state=record.state, outcome=outcome)
+
     def _hold(
         self, answer: registry.Granted | registry.Cancelled | registry.Exhausted, keeper: LeaseKeeper
     ) -> Ended | PutOff:
-        record, reporter = answer.record, self._reporter(keeper)
+        record, reporter = answer.record, self._reporter(keeper.lease)
         if _may_have_ended(record):
             marker = read_marker(self._site.store, keeper.lease.experiment_id)
             if marker:
-                follow_marker(keeper.lease, marker, leases=self._site.registry.leases)
-                return Ended(state=marker.state, outcome=Outcome(reason=marker.reason))
+                follow_marker(keeper.lease, marker, leases=self._site.registry.leases, reporter=reporter)
+                return Ended(state=marker.state, outcome=outcome_of(marker))
         match answer:
             case registry.Cancelled():
                 executed = Executed(outcome=Outcome(reason=Reason.CANCELLED_BY_USER))
@@ -140,17 +148,16 @@ class Attempt:
             return PutOff(delay=delay, outcome=outcome)
         if verdict.state is None:
             outcome = _exhausted(record, outcome)
-        state = outcome.reason.verdict.state or State.FAILED
-        state = commit(
+        marker = commit(
             keeper.lease,
             outcome,
-            state=state,
+            state=outcome.reason.verdict.state or State.FAILED,
             manifest=executed.manifest,
             store=self._site.store,
             leases=self._site.registry.leases,
             reporter=reporter,
         )
-        return Ended(state=state, outcome=outcome)
+        return Ended(state=marker.state, outcome=outcome_of(marker))
 
     def _next_delay(self, executed: Executed, record: Record) -> timedelta | None:
         """Return how long until another attempt, or None when there is none."""
@@ -163,14 +170,14 @@ class Attempt:
                 return back_off(record.platform_failures)
         return None
 
-    def _reporter(self, keeper: LeaseKeeper) -> Reporter:
+    def _reporter(self, lease: Lease) -> Reporter:
         return Reporter(
             self._site.outbox,
             queue=self._message.header.queue,
-            experiment_id=keeper.lease.experiment_id,
+            experiment_id=lease.experiment_id,
             worker_id=self._site.worker_id,
-            attempt=keeper.lease.attempt,
-            token=keeper.lease.token,
+            attempt=lease.attempt,
+            token=lease.token,
         )
 
 

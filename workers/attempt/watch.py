@@ -97,10 +97,16 @@ class Watch:
             RuntimeFailure: the engine has lost it.
         """
         self._follower.start()
-        ended = self._wait()
+        ended: Exit | None = None
         while ended is None:
-            self._look()
-            ended = self._wait()
+            try:
+                ended = self._container.wait(self._tick)
+                if ended is None:
+                    self._look()
+            except RuntimeFailure:
+                if self._engine_answers():
+                    raise
+                time.sleep(self._tick.total_seconds())
         self._follower.join(DRAIN_OUTPUT.total_seconds())
         self._take_progress(now=True)
         return ended
@@ -110,15 +116,6 @@ class Watch:
             self._container.follow(self._logs.write)
         except RuntimeFailure as error:
             log.warning("output.lost", extra={"error": error.message})
-
-    def _wait(self) -> Exit | None:
-        try:
-            return self._container.wait(self._tick)
-        except RuntimeFailure:
-            if self._engine_answers():
-                raise
-            time.sleep(self._tick.total_seconds())
-            return None
 
     def _engine_answers(self) -> bool:
         """Tell whether it is the container that is gone, not the engine.
@@ -172,6 +169,6 @@ class Watch:
             self._stop(Reason.STALLED, f"silent for {format_duration(self._spec.stall_timeout)}")
 
     def _stop(self, reason: Reason, detail: str = "") -> None:
-        self.stop_reason, self.stop_detail = reason, detail
         log.info("container.stopping", extra={"reason": reason.name})
         self._container.stop(self._grace)
+        self.stop_reason, self.stop_detail = reason, detail
