@@ -57,7 +57,7 @@ def dev(ctx: click.Context, /, *, flower: bool, flower_port: int, quiet: bool) -
             ended = parts.get(_wait_for_any_end(), "Flower")
             click.echo(f"{ended} ended by itself; the logs are in {server.folder}", err=True)
         except KeyboardInterrupt:
-            click.echo("\nstopping; Ctrl-C once more to stop at once", err=True)
+            click.echo("\nstopping: what runs may finish for a moment; Ctrl-C once more to stop at once", err=True)
             code = 0
     click.echo("stopped", err=True)
     ctx.exit(code)

@@ -83,9 +83,10 @@ def test_it_ends_with_its_killed_owner_and_the_next_one_recovers_what_was_writte
     _ask(settings.embedded_socket, "SET", "kept", "yes")
     owner.kill()
     owner.communicate()
+    # Before the next one starts, which would end an orphan by itself.
+    wait_until(lambda: not _is_running(pid), what="the server ends with its owner")
     with embedded_server(settings) as server:
         assert _ask(server.socket, "GET", "kept") == b"$3\r\nyes\r\n"
-    wait_until(lambda: not _is_running(pid), what="the server ends")
 
 
 def test_a_stale_socket_is_replaced(settings: Settings) -> None:
