@@ -65,7 +65,11 @@ class Consumer:
         self.received: list[Any] = []
         self.channel = self.connection.channel()
         self.consumer = kombu.Consumer(
-            self.channel, [broker.request_queue(queue)], on_message=self.received.append, prefetch_count=1
+            self.channel,
+            [broker.request_queue(queue)],
+            on_message=self.received.append,
+            on_decode_error=lambda message, _: self.received.append(message),
+            prefetch_count=1,
         )
         self.consumer.consume()
 
@@ -386,6 +390,17 @@ def test_any_body_can_be_set_aside(broker: Broker, queue: str, consume: Callable
     mail = receive(broker, dead_letter_queue(queue))
     assert mail
     assert mail.body == body
+
+
+def test_a_body_that_is_not_compressed_as_it_says_can_be_set_aside(
+    broker: Broker, queue: str, consume: Callable[[str], Consumer]
+) -> None:
+    publish(broker, queue, headers={"compression": "application/x-gzip"})
+    broker.deliveries.dead_letter(consume(queue).next(), queue=queue, reason="BAD_ENVELOPE", detail="")
+    mail = receive(broker, dead_letter_queue(queue))
+    assert mail
+    assert mail.body == BODY
+    assert mail.headers["compression"] == "application/x-gzip"
 
 
 def test_without_a_companion_queue_nothing_is_acknowledged(
