@@ -25,15 +25,20 @@ def keys() -> None:
 
 
 @keys.command()
-@click.argument("role", type=click.Choice(["node", "sender"]))
+@click.argument("role", type=click.Choice(["node", "sender", "laptop"]))
 def new(*, role: str) -> None:
     """Make a pair of keys for a ROLE, the newest from now on, and write its public line.
 
-    Older pairs stay valid until they are revoked: a new pair is the first half of a rotation.
+    Older pairs stay valid until they are revoked: a new pair is the first half of a rotation. `laptop` makes what a
+    machine needs that submits to itself, unless it is there: a node's pair, a sender's pair, and trust in that sender.
     """
-    from jobqueue.keys import make_node_keys, make_sender_keys
+    from jobqueue.keys import ensure_laptop_keys, make_node_keys, make_sender_keys
 
     folder = read_settings().keys_dir
+    if role == "laptop":
+        ensure_laptop_keys(folder)
+        click.echo(f"a node's and a sender's keys that know each other are in {folder}", err=True)
+        return
     made = make_node_keys(folder) if role == "node" else make_sender_keys(folder)
     click.echo(made.line)
     click.echo(f"made {role} key {made.key_id} in {folder / role}", err=True)
