@@ -18,7 +18,7 @@ from jobqueue.artifacts import log_key
 from jobqueue.errors import JobqueueError, StoreUnavailable
 from jobqueue.registry.base import Lease, LiveLogs
 from jobqueue.storage.base import Store
-from workers.attempt.progress import MAX_PROGRESS_BYTES, parse_progress_line
+from workers.attempt.progress import MAX_PROGRESS_BYTES, PROGRESS_MARK, parse_progress_line
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ LAST_LINES: Final = 20
 LAST_LINE_CHARACTERS: Final = 500
 REDACTED: Final = b"[secret]"
 _GPU_OUT_OF_MEMORY = (b"CUDA out of memory", b"CUDA_ERROR_OUT_OF_MEMORY", b"OutOfMemoryError: CUDA")
+_TELLING: Final = (PROGRESS_MARK, *_GPU_OUT_OF_MEMORY)
 
 
 class _Redactor:
@@ -75,9 +76,11 @@ class _Lines:
         self._partial = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Take some bytes."""
+        """Take some bytes; of many lines that tell nothing only the last ones are looked at, which are all we keep."""
         first, *rest = data.split(b"\n")
         self._extend(first)
+        if len(rest) > LAST_LINES and not any(mark in data for mark in _TELLING):
+            rest = [*[line for line in rest[:-1] if line.rstrip(b"\r")][-LAST_LINES:], rest[-1]]
         for piece in rest:
             self.flush()
             self._extend(piece)

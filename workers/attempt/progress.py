@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 MAX_PROGRESS_BYTES: Final = 4096
+PROGRESS_MARK: Final = b"::jobqueue"
 _LINE = re.compile(rb"::jobqueue((?:\s+[A-Za-z_][\w.-]*=[^\s:]+)+)\s*::")
 _PAIR = re.compile(r"([A-Za-z_][\w.-]*)=(\S+)")
 
 
 def parse_progress_line(line: bytes) -> str | None:
     """Return the progress a line of output carries, as a JSON object, or None when it carries none."""
-    match = _LINE.search(line) if len(line) <= MAX_PROGRESS_BYTES and b"::jobqueue" in line else None
+    match = _LINE.search(line) if len(line) <= MAX_PROGRESS_BYTES and PROGRESS_MARK in line else None
     if match is None:
         return None
     pairs = _PAIR.findall(match[1].decode(errors="replace"))
