@@ -1,26 +1,20 @@
 """`jobqueue reports`: what workers tell, as lines or as JSON."""
 
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import click
 
-from jobqueue.errors import BadEnvelope, NoSuchQueue
 from jobqueue.report import LogEntry, Progress, Report
 from jobqueue.routing import reporting_queue, request_queues
 from producers.cli.arguments import Duration, read_settings
 from producers.cli.group import EXIT_INTERRUPTED
 from producers.cli.output import Format, colour, format_option, plain, write_instant
-
-if TYPE_CHECKING:
-    from jobqueue.brokers.base import Broker, Mail
-
-_SHORTEST_WAIT: Final = timedelta(milliseconds=200)
 
 
 @click.group()
@@ -32,69 +26,55 @@ def reports() -> None:
 @click.option(
     "--queue", "queues", multiple=True, metavar="NAME", help="Request queue; the project's own when not given."
 )
-@click.option("--create", is_flag=True, help="Make the reporting queues first, if they are not there.")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Stop after so many reports.")
 @click.option("--timeout", type=Duration(), help="Stop after so long, as in 10m.")
 @format_option
 @click.pass_context
 def listen(
-    ctx: click.Context,
-    /,
-    *,
-    queues: tuple[str, ...],
-    create: bool,
-    count: int | None,
-    timeout: timedelta | None,
-    form: str,
+    ctx: click.Context, /, *, queues: tuple[str, ...], count: int | None, timeout: timedelta | None, form: str
 ) -> None:
-    """Write each report as it comes, and take it from the queue, until Ctrl-C. JSON is one object to a line."""
+    """Write each report as it comes, and take it from the queue, until Ctrl-C. JSON is one object to a line.
+
+    Makes the reporting queues that are not there yet: workers report only where somebody listens.
+    """
     from jobqueue.brokers import open_broker
+    from producers import listener
 
     settings = read_settings()
     names = [reporting_queue(queue) for queue in queues or request_queues(settings.project)]
-    with closing(open_broker(settings.broker, lease=settings.lease)) as broker:
-        listened = _existing(broker, names, create=create)
-        click.echo(f"listening to {', '.join(listened)}", err=True)
+    stop = threading.Event()
+    left = count or math.inf
+
+    def write(report: Report) -> None:
+        nonlocal left
+        _write(report, form)
+        left -= 1
+        if left <= 0:
+            stop.set()
+
+    with closing(open_broker(settings.broker, lease=settings.lease)) as broker, _stopping(stop, after=timeout):
+        for name in names:
+            broker.queues.create_plain(name)
+        click.echo(f"listening to {', '.join(names)}", err=True)
         try:
-            for mail in islice(_receive(broker, listened, timeout=timeout), count):
-                _write_mail(mail, form)
-                broker.post.acknowledge(mail)
+            listener.listen(broker, names, write, stop=stop)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 
 
-def _existing(broker: "Broker", names: Sequence[str], *, create: bool) -> list[str]:
-    if create:
-        for name in names:
-            broker.queues.create_plain(name)
-    found = [name for name in names if broker.queues.exists(name)]
-    if not found:
-        raise NoSuchQueue(
-            f"nobody has made {' or '.join(names)}, so workers report nothing",
-            hint="add --create, or `jobqueue queues create --reporting`",
-        )
-    return found
-
-
-def _receive(broker: "Broker", queues: Sequence[str], *, timeout: timedelta | None) -> Iterator["Mail"]:
-    """Yield messages from several queues in turn, unacknowledged."""
-    until = None if timeout is None else time.monotonic() + timeout.total_seconds()
-    while until is None or time.monotonic() < until:
-        for queue in queues:
-            mail = broker.post.receive(queue, timeout=_SHORTEST_WAIT)
-            if mail is not None:
-                yield mail
-
-
-def _write_mail(mail: "Mail", form: str) -> None:
-    from jobqueue.codec import decode_report
-
+@contextmanager
+def _stopping(stop: threading.Event, *, after: timedelta | None) -> Iterator[None]:
+    """Set `stop` when the time is over."""
+    timer = threading.Timer(after.total_seconds(), stop.set) if after else None
+    if timer:
+        timer.daemon = True
+        timer.start()
     try:
-        report = decode_report(mail.body)
-    except BadEnvelope as error:
-        click.echo(f"left out what is not a report: {error.message}", err=True)
-        return
-    _write(report, form)
+        yield
+    finally:
+        if timer:
+            timer.cancel()
+            timer.join()
 
 
 def _write(report: Report, form: str) -> None:
