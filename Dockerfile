@@ -11,7 +11,9 @@ COPY producers producers
 RUN /opt/jobqueue/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM ${BASE}
-RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/jobqueue jobqueue
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/jobqueue jobqueue \
+    # A volume that is mounted here takes its owner and mode from it.
+    && install --directory --owner=jobqueue --mode=0700 /var/lib/jobqueue/keys
 COPY --from=build /opt/jobqueue /opt/jobqueue
 ENV PATH=/opt/jobqueue/bin:$PATH \
     JOBQUEUE_STATE_DIR=/var/lib/jobqueue/state \

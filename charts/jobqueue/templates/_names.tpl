@@ -32,28 +32,20 @@ valueFrom:
   secretKeyRef: { name: {{ .root.Values.passwordsSecret }}, key: {{ .key }} }
 {{- end }}
 
-{{- /* The environment of every pod that runs our image: passwords first, so that the URLs can refer to them. */ -}}
-{{- define "jobqueue.environment" -}}
-{{- $name := .Release.Name -}}
-{{- $settings := dict -}}
-{{- if .Values.broker.enabled }}{{- $_ := set $settings "JOBQUEUE_BROKER_URL" (printf "amqp://jobqueue:$(BROKER_PASSWORD)@%s-broker:5672//" $name) }}{{- end }}
-{{- if .Values.registry.enabled }}{{- $_ := set $settings "JOBQUEUE_REGISTRY_URL" (printf "redis://:$(REGISTRY_PASSWORD)@%s-registry:6379/0" $name) }}{{- end }}
-{{- if .Values.store.enabled }}
-{{- $_ := set $settings "JOBQUEUE_STORAGE_URL" "s3://jobqueue" }}
-{{- $_ := set $settings "JOBQUEUE_STORAGE_ENDPOINT" (printf "http://%s-store:9000" $name) }}
-{{- $_ := set $settings "AWS_ACCESS_KEY_ID" "jobqueue" }}
-{{- $_ := set $settings "AWS_SECRET_ACCESS_KEY" "$(STORE_PASSWORD)" }}
-{{- $_ := set $settings "AWS_REGION" "us-east-1" }}
+{{- /* A password of the secret, before the URLs that refer to it. */ -}}
+{{- define "jobqueue.passwordVariable" -}}
+- name: {{ .variable }}
+  {{- include "jobqueue.password" . | nindent 2 }}
 {{- end }}
-{{- $settings = merge (dict) .Values.settings $settings -}}
-- name: BROKER_PASSWORD
-  {{- include "jobqueue.password" (dict "root" . "key" "broker-password") | nindent 2 }}
-- name: REGISTRY_PASSWORD
-  {{- include "jobqueue.password" (dict "root" . "key" "registry-password") | nindent 2 }}
-- name: STORE_PASSWORD
-  {{- include "jobqueue.password" (dict "root" . "key" "store-password") | nindent 2 }}
-{{- range $key, $value := $settings }}
-- name: {{ $key }}
+
+{{- define "jobqueue.brokerUrl" -}}
+amqp://jobqueue:$(BROKER_PASSWORD)@{{ .Release.Name }}-broker:5672//
+{{- end }}
+
+{{- /* Variables from a mapping, those of `settings` winning: root, variables. */ -}}
+{{- define "jobqueue.variables" -}}
+{{- range $name, $value := merge (dict) .root.Values.settings .variables }}
+- name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}
 {{- end }}
