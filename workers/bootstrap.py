@@ -62,6 +62,9 @@ class Node:
         Raises:
             InvalidSetting: the store cannot be trusted with results.
         """
+        runtime = self.site.runtime
+        if runtime.notice:
+            log.warning("runtime.notice", extra={"runtime": runtime.name, "notice": runtime.notice})
         try:
             check_store(self.site.store)
         except StoreUnavailable as error:
@@ -175,8 +178,6 @@ class Node:
 
 def _make_site(settings: Settings, *, broker: Broker, worker_name: str) -> Site:
     runtime = open_runtime(settings.runtime, state_dir=settings.state_dir)
-    if runtime.notice:
-        log.warning("runtime.notice", extra={"runtime": runtime.name, "notice": runtime.notice})
     return Site(
         worker_id=WorkerId(worker_name),
         node_id=NodeId(worker_name),

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from celery import current_app, signals
 
@@ -48,12 +48,20 @@ def open_node(sender: Any, **_: Any) -> None:
     queues = tuple(queue.name for queue in sender.app.conf.task_queues)
     try:
         node = Node(settings, worker_name=sender.hostname, queues=queues)
-        node.start()
     except JobqueueError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        raise SystemExit(EX_UNAVAILABLE) from None
+        _give_up(error)
     attach(sender.app, node)
     signals.worker_shutting_down.connect(node.asked_to_stop, weak=False)
+
+
+@signals.celeryd_after_setup.connect
+def start_node(sender: str, instance: Any, **_: Any) -> None:
+    """Tidy up and say that it is there, once log lines have their shape and before the first message."""
+    del sender
+    try:
+        node_of(instance.app).start()
+    except JobqueueError as error:
+        _give_up(error)
 
 
 @signals.worker_ready.connect
@@ -67,3 +75,9 @@ def say_ready(sender: Any, **_: Any) -> None:
 def close_node(sender: Any, **_: Any) -> None:
     """Close everything."""
     node_of(sender.app).close()
+
+
+def _give_up(error: JobqueueError) -> NoReturn:
+    """End the worker; anything but a SystemExit would be logged and passed over."""
+    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    raise SystemExit(EX_UNAVAILABLE) from None
