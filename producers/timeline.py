@@ -88,9 +88,8 @@ def _describe_end(record: Record) -> str:
         return "no reason is recorded"
     verdict = record.reason.verdict
     sentence = f"{verdict.sentence}: {record.detail}" if record.detail else verdict.sentence
-    code = f" (exit code {record.exit_code})" if record.exit_code else ""
     hint = f"; {verdict.hint}" if verdict.hint else ""
-    return f"{sentence}{code} [{record.reason.name}]{hint}"
+    return f"{sentence} [{record.reason.name}]{hint}"
 
 
 def parse_progress(text: str) -> dict[str, object]:

@@ -67,7 +67,7 @@ def test_a_failed_one_says_why_and_what_to_do(record: Record) -> None:
     )
 
     assert explain(failed) == (
-        "FAILED: the container was killed by its memory limit: the limit is 2 GiB (exit code 137) [OUT_OF_MEMORY]; "
+        "FAILED: the container was killed by its memory limit: the limit is 2 GiB [OUT_OF_MEMORY]; "
         "ask for more with memory="
     )
 
