@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from services.process import MissingProgramError
+
 from bench.artifacts import measure_artifact_throughput
 from bench.experiments import measure_overhead, measure_slot_memory, measure_start_latency
 from bench.importing import measure_import_time
@@ -41,7 +43,10 @@ def main(arguments: list[str]) -> None:
         parser.error(f"no such measure: {', '.join(sorted(unknown))} (use {', '.join(_MEASURES)})")
     # What a submission warns of is not what is measured.
     warnings.simplefilter("ignore")
-    results = _measure(asked.only or list(_MEASURES), is_quick=asked.quick)
+    try:
+        results = _measure(asked.only or list(_MEASURES), is_quick=asked.quick)
+    except MissingProgramError as error:
+        sys.exit(str(error))
     print(f"\n{describe_machine()}\n\n{make_table(results)}")
     if not asked.quick:
         write_results(asked.output, results)

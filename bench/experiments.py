@@ -18,7 +18,7 @@ from bench.results import Result, absolute, compare
 from bench.sampling import interleave, seconds
 from bench.servers import Servers
 
-_ROUNDS = 25
+_ROUNDS = 40
 _MB = 1e6
 
 
