@@ -32,8 +32,6 @@ print("first line", flush=True)
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.05)
 """
-    "import os, sys, time\nprint('first line', flush=True)\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)\n"
-)
 
 
 @pytest.fixture
