@@ -45,11 +45,11 @@ class Place:
         return self.client.submit(**small)
 
     def make_worker(
-        self, name: str = "cpu", *, environment: Mapping[str, str] | None = None, **options: Any
+        self, name: str = "cpu", *, environment: Mapping[str, str] | None = None, app: str = "jobqueue"
     ) -> Process:
         """Return a worker of this place that is not started yet."""
         host = {"DOCKER_HOST": self.engine.url} if self.engine else {}
-        return self.site.make_worker(name, environment={**host, **(environment or {})}, **options)
+        return self.site.make_worker(name, environment={**host, **(environment or {})}, app=app)
 
     def open_broker(self) -> closing[Broker]:
         """Open the broker, for `with`."""

@@ -35,11 +35,13 @@ class Site:
         """The request queue for CPU work."""
         return f"{self.settings.project}_cpu"
 
-    def make_worker(self, name: str = "cpu", *, environment: Mapping[str, str] | None = None) -> Process:
-        """Return a worker that is not started yet; its node name is unique to the site."""
+    def make_worker(
+        self, name: str = "cpu", *, environment: Mapping[str, str] | None = None, app: str = "jobqueue"
+    ) -> Process:
+        """Return a worker of an application that is not started yet; its node name is unique to the site."""
         log = self.folder / f"{name}.log"
         worker = f"{name}.{self.settings.project}@test"
-        command = [sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-l", "INFO", "-n", worker]
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", worker]
         return Process(
             name=f"worker {name}",
             command=command,

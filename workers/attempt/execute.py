@@ -3,8 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,9 @@ import stamina
 from jobqueue.artifacts import attempt_prefix, manifest_key
 from jobqueue.envelope import Verified, open_sealed
 from jobqueue.errors import JobqueueError, RegistryUnavailable, RuntimeFailure, StoreUnavailable, Superseded
+from jobqueue.ids import NodeId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
+from jobqueue.registry.base import Record
 from jobqueue.spec import ExperimentSpec
 from workers.attempt import workspace
 from workers.attempt.commit import PATIENCE_SECONDS
@@ -61,8 +62,10 @@ class Executed:
 class Execution:
     """One execution under one lease, on the calling thread; `ask` may come from any."""
 
-    def __init__(self, site: Site, message: Verified, *, keeper: LeaseKeeper, reporter: Reporter) -> None:
-        self._site, self._message = site, message
+    def __init__(
+        self, site: Site, message: Verified, *, record: Record, keeper: LeaseKeeper, reporter: Reporter
+    ) -> None:
+        self._site, self._message, self._record = site, message, record
         self._keeper, self._reporter = keeper, reporter
         self._lease = keeper.lease
         self._prefix = attempt_prefix(self._lease.experiment_id, self._lease.attempt, self._lease.token)
@@ -120,6 +123,7 @@ class Execution:
             inputs=staged.inputs,
             grace=self._site.grace,
         )
+        self._remove_lost()
         container = self._site.runtime.start(plan)
         try:
             return self._supervise(container, spec, staged.workspace)
@@ -210,13 +214,18 @@ class Execution:
         """Do a step that may take long on another thread; it is left behind when the attempt should not go on."""
         future: Future[Result] = Future()
         threading.Thread(target=_fulfil, args=(future, step), name="step", daemon=True).start()
-        while True:
-            try:
-                return future.result(timeout=(self._site.lease / TICKS_PER_LEASE).total_seconds())
-            except NotYet:
-                if future.done():
-                    raise
-                self._check()
+        while not wait([future], timeout=(self._site.lease / TICKS_PER_LEASE).total_seconds()).done:
+            self._check()
+        return future.result()
+
+    def _remove_lost(self) -> None:
+        """Remove what lost workers have left running of this experiment, if it was on this engine."""
+        lost = {past.detail for past in self._record.history if past.reason is Reason.WORKER_LOST}
+        for worker_id in sorted(lost):
+            for container in self._site.runtime.find(NodeId(worker_id)):
+                if container.labels.experiment_id == self._lease.experiment_id:
+                    log.warning("container.orphan", extra={"experiment": self._lease.experiment_id})
+                    container.remove()
 
     def _remove(self, container: Container) -> None:
         try:

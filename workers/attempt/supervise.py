@@ -130,7 +130,7 @@ class Attempt:
         log.info("attempt.leased", extra={"experiment": keeper.lease.experiment_id, "attempt": keeper.lease.attempt})
         if record.history and record.history[-1].reason is Reason.WORKER_LOST:
             reporter.logged(f"attempt {record.history[-1].attempt} was lost with its worker")
-        self._execution = Execution(self._site, self._message, keeper=keeper, reporter=reporter)
+        self._execution = Execution(self._site, self._message, record=record, keeper=keeper, reporter=reporter)
         if self._asked:
             self._execution.ask(self._asked)
         return self._execution.run()

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -18,11 +20,21 @@ from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry.base import Granted, Quarantined
 from jobqueue.report import TaskState
-from workers.attempt.runtimes.base import Exit
+from jobqueue.resources import Resources
+from workers.attempt.runtimes.base import Exit, Labels, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
 from workers.attempt.supervise import Attempt, Ended, PutOff
 
 HELD = Script(is_held=True)
+PLAN = Plan(
+    labels=Labels(experiment_id="", attempt=1, token=1, node_id=""),
+    image="any:1",
+    command=("true",),
+    env={},
+    workspace=Path("/nowhere"),
+    inputs={},
+    resources=Resources(cpus=1, memory_bytes=1, disk_bytes=1, shm_bytes=1),
+)
 
 
 def hold_elsewhere(node: FakeNode, message: Verified, *, ttl: timedelta = timedelta(seconds=60)) -> Granted:
@@ -501,6 +513,25 @@ def test_a_container_that_the_engine_has_lost_is_the_platforms_fault(
     assert isinstance(result, PutOff)
     assert result.outcome is not None
     assert result.outcome.reason is Reason.RUNTIME_FAILURE
+
+
+def test_what_a_lost_worker_of_this_machine_has_left_running_goes_before_the_next_attempt_starts(
+    node: FakeNode,
+) -> None:
+    message = node.message()
+    lease = hold_elsewhere(node, message, ttl=timedelta(seconds=5)).lease
+    labels = [
+        Labels(experiment_id=experiment_id, attempt=1, token=lease.token, node_id="cpu@other")
+        for experiment_id in (lease.experiment_id, "another")
+    ]
+    left = [FakeContainer(replace(PLAN, labels=each), HELD, node.runtime.check) for each in labels]
+    node.runtime.containers += left
+    node.clock.ahead = timedelta(seconds=10)
+    node.runtime.script = lambda _plan: Script(exit=Exit(code=0 if left[0].is_removed else 1))
+    result = node.run(message)
+    assert isinstance(result, Ended)
+    assert (result.state, [each.is_removed for each in left]) == (State.SUCCEEDED, [True, False])
+    left[1].remove()
 
 
 # The marker is the truth
