@@ -43,6 +43,7 @@ _SECONDS_PER_STEP = 90
 _FENCE = re.compile(r"^```(?P<kind>\w+)(?P<rest>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
 _REASON = re.compile(r"`([A-Z]{4,}(?:_[A-Z]+)+)`")
+_PATH = re.compile(r"(?<![\w/.-])(?:jobqueue|workers|producers|proto|tests|docs|charts|examples|requirements)/[\w/.-]+")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _WORKER_VARIABLES = re.compile(r'"(JOBQUEUE_[A-Z_]+)"')
 # Keeps one interpreter for all Python of a page: a block comes in as one line of JSON, what it printed goes out so.
@@ -308,6 +309,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert there.exists(), f"{page.name}: {target}"
         if anchor:
             assert anchor in _anchors(there), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    missing = [path for path in _PATH.findall(page.read_text()) if not (ROOT / path.rstrip(".")).exists()]
+    assert not missing
 
 
 def _anchors(page: Path) -> set[str]:
