@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
+from jobqueue.errors import NoSuchQueue
+
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
@@ -37,6 +39,11 @@ class Mail:
     content_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
     handle: object = None
+
+
+def missing_queue(queue: str) -> NoSuchQueue:
+    """Return the error about a queue that does not exist."""
+    return NoSuchQueue(f"the queue {queue} does not exist at the broker")
 
 
 class Queues(Protocol):

@@ -5,9 +5,11 @@ queue" before the confirmation of the same message has come, which the next mess
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,6 +23,8 @@ _REPLY_SECONDS: Final = 1.7
 # For what may take a broker longer once it has answered: electing the leader of a new queue.
 _PATIENT_SECONDS: Final = 15.0
 _IDLE_LINKS: Final = 4
+# The delivery mode of what outlives a restart.
+PERSISTENT: Final = 2
 
 
 class Link:
@@ -28,6 +32,7 @@ class Link:
 
     def __init__(self, url: str, *, heartbeat_seconds: int = 0) -> None:
         self.pid = os.getpid()
+        self._opened_at = time.monotonic()
         self._returned = False
         self._looks: Any = None
         self._connection = _connect(url, heartbeat_seconds)
@@ -66,6 +71,10 @@ class Link:
         sock.settimeout(_PATIENT_SECONDS)
         yield
         sock.settimeout(_REPLY_SECONDS)
+
+    def wait_for_age(self, age: timedelta) -> None:
+        """Wait until the connection is that old, and so the broker has been up that long."""
+        time.sleep(max(0.0, self._opened_at + age.total_seconds() - time.monotonic()))
 
     def close(self) -> None:
         """Say goodbye to the broker."""

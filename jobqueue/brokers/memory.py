@@ -7,10 +7,9 @@ from datetime import timedelta
 from queue import Empty, Queue
 from typing import Any, Final, cast
 
-from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, Queues
+from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, Queues, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack
 from jobqueue.brokers.polling import poll
-from jobqueue.errors import NoSuchQueue
 from jobqueue.routing import dead_letter_queue
 
 _TIMER: Final = "jobqueue-deferred-"
@@ -148,7 +147,7 @@ def _find(queue: str) -> "Queue[dict[str, Any]]":
     try:
         return _all_queues()[queue]
     except KeyError:
-        raise NoSuchQueue(f"the queue {queue} does not exist at the broker") from None
+        raise missing_queue(queue) from None
 
 
 def _raw(message: Any) -> dict[str, Any]:

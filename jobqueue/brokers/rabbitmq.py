@@ -4,18 +4,14 @@ The deferred queue gives its messages back by at-least-once dead-lettering; a cl
 the broker is killed. All delays in it are short, because a message expires only at the head of the queue.
 """
 
-import os
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, Queues
-from jobqueue.brokers.copies import dead_headers, fresh_headers, text_headers
-from jobqueue.brokers.links import Link, Links, broker_errors, tls_options, translated
-from jobqueue.brokers.polling import poll
-from jobqueue.errors import BrokerUnavailable, NoSuchQueue
+from jobqueue.brokers.base import Deliveries, Depth, Post, Queues, missing_queue
+from jobqueue.brokers.copies import dead_headers, fresh_headers
+from jobqueue.brokers.links import PERSISTENT, Link, Links, tls_options, translated
+from jobqueue.brokers.rabbitmq_post import RabbitPost
 from jobqueue.routing import dead_letter_queue, deferred_queue
 
 _QUORUM: Final = {"x-queue-type": "quorum"}
@@ -24,15 +20,15 @@ _DELIVERY_LIMIT: Final = 1_000_000
 _CONSUMER_TIMEOUT: Final = timedelta(days=30)
 _SHORTEST_DELAY: Final = timedelta(milliseconds=100)
 _LONGEST_DELAY: Final = timedelta(seconds=5)
-_PERSISTENT: Final = 2
 # A copy must neither expire, nor claim another user, nor change its queue type's arguments.
 _LEFT_OUT: Final = ("application_headers", "expiration", "user_id", "cluster_id", "delivery_mode")
 # A lone broker notes its newest quorum queue only when another one is made, or seconds later, and loses it when it is
 # killed before: it keeps the name, and can neither be used nor be filled again.
 _SETTLING: Final = "_settling"
+# Deleting a queue within the first second of a broker, while what dead-letters from it starts, ends all at-least-once
+# dead-lettering there, and every declaration of such a queue, until the broker is restarted (3.10.8).
+_STARTING: Final = timedelta(seconds=2)
 _WORKER_HEARTBEAT_SECONDS: Final = 30
-# The broker gives the mail of a dead receiver back after two of them; a callback may take as long.
-_RECEIVER_HEARTBEAT_SECONDS: Final = 300
 
 
 class RabbitBroker:
@@ -105,7 +101,7 @@ class RabbitQueues:
 
         own, deferred = self._links.run(look)
         if own is None:
-            raise _missing(queue)
+            raise missing_queue(queue)
         put_off = deferred.message_count if deferred else 0
         return Depth(ready=own.message_count + put_off, consumers=own.consumer_count)
 
@@ -113,6 +109,8 @@ class RabbitQueues:
         """Delete a queue first, so that nothing comes back into it, then its companions."""
 
         def delete(link: Link) -> None:
+            if link.look(deferred_queue(queue)) is not None:
+                link.wait_for_age(_STARTING)
             for name in (queue, deferred_queue(queue), dead_letter_queue(queue)):
                 if link.look(name) is not None:
                     with link.patience():
@@ -160,125 +158,11 @@ class RabbitDeliveries:
             # kombu has decompressed the body, and would do it again.
             headers.pop("compression", None)
         kept = {key: value for key, value in message.properties.items() if key not in _LEFT_OUT}
-        properties = {**kept, **changes, "application_headers": headers, "delivery_mode": _PERSISTENT}
+        properties = {**kept, **changes, "application_headers": headers, "delivery_mode": PERSISTENT}
         if not self._links.run(lambda link: link.publish(queue, body, properties)):
-            raise _missing(queue)
+            raise missing_queue(queue)
         with translated(self._url):
             message.ack()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Receipt:
-    receiver: "_Receiver"
-    link: Link
-    delivery_tag: int
-
-
-class RabbitPost:
-    """Bytes to a named queue and back; each queue is received from over a connection of its own."""
-
-    def __init__(self, url: str, links: Links) -> None:
-        self._url = url
-        self._links = links
-        self._receivers: dict[tuple[int, str], _Receiver] = {}
-
-    def send(
-        self,
-        queue: str,
-        body: bytes,
-        *,
-        content_type: str,
-        headers: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Send, confirmed by the broker. Returns False when the queue does not exist."""
-        properties = {
-            "content_type": content_type,
-            "content_encoding": "binary",
-            "delivery_mode": _PERSISTENT,
-            "application_headers": dict(headers or {}),
-        }
-        return self._links.run(lambda link: link.publish(queue, body, properties))
-
-    def receive(self, queue: str, *, timeout: timedelta) -> Mail | None:
-        """Return the next message, or None after `timeout`."""
-        # A forked child has receivers of its own: it must not touch its parent's sockets and locks.
-        receiver = self._receivers.setdefault((os.getpid(), queue), _Receiver(self._url, queue))
-        return poll(receiver.fetch, timeout=timeout)
-
-    def acknowledge(self, mail: Mail) -> None:
-        """Remove a received message for good.
-
-        Raises:
-            BrokerUnavailable: the connection that it came over is gone; it will be delivered again.
-        """
-        receipt = mail.handle
-        if not isinstance(receipt, _Receipt):
-            raise TypeError("this mail was not received from RabbitMQ")
-        receipt.receiver.acknowledge(receipt)
-
-    def close(self) -> None:
-        """Close the receiving connections of this process."""
-        for (pid, _), receiver in list(self._receivers.items()):
-            if pid == os.getpid():
-                receiver.close()
-
-
-class _Receiver:
-    """The connection over which one queue is received; it stays, since mail is acknowledged where it came from."""
-
-    def __init__(self, url: str, queue: str) -> None:
-        self._url = url
-        self._queue = queue
-        self._lock = threading.Lock()
-        self._link: Link | None = None
-
-    def fetch(self) -> Mail | None:
-        with self._lock, translated(self._url):
-            link, self._link = self._link, None
-            if link is not None:
-                try:
-                    return self._fetch(link)
-                except TimeoutError:
-                    raise
-                except broker_errors():
-                    pass
-            return self._fetch(Link(self._url, heartbeat_seconds=_RECEIVER_HEARTBEAT_SECONDS))
-
-    def acknowledge(self, receipt: _Receipt) -> None:
-        with self._lock, translated(self._url):
-            if receipt.link is not self._link:
-                raise BrokerUnavailable(f"the connection over which mail of {self._queue} came is gone; it comes again")
-            receipt.link.channel.basic_ack(receipt.delivery_tag)
-
-    def close(self) -> None:
-        with self._lock:
-            link, self._link = self._link, None
-            if link is not None:
-                link.close()
-
-    def _fetch(self, link: Link) -> Mail | None:
-        try:
-            mail = self._take(link)
-        except BaseException:
-            link.drop()
-            raise
-        self._link = link
-        return mail
-
-    def _take(self, link: Link) -> Mail | None:
-        # Looking costs nothing; taking from an empty quorum queue is a write to its log.
-        found = link.look(self._queue)
-        if found is None:
-            raise _missing(self._queue)
-        message = link.channel.basic_get(self._queue) if found.message_count else None
-        if message is None:
-            return None
-        return Mail(
-            body=_to_bytes(message.body, None),
-            content_type=str(message.properties.get("content_type", "")),
-            headers=text_headers(fresh_headers(message.properties.get("application_headers") or {})),
-            handle=_Receipt(receiver=self, link=link, delivery_tag=message.delivery_tag),
-        )
 
 
 def _declare(link: Link, queue: str, arguments: Mapping[str, object]) -> None:
@@ -299,7 +183,3 @@ def _dead_lettering(target: str) -> dict[str, object]:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-
-
-def _missing(queue: str) -> NoSuchQueue:
-    return NoSuchQueue(f"the queue {queue} does not exist at the broker")
