@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # How long an answer about queues and workers is believed.
 _BELIEVED: Final = timedelta(seconds=10)
+_ABSENCE_BELIEVED: Final = timedelta(seconds=1)
 _OWN_PACKAGES: Final = ("producers", "jobqueue")
 
 
@@ -145,7 +146,8 @@ class Sender:
             error.add_note(f"the registry could not be told either: {experiment_id} may still be started by the sweep")
 
     def _warn_of_absence(self, queue: str) -> list[str]:
-        if queue not in self._served_queues or not _is_recent(self._served_at):
+        believed = _BELIEVED if queue in self._served_queues else _ABSENCE_BELIEVED
+        if not _is_recent(self._served_at, believed):
             present = self._connections.registry.workers.present()
             self._served_queues = frozenset(name for worker in present for name in worker.queues)
             self._served_at = time.monotonic()
@@ -163,8 +165,8 @@ def digest_spec(spec: ExperimentSpec) -> str:
     return hashlib.sha256(json.dumps([fields, sorted(spec.secrets)], sort_keys=True).encode()).hexdigest()
 
 
-def _is_recent(at: float) -> bool:
-    return time.monotonic() - at < _BELIEVED.total_seconds()
+def _is_recent(at: float, believed: timedelta = _BELIEVED) -> bool:
+    return time.monotonic() - at < believed.total_seconds()
 
 
 def _warn(texts: Iterable[str]) -> None:

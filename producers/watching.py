@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 SHORTEST: Final = timedelta(milliseconds=10)
 LONGEST: Final = timedelta(seconds=1)
 OUTAGE: Final = timedelta(seconds=30)
+# A thread costs more than an experiment's submission: it stays a moment for the next one.
+LINGER: Final = timedelta(seconds=1)
 _SHARE_OF_AGE: Final = 0.05
 _SHARE_OF_TIME: Final = 0.1
 _BATCH: Final = 500
@@ -56,7 +58,7 @@ class _Entry:
 
 
 class Watcher:
-    """Watches experiments until each is over; its daemon thread runs only while there are some.
+    """Watches experiments until each is over; its daemon thread ends soon after the last one.
 
     Args:
         states: asks where experiments are, in one round trip; one that it does not know is left out.
@@ -73,17 +75,19 @@ class Watcher:
         self._failing_since: float | None = None
         self._error: Unavailable | None = None
         self._is_closed = False
+        self._wakes_at = 0.0
 
     def add(self, watched: Watched) -> None:
         """Watch an experiment for as long as somebody holds its handle."""
         with self._changed:
-            self._entries[watched.id] = _Entry(watched)
+            entry = self._entries[watched.id] = _Entry(watched)
             if self._is_closed:
                 return
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="jobqueue-watcher", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            elif entry.due < self._wakes_at:
+                self._changed.notify()
 
     def keep(self, watched: Watched) -> None:
         """Hold on to a handle that somebody has given a callback, until its experiment is over."""
@@ -135,17 +139,25 @@ class Watcher:
     def _next(self) -> list[ExperimentId]:
         """Wait until some experiments are due and return them; nothing when there is nothing more to watch."""
         with self._changed:
+            idle_since = time.monotonic()
             while not self._is_closed:
-                self._entries = {key: entry for key, entry in self._entries.items() if entry.watched() is not None}
-                if not self._entries:
-                    break
                 now = time.monotonic()
+                self._entries = {key: entry for key, entry in self._entries.items() if entry.watched() is not None}
                 if due := [key for key, entry in self._entries.items() if entry.due <= now]:
                     return due
-                soonest = min(entry.due for entry in self._entries.values())
-                self._changed.wait(max(soonest - now, SHORTEST.total_seconds()))
+                if self._entries:
+                    idle_since = now
+                elif now - idle_since >= LINGER.total_seconds():
+                    break
+                soonest = min((entry.due for entry in self._entries.values()), default=now + LINGER.total_seconds())
+                self._sleep_until(max(soonest, now + SHORTEST.total_seconds()))
             self._thread = None
             return []
+
+    def _sleep_until(self, wakes_at: float) -> None:
+        self._wakes_at = wakes_at
+        self._changed.wait(wakes_at - time.monotonic())
+        self._wakes_at = 0.0
 
     def _ask(self, due: list[ExperimentId]) -> list[ExperimentId]:
         over: list[ExperimentId] = []

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -66,7 +66,7 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
 
 
 def _dump_submission(submission: Submission) -> str:
-    fields = asdict(submission)
+    fields = {**vars(submission), "resources": vars(submission.resources)}
     del fields["message"]
     for name in ("submitted_at", "expires_at"):
         fields[name] = fields[name].isoformat()
