@@ -7,15 +7,16 @@ from typing import Final
 
 from jobqueue.errors import (
     ArtifactRefused,
+    BadEnvelope,
     ImagePullFailed,
     ImageRefused,
     InvalidSpec,
     JobqueueError,
     NotFound,
+    Refused,
     RuntimeFailure,
     StoreUnavailable,
     Superseded,
-    Undecryptable,
 )
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.quantities import describe_size
@@ -35,8 +36,10 @@ _REASONS: Final[tuple[tuple[type[JobqueueError], Reason], ...]] = (
     (StoreUnavailable, Reason.STORE_UNAVAILABLE),
     (ArtifactRefused, Reason.INPUT_INVALID),
     (NotFound, Reason.INPUT_INVALID),
-    (Undecryptable, Reason.UNDECRYPTABLE),
     (InvalidSpec, Reason.BAD_SPEC),
+    # Of what `open_sealed` refuses: it opened and is no spec; or it is not for this node, or not of its sender.
+    (BadEnvelope, Reason.BAD_SPEC),
+    (Refused, Reason.UNDECRYPTABLE),
 )
 
 

@@ -72,12 +72,13 @@ class Outbox:
         self._thread.join(timeout.total_seconds())
 
     def _make_room(self, letter: _Letter) -> bool:
+        victim = letter if not letter.is_vital else next((other for other in self._letters if not other.is_vital), None)
+        if victim is None:
+            return True
         self.dropped += 1
-        victim = next((other for other in self._letters if not other.is_vital), None)
-        if victim is None or not letter.is_vital:
-            return letter.is_vital
-        self._letters.remove(victim)
-        return True
+        if victim is not letter:
+            self._letters.remove(victim)
+        return victim is not letter
 
     def _send_all(self) -> None:
         while True:

@@ -1,0 +1,107 @@
+"""What a node refuses, and what a container is told."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobqueue.ids import make_experiment_id
+from jobqueue.lifecycle import Reason
+from jobqueue.registry.base import Lease
+from jobqueue.resources import Offer
+from jobqueue.spec import ExperimentSpec, parse_spec
+from workers.attempt.planning import make_plan, refuse
+from workers.attempt.runtimes.base import Plan
+from workers.attempt.site import Policy
+
+POLICY = Policy(
+    images=("python:3.*", "ours/*"), networks=("none",), max_timeout=timedelta(days=2), log_limit_bytes=2**20
+)
+OFFER = Offer(cpus=4, memory_bytes=8 * 2**30, disk_bytes=100 * 2**30)
+
+
+def spec_of(**fields: Any) -> ExperimentSpec:
+    return parse_spec({"image": "python:3.12", "command": ["true"], **fields})
+
+
+def plan_of(spec: ExperimentSpec) -> Plan:
+    return make_plan(
+        spec,
+        lease=Lease(experiment_id=make_experiment_id(), attempt=2, token=77),
+        queue="default_cpu",
+        node_id="host",
+        image="python@sha256:0",
+        workspace=Path("/node/attempts/a/workspace"),
+        inputs={},
+        grace=timedelta(seconds=30),
+    )
+
+
+@pytest.mark.parametrize("image", ["python:3.12", "ours/anything:1"])
+def test_what_fits_and_is_allowed_may_run(image: str) -> None:
+    assert refuse(spec_of(image=image), policy=POLICY, offer=OFFER) is None
+
+
+@pytest.mark.parametrize("image", ["python:2.7", "theirs/ours:1", "registry:5000/python:3.12"])
+def test_an_image_that_no_pattern_matches_is_refused_for_good(image: str) -> None:
+    outcome = refuse(spec_of(image=image), policy=POLICY, offer=OFFER)
+    assert outcome is not None
+    assert (outcome.reason, outcome.detail) == (Reason.IMAGE_REFUSED, "this node allows python:3.*, ours/*")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cpus": 8}, "8 cpus"),
+        ({"memory": "16GiB"}, "16 GiB of memory"),
+        ({"disk": "1TiB"}, "of disk"),
+        ({"gpus": 1}, "1 GPU"),
+        ({"network": "bridge"}, "the network 'bridge'"),
+        ({"timeout": "3d"}, "3d"),
+    ],
+)
+def test_what_another_node_might_do_is_handed_back_with_the_numbers(fields: dict[str, Any], said: str) -> None:
+    outcome = refuse(spec_of(**fields), policy=POLICY, offer=OFFER)
+    assert outcome is not None
+    assert outcome.reason is Reason.DOES_NOT_FIT
+    assert said in outcome.detail
+
+
+def test_every_misfit_is_named_at_once() -> None:
+    outcome = refuse(spec_of(cpus=8, memory="16GiB", network="bridge"), policy=POLICY, offer=OFFER)
+    assert outcome is not None
+    assert outcome.detail.count(";") == 2
+
+
+def test_a_container_knows_who_it_is_and_until_when() -> None:
+    plan = plan_of(spec_of(name="mine", timeout="1h", project="vision", env={"SEED": "1"}, secrets={"KEY": "s"}))
+    env = dict(plan.env)
+    deadline = datetime.fromisoformat(env.pop("JOBQUEUE_DEADLINE"))
+    assert timedelta(minutes=59) < deadline - datetime.now(UTC) <= timedelta(hours=1)
+    assert env == {
+        "HOME": "/tmp",
+        "PYTHONUNBUFFERED": "1",
+        "NVIDIA_VISIBLE_DEVICES": "void",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "SEED": "1",
+        "KEY": "s",
+        "JOBQUEUE_EXPERIMENT_ID": plan.labels.experiment_id,
+        "JOBQUEUE_NAME": "mine",
+        "JOBQUEUE_ATTEMPT": "2",
+        "JOBQUEUE_TOKEN": "77",
+        "JOBQUEUE_QUEUE": "default_cpu",
+        "JOBQUEUE_PROJECT": "vision",
+        "JOBQUEUE_OUTPUTS": "/workspace/outputs",
+        "JOBQUEUE_PROGRESS": "/workspace/.jobqueue/progress",
+        "JOBQUEUE_GRACE_SECONDS": "30",
+        "JOBQUEUE_GPUS": "0",
+    }
+
+
+def test_the_users_own_home_wins_over_the_default() -> None:
+    assert plan_of(spec_of(env={"HOME": "/workspace"})).env["HOME"] == "/workspace"
+
+
+def test_a_plan_shows_no_environment() -> None:
+    assert "hunter2" not in repr(plan_of(spec_of(secrets={"KEY": "hunter2"})))
