@@ -1,0 +1,208 @@
+"""What looks at every message before Celery does: what is refused, dropped, adopted, handed on."""
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.worker import state as worker_state
+from services.node import FakeNode
+
+from jobqueue.application import CONTENT_TYPE, TASK
+from jobqueue.errors import BrokerUnavailable, KeyRefused
+from jobqueue.ids import make_experiment_id
+from jobqueue.keys import KeyRing, ensure_laptop_keys
+from jobqueue.lifecycle import Reason, State
+from workers.bootstrap import attach
+from workers.delivery import consumer as module
+from workers.delivery.consumer import Consumer
+
+
+class Message:
+    """A delivery, and what was done to it."""
+
+    def __init__(self, body: bytes, experiment_id: str, *, queue: str, **changes: Any) -> None:
+        self.body = body
+        self.headers: Any = {"task": TASK, "id": experiment_id, "timelimit": [None, None], **changes}
+        self.content_type = CONTENT_TYPE
+        self.delivery_info = {"routing_key": queue}
+        self.channel = SimpleNamespace(closed=False)
+        self.done: list[str] = []
+
+    def ack(self) -> None:
+        self.done.append("ack")
+
+
+class Gate:
+    """A consumer without Celery's machinery, and what it has decided."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self.node = node
+        self.handed_on: list[Any] = []
+        self.set_aside: list[tuple[str, str]] = []
+        self.error: Exception | None = None
+        site = SimpleNamespace(
+            keys=node.site.keys, outbox=node.site.outbox, worker_id=node.site.worker_id, deliveries=self
+        )
+        self.consumer = Consumer.__new__(Consumer)
+        self.consumer.app = SimpleNamespace()
+        attach(self.consumer.app, SimpleNamespace(site=site))  # type: ignore[arg-type]
+        self.consumer.refused, self.consumer._logged_at = Counter(), 0.0
+        self.site = site
+
+    def dead_letter(self, message: Message, *, queue: str, reason: str, detail: str) -> None:
+        if self.error:
+            raise self.error
+        self.set_aside.append((reason, detail))
+        message.ack()
+
+    def take(self, message: Message) -> None:
+        self.consumer._take(message, self.handed_on.append)
+
+    def seal(self, **options: Any) -> Message:
+        body, header = self.node.seal(**options)
+        return Message(body, header.experiment_id, queue=self.node.queue)
+
+
+@pytest.fixture
+def gate(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    monkeypatch.setattr(module, "requeue_later", lambda message: message.done.append("requeue"))
+    return Gate(node)
+
+
+def test_a_sound_message_is_handed_on_untouched(gate: Gate) -> None:
+    message = gate.seal()
+    gate.take(message)
+    assert (gate.handed_on, message.done, gate.consumer.refused) == ([message], [], {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "rm"},
+        {"task": ["jobqueue.run_experiment"]},
+        {"id": 5},
+        {"timelimit": "abc"},
+        {"timelimit": [1, 1]},
+        {"eta": "tomorrow"},
+        {"expires": 5},
+        {"chain": [{"task": "x"}]},
+        {"retries": 3},
+    ],
+)
+def test_headers_that_are_not_a_producers_are_set_aside_without_an_answer(gate: Gate, changes: dict[str, Any]) -> None:
+    message = gate.seal()
+    message.headers |= changes
+    gate.take(message)
+    assert (gate.handed_on, [reason for reason, _ in gate.set_aside]) == ([], ["BAD_ENVELOPE"])
+    assert gate.node.reports() == []
+    assert gate.consumer.refused == {"BAD_ENVELOPE": 1}
+
+
+@pytest.mark.parametrize("headers", [None, [], "text"])
+def test_a_message_without_headers_is_set_aside(gate: Gate, headers: Any) -> None:
+    message = gate.seal()
+    message.headers = headers
+    gate.take(message)
+    assert [reason for reason, _ in gate.set_aside] == ["BAD_ENVELOPE"]
+
+
+def test_a_stranger_is_dropped_counted_and_not_answered(gate: Gate, tmp_path: Any) -> None:
+    ensure_laptop_keys(tmp_path / "stranger")
+    message = gate.seal(keys=KeyRing(tmp_path / "stranger"))
+    gate.take(message)
+    assert (message.done, gate.set_aside, gate.handed_on) == (["ack"], [], [])
+    assert gate.consumer.refused == {"UNTRUSTED": 1}
+    assert gate.node.reports() == []
+
+
+def test_a_message_for_another_queue_is_dropped(gate: Gate) -> None:
+    message = gate.seal()
+    message.delivery_info = {"routing_key": "another_cpu"}
+    gate.take(message)
+    assert (message.done, gate.consumer.refused) == (["ack"], {"UNTRUSTED": 1})
+
+
+def test_a_known_sender_that_spoiled_a_message_is_answered(gate: Gate) -> None:
+    message = gate.seal()
+    known, message.headers["id"] = message.headers["id"], make_experiment_id()
+    gate.take(message)
+    assert [reason for reason, _ in gate.set_aside] == ["BAD_ENVELOPE"]
+    assert [(report.experiment_id, report.state, report.reason) for report in gate.node.reports()] == [
+        (known, State.FAILED, Reason.BAD_ENVELOPE)
+    ]
+
+
+def test_the_nodes_own_trouble_with_its_keys_gives_the_message_back(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object, **__: object) -> None:
+        raise KeyRefused("readable by everybody")
+
+    monkeypatch.setattr(module, "verify", unreadable)
+    message = gate.seal()
+    gate.take(message)
+    assert (message.done, gate.set_aside) == (["requeue"], [])
+
+
+def test_what_cannot_be_set_aside_now_is_given_back_and_not_answered(gate: Gate) -> None:
+    gate.error = BrokerUnavailable("away")
+    message = gate.seal()
+    message.headers["id"] = make_experiment_id()
+    gate.take(message)
+    assert message.done == ["requeue"]
+    assert gate.node.reports() == []
+
+
+def test_what_upsets_celery_is_set_aside(gate: Gate) -> None:
+    def upset(_message: object) -> None:
+        raise TypeError("no")
+
+    gate.consumer._take(gate.seal(), upset)
+    assert gate.set_aside == [("BAD_ENVELOPE", "TypeError")]
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_a_redelivery_replaces_a_dead_delivery_and_never_a_living_one(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, *, is_dead: bool
+) -> None:
+    message, adopted = gate.seal(), []
+    running = SimpleNamespace(
+        id=message.headers["id"],
+        acknowledged=False,
+        message=SimpleNamespace(channel=SimpleNamespace(closed=is_dead)),
+        adopt=adopted.append,
+    )
+    monkeypatch.setattr(module, "active_requests", [running])
+    monkeypatch.setattr(module, "reserved_requests", [])
+    gate.take(message)
+    assert (adopted, gate.handed_on) == (([message], []) if is_dead else ([], [message]))
+
+
+def test_refusals_are_all_counted_and_logged_once_a_second(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        for _ in range(50):
+            message = gate.seal()
+            message.headers["task"] = "rm"
+            gate.take(message)
+    assert gate.consumer.refused.total() == 50
+    assert len([record for record in caplog.records if record.message == "delivery.refused"]) <= 3
+
+
+def test_nothing_of_celerys_own_state_is_left_by_these_tests() -> None:
+    assert (list(worker_state.active_requests), list(worker_state.reserved_requests)) == ([], [])
+
+
+def test_a_message_from_the_future_is_set_aside(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Past(datetime):
+        """A clock of this node that is an hour late."""
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz or UTC) - timedelta(hours=1)
+
+    message = gate.seal()
+    monkeypatch.setattr(module, "datetime", Past)
+    gate.take(message)
+    assert [reason for reason, _ in gate.set_aside] == ["BAD_ENVELOPE"]
