@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -103,7 +104,7 @@ def _programs(folder: Path) -> Path:
         "jobqueue": f'exec {sys.executable} -c "from producers.cli import main; main()" "$@"',
         "celery": f'exec {sys.executable} -m celery "$@"',
         "python": f'exec {sys.executable} "$@"',
-        "make": f'cd {ROOT} && eval "$(/usr/bin/make -n "$@" | tail -n 1 | {this_python})"',
+        "make": f'cd {ROOT} && eval "$({shutil.which("make")} -n "$@" | tail -n 1 | {this_python})"',
     }
     for name, line in lines.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
