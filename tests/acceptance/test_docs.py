@@ -100,11 +100,12 @@ def _programs(folder: Path) -> Path:
     """Make what an installation puts on the PATH, and a `make demo` that uses this interpreter."""
     folder.mkdir()
     this_python = f'sed "s|.venv/bin/python|{sys.executable}|"'
+    print_demo = f'MAKEFLAGS= {shutil.which("make")} --no-print-directory -n "$@"'
     lines = {
         "jobqueue": f'exec {sys.executable} -c "from producers.cli import main; main()" "$@"',
         "celery": f'exec {sys.executable} -m celery "$@"',
         "python": f'exec {sys.executable} "$@"',
-        "make": f'cd {ROOT} && eval "$({shutil.which("make")} -n "$@" | tail -n 1 | {this_python})"',
+        "make": f'cd {ROOT} && eval "$({print_demo} | tail -n 1 | {this_python})"',
     }
     for name, line in lines.items():
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
