@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         storage_endpoint: of an S3 store other than Amazon's.
         keys: folder with a sub-folder for each role.
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
-        queues: what a worker consumes; empty: the project's CPU queue, and its GPU queue where there is a GPU.
+        queues: what a worker consumes; empty: the project's CPU queue.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
         grace: between SIGTERM and SIGKILL, for a container and for a draining worker.
@@ -87,7 +87,6 @@ class Settings(BaseSettings):
     state_dir: _Folder = Field(default_factory=_state_folder)
     broker_url: str = Field(default="", repr=False)
     registry_url: str = Field(default="", repr=False)
-    events_url: str = Field(default="", repr=False)
     storage_url: str = ""
     storage_endpoint: str = ""
     project: _Name = "default"
@@ -100,7 +99,6 @@ class Settings(BaseSettings):
     max_timeout: _PositiveDuration = timedelta(days=30)
     log_limit: _Size = 2 * 2**30
     cache_dir: _Folder = Field(default_factory=_cache_folder)
-    cache_size: _Size = 50 * 10**9
     grace: _Duration = timedelta(seconds=30)
     log_format: Literal["text", "json"] = "text"
 

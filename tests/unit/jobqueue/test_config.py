@@ -69,7 +69,7 @@ def test_folders_are_absolute_and_a_tilde_is_home(here: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("LEASE", "soon"), ("LEASE", "0s"), ("MAX_TIMEOUT", "0s"), ("CACHE_SIZE", "8Gb"), ("RUNTIME", "podman"),
+        ("LEASE", "soon"), ("LEASE", "0s"), ("MAX_TIMEOUT", "0s"), ("LOG_LIMIT", "8Gb"), ("RUNTIME", "podman"),
         ("LOG_FORMAT", "xml"), ("PROJECT", "my project"), ("PROJECT", "x" * 65), ("GRACE", "-1s"),
     ],
 )  # fmt: skip
@@ -112,9 +112,7 @@ def test_a_twin_that_cannot_be_read_is_an_error_that_names_it(here: Path, monkey
 
 
 def test_a_password_in_a_url_is_shown_nowhere() -> None:
-    settings = Settings(
-        broker_url="amqp://u:hunter2@h/", registry_url="redis://:hunter2@h", events_url="redis://:hunter2@h"
-    )
+    settings = Settings(broker_url="amqp://u:hunter2@h/", registry_url="redis://:hunter2@h")
     assert "hunter2" not in repr(settings)
     with pytest.raises(InvalidSetting) as caught:
         Settings(broker_url=["hunter2"])
