@@ -8,6 +8,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.cache/bin:$(PATH)
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?= -n 2 --dist worksteal
+# Contract tests wait more than they work.
+CHECK_ARGS ?= -n 4 --dist worksteal
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +23,7 @@ test: ## everything, against real servers and a real engine (root installs the D
 	$(PYTEST) $(PYTEST_ARGS)
 
 check: lint ## format, lint, types, layers, generated code, unit and contract tests
-	$(PYTEST) $(PYTEST_ARGS) tests/unit tests/contract
+	$(PYTEST) $(CHECK_ARGS) tests/unit tests/contract
 
 lint: format layers proto-check types
 
