@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 LONGEST_TICK: Final = timedelta(seconds=1)
 PROGRESS_EVERY: Final = timedelta(seconds=1)
 DRAIN_OUTPUT: Final = timedelta(seconds=10)
+ENGINE_PATIENCE: Final = timedelta(minutes=10)
 
 
 class ProgressRelay:
@@ -104,7 +105,7 @@ class Watch:
                 if ended is None:
                     self._look()
             except RuntimeFailure:
-                if self._engine_answers():
+                if self._engine_answers() or self._is_overdue():
                     raise
                 time.sleep(self._tick.total_seconds())
         self._follower.join(DRAIN_OUTPUT.total_seconds())
@@ -120,7 +121,8 @@ class Watch:
     def _engine_answers(self) -> bool:
         """Tell whether it is the container that is gone, not the engine.
 
-        An engine that is down may have left it running, so the attempt goes on until the engine answers again.
+        An engine that is down may have left it running, so the attempt goes on until the engine answers again, or
+        until its timeout is over and the engine has still not come back.
         """
         try:
             self._runtime.check()
@@ -128,6 +130,10 @@ class Watch:
             log.warning("engine.unreachable", extra={"error": error.message})
             return False
         return True
+
+    def _is_overdue(self) -> bool:
+        allowed = self._spec.timeout + ENGINE_PATIENCE
+        return time.monotonic() - self._started_at >= allowed.total_seconds()
 
     def _look(self) -> None:
         standing = self._keeper.standing

@@ -501,6 +501,20 @@ def test_an_engine_that_goes_down_while_it_is_to_stop_a_container_is_asked_again
     assert (result.outcome.reason, len(tries)) == (Reason.TIMED_OUT, 2)
 
 
+def test_an_engine_that_never_comes_back_holds_no_experiment_for_ever(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.attempt.watch.ENGINE_PATIENCE", timedelta(milliseconds=200))
+    node.runtime.script = HELD
+    running = node.start(node.message(timeout="300ms"))
+    wait_until(lambda: node.runtime.containers, what="a container")
+    node.runtime.is_down = True
+    result = running.join()
+    assert isinstance(result, PutOff)
+    assert result.outcome is not None
+    assert result.outcome.reason is Reason.RUNTIME_FAILURE
+
+
 def test_a_container_that_the_engine_has_lost_is_the_platforms_fault(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
