@@ -123,7 +123,7 @@ class Execution:
             inputs=staged.inputs,
             grace=self._site.grace,
         )
-        self._remove_lost()
+        self._remove_left()
         container = self._site.runtime.start(plan)
         try:
             return self._supervise(container, spec, staged.workspace)
@@ -218,10 +218,10 @@ class Execution:
             self._check()
         return future.result()
 
-    def _remove_lost(self) -> None:
-        """Remove what lost workers have left running of this experiment, if it was on this engine."""
+    def _remove_left(self) -> None:
+        """Remove what earlier attempts of this experiment, lost workers' or this one's own, have left here."""
         lost = {past.detail for past in self._record.history if past.reason is Reason.WORKER_LOST}
-        for worker_id in sorted(lost):
+        for worker_id in sorted({*lost, self._site.node_id} if self._record.history else lost):
             for container in self._site.runtime.find(NodeId(worker_id)):
                 if container.labels.experiment_id == self._lease.experiment_id:
                     log.warning("container.orphan", extra={"experiment": self._lease.experiment_id})

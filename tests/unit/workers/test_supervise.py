@@ -513,6 +513,9 @@ def test_an_engine_that_never_comes_back_holds_no_experiment_for_ever(
     assert isinstance(result, PutOff)
     assert result.outcome is not None
     assert result.outcome.reason is Reason.RUNTIME_FAILURE
+    node.runtime.is_down = False
+    (left,) = node.runtime.find(node.site.node_id)
+    left.remove()
 
 
 def test_a_container_that_the_engine_has_lost_is_the_platforms_fault(
