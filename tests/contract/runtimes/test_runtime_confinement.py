@@ -69,6 +69,12 @@ def test_without_a_network_there_is_only_a_loopback(start: StartContainer) -> No
 
 
 @real
+def test_it_holds_no_file_but_its_three_streams(start: StartContainer) -> None:
+    _, reader = run(start("python", "-c", "import os; print(sorted(os.listdir('/proc/self/fd'), key=int)[:-1])"))
+    assert reader.text() == "['0', '1', '2']\n"
+
+
+@real
 def test_it_runs_as_nobody_without_any_privilege(start: StartContainer) -> None:
     _, reader = run(start("sh", "-c", "id -u; grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status"))
     user, *status = reader.text().splitlines()

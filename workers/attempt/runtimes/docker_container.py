@@ -48,11 +48,11 @@ class DockerContainer:
         self._pid = 0
 
     def follow(self, sink: Sink) -> None:
-        """Pass the output on; called again after a `RuntimeFailure`, it goes on where it stopped."""
+        """Pass the output on, over restarts of the engine; while that is away it waits, up to a few minutes."""
         self._output.follow(sink)
 
     def wait(self, timeout: timedelta) -> Exit | None:
-        """Wait for the engine's word, then ask it how the container ended."""
+        """Wait for the engine's word, then ask it how the container ended; a restarted engine is asked again."""
         if not self._has_ended(timeout.total_seconds()):
             self._read_memory_use()
             return None
@@ -107,14 +107,21 @@ class DockerContainer:
                 raise
 
     def _has_ended(self, seconds: float) -> bool:
-        with self._lock:
-            watch = self._watch = self._watch or ExitWatch(self._engine, self._identity, "not-running")
         try:
-            return watch.wait(seconds)
+            return self._open_watch().wait(seconds)
+        except Gone:
+            raise
         except RuntimeFailure:
+            # An engine that was restarted meanwhile has not lost the container: it is asked once more.
             with self._lock:
                 self._drop_watch()
-            raise
+            return self._open_watch().wait(seconds)
+
+    def _open_watch(self) -> ExitWatch:
+        with self._lock:
+            if self._watch is None:
+                self._watch = ExitWatch(self._engine, self._identity, "not-running")
+            return self._watch
 
     def _drop_watch(self) -> None:
         if self._watch is not None:

@@ -1,15 +1,17 @@
 """The output of one container of an engine, every byte once, over restarts of the engine.
 
 Attached before the start, it is exact and cannot outrun its reader. When the engine dies, the container goes on, and so
-does the engine's bounded log of it; what was passed already is counted and skipped there.
+does the engine's bounded log of it; what was passed already is counted and skipped there. One thing is beyond us: what
+a container prints while no engine is there, if it also ends before one is, the engine does not find again.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
-from workers.attempt.runtimes.engine import Engine
+from jobqueue.errors import RuntimeFailure
+from workers.attempt.runtimes.engine import Engine, Gone
 from workers.attempt.runtimes.engine_streams import Attachment, ExitWatch, read_log
 from workers.attempt.runtimes.frames import split_frames
 
@@ -18,6 +20,8 @@ _log = logging.getLogger(__name__)
 # The engine dates a line when it is complete, which may be a little after its first bytes arrived here.
 _DATING_SECONDS = 1.0
 _WORD_SECONDS = 5.0
+_AWAY_SECONDS = 600.0
+_PAUSE_SECONDS = 0.5
 
 Sink = Callable[[str, bytes], None]
 
@@ -42,7 +46,11 @@ class Output:
         self._is_complete = False
 
     def follow(self, sink: Sink) -> None:
-        """Pass all of it on that was not passed yet, until the container ended."""
+        """Pass all of it on that was not passed yet, until the container ended.
+
+        Raises:
+            RuntimeFailure: the engine has been away for minutes, or has no such container.
+        """
         attached, watch = self._attached, self._watch
         if attached is not None and watch is not None:
             try:
@@ -50,9 +58,19 @@ class Output:
             finally:
                 attached.close()
                 self._attached = None
-            self._is_complete |= watch.wait(_WORD_SECONDS)
+            with suppress(RuntimeFailure):
+                self._is_complete |= watch.wait(_WORD_SECONDS)
+        away_since = time.monotonic()
         while not self._is_complete:
-            self._follow_log(sink)
+            try:
+                self._follow_log(sink)
+                away_since = time.monotonic()
+            except Gone:
+                raise
+            except RuntimeFailure:
+                if time.monotonic() - away_since > _AWAY_SECONDS:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
 
     def close(self) -> None:
         """End a `follow` in another thread; nothing is passed on any more."""

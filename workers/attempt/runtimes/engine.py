@@ -5,6 +5,7 @@ back warm.
 """
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_KNOCK_SECONDS = 1.0
 _HINT = "is the container engine running, and may this user open its socket? `jobqueue doctor` checks both"
 
 
@@ -50,6 +52,7 @@ class Engine:
             RuntimeFailure: whatever the client library raised inside; `Gone` for what the engine does not know.
         """
         with translated(doing):
+            _knock(self.address)
             client = self._take(timeout_seconds)
             try:
                 yield client
@@ -85,6 +88,14 @@ def _make_options(url: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {"base_url": url} if url else {**kwargs_from_env()}
     options.setdefault("base_url", DEFAULT_UNIX_SOCKET.replace("http+", ""))
     return options
+
+
+def _knock(address: str) -> None:
+    """Fail here when nobody listens: the client library leaks a socket then."""
+    if address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(_KNOCK_SECONDS)
+            door.connect(address.removeprefix("unix://"))
 
 
 @contextmanager

@@ -9,12 +9,15 @@ import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Literal
 
 from jobqueue.errors import RuntimeFailure
 from workers.attempt.runtimes.engine import Engine, translated
 
 _BLOCK_BYTES = 256 * 1024
+# So that the client library does not keep the connection, whose socket is closed here, for a later call.
+_LAST = {"Connection": "close"}
 _UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
 
 
@@ -51,7 +54,11 @@ class ExitWatch:
         self._answer, self._socket = _ask(engine, f"{identity}/wait", {"condition": condition})
         self._lock = Lock()
         # The word about an end that lies behind may have come with the headers: it is asked for, not waited for.
-        self._has_ended = condition == "not-running" and not _is_running(engine, identity)
+        try:
+            self._has_ended = condition == "not-running" and not _is_running(engine, identity)
+        except BaseException:
+            self.close()
+            raise
 
     def wait(self, seconds: float) -> bool:
         """Return whether the container ended, after at most `seconds`.
@@ -114,13 +121,17 @@ def _ask(
     wanted: Mapping[str, str | int],
     *,
     verb: Literal["get", "post"] = "post",
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] = MappingProxyType(_LAST),
 ) -> tuple[Any, socket.socket]:
     with engine.client(f"open {path.rpartition('/')[2]}") as client:
         url = f"{client.base_url}/v{client.api_version}/containers/{path}"
-        answer = client.request(verb, url, params=dict(wanted), headers=dict(headers or {}), stream=True)
-        # The library's own way to the socket, which it needs for the same purpose and keeps to itself.
-        connection = client._get_raw_response_socket(answer)  # type: ignore[attr-defined]  # noqa: SLF001
+        answer = client.request(verb, url, params=dict(wanted), headers=dict(headers), stream=True)
+        try:
+            # The library's own way to the socket, which it needs for the same purpose and keeps to itself.
+            connection = client._get_raw_response_socket(answer)  # type: ignore[attr-defined]  # noqa: SLF001
+        except BaseException:
+            answer.close()
+            raise
         plain: socket.socket = getattr(connection, "_sock", connection)
         plain.settimeout(None)
         return answer, plain

@@ -79,6 +79,8 @@ class Images:
         Raises:
             ImageRefused, ImagePullFailed, RuntimeFailure: as `ContainerRuntime.resolve`.
         """
+        if not name.strip():
+            raise ImageRefused("the image has no name", hint=_HINT)
         with self._lock:
             found_at, image = self._found.get(name, (0.0, None))
         if image is not None and time.monotonic() - found_at < self._fresh.total_seconds():
@@ -104,7 +106,7 @@ class Images:
         except Gone:
             raise
         except RuntimeFailure as failure:
-            raise _classify(name, str(failure)) if _is_refusal(str(failure)) else failure from failure
+            raise classify(name, str(failure)) if _is_refusal(str(failure)) else failure from failure
 
     def _pull(self, name: str) -> None:
         deadline = time.monotonic() + self._pull_timeout.total_seconds()
@@ -113,7 +115,7 @@ class Images:
             failure = self._pull_once(name, deadline - time.monotonic())
             if failure is None:
                 return
-            error = _classify(name, failure)
+            error = classify(name, failure)
             if isinstance(error, ImageRefused) or left == 0 or time.monotonic() > deadline:
                 raise error
             _log.warning("image.pull_failed", extra={"image": name, "tries_left": left})
@@ -158,7 +160,8 @@ def _find_error(progress: Iterable[Mapping[str, Any]]) -> str | None:
     return next((str(step["error"]) for step in progress if "error" in step), None)
 
 
-def _classify(name: str, failure: str) -> RuntimeFailure:
+def classify(name: str, failure: str) -> RuntimeFailure:
+    """Return the error that the engine's words about a pull mean: whether trying again can help."""
     if _is_refusal(failure):
         return ImageRefused(f"there is no image {name} for this node: {failure}", hint=_HINT)
     return ImagePullFailed(

@@ -31,6 +31,8 @@ def main() -> None:
     """Run the container that the worker ordered; the arguments are two file numbers and the worker's process id."""
     control_number, order_number, worker_pid = map(int, sys.argv[1:])
     control = socket.socket(fileno=control_number)
+    # The experiment must not hold the line on which its end is told.
+    control.set_inheritable(False)
     with os.fdopen(order_number) as file:
         order = json.load(file)
     _prctl(_CHILD_SUBREAPER, 1)

@@ -1,0 +1,61 @@
+"""Images: pinned, refused or to be tried again, by what an engine says of them."""
+
+import pytest
+
+from jobqueue.errors import ImagePullFailed, ImageRefused
+from workers.attempt.runtimes.images import classify, pin
+
+
+@pytest.mark.parametrize(
+    ("name", "digests", "expected"),
+    [
+        ("repo:1", ["other@sha256:1", "repo@sha256:2"], "repo@sha256:2"),
+        ("127.0.0.1:5000/repo", ["127.0.0.1:5000/repo@sha256:2"], "127.0.0.1:5000/repo@sha256:2"),
+        ("127.0.0.1:5000/repo:tag", ["127.0.0.1:5000/repo@sha256:2"], "127.0.0.1:5000/repo@sha256:2"),
+        ("repo@sha256:2", ["repo@sha256:2"], "repo@sha256:2"),
+        ("repo:1", ["other@sha256:1"], "sha256:id"),
+        ("repo:1", None, "sha256:id"),
+        ("sha256:id", ["repo@sha256:2"], "sha256:id"),
+    ],
+)
+def test_an_image_is_pinned_by_the_digest_of_its_own_repository(
+    name: str, digests: list[str] | None, expected: str
+) -> None:
+    assert pin(name, {"Id": "sha256:id", "RepoDigests": digests, "Config": None}).pinned == expected
+
+
+def test_the_volumes_of_an_image_are_kept() -> None:
+    seen = {"Id": "sha256:id", "RepoDigests": [], "Config": {"Volumes": {"/data": {}, "/cache": {}}}}
+    assert pin("repo", seen).volumes == ("/cache", "/data")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "manifest for 127.0.0.1:5000/nosuch:1 not found: manifest unknown: manifest unknown",
+        "pull access denied for nosuch, repository does not exist or may require 'docker login': denied: requested",
+        "Head https://registry/v2/x/manifests/1: unauthorized: authentication required",
+        "no basic auth credentials",
+        "invalid reference format: repository name must be lowercase",
+        "no matching manifest for linux/arm64/v8 in the manifest list entries",
+        "denied: requested access to the resource is denied",
+    ],
+)
+def test_what_later_cannot_help_is_refused(words: str) -> None:
+    assert isinstance(classify("image", words), ImageRefused)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Get "https://registry-1.docker.io/v2/": dial tcp: lookup registry-1.docker.io: no such host',
+        'Get "https://registry/v2/": dial tcp 10.0.0.1:443: connect: connection refused',
+        "received unexpected HTTP status: 503 Service Unavailable",
+        "toomanyrequests: You have reached your pull rate limit",
+        "net/http: TLS handshake timeout",
+        "unexpected EOF",
+        "write /var/lib/docker/tmp/x: no space left on device",
+    ],
+)
+def test_what_may_work_later_has_failed_for_now(words: str) -> None:
+    assert isinstance(classify("image", words), ImagePullFailed)
