@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from threading import Lock
 from typing import Any
 
@@ -60,15 +60,13 @@ class DockerRuntime:
         volumes = self._images.resolve(plan.image).volumes
         body = make_create_body(plan, volumes=volumes, devices=self._choose_devices(plan.gpus))
         identity = self._create(plan, body)
-        try:
-            watch = ExitWatch(self._engine, identity, "next-exit")
-            attached = Attachment(self._engine, identity)
+        with ExitStack() as undone:
+            undone.callback(self._discard, identity, plan)
+            watch = undone.enter_context(closing(ExitWatch(self._engine, identity, "next-exit")))
+            attached = undone.enter_context(closing(Attachment(self._engine, identity)))
             with self._engine.client("start a container") as client:
                 client.start(identity)
-        except BaseException:
-            with suppress(RuntimeFailure):
-                DockerContainer(self._engine, identity=identity, labels=plan.labels).remove()
-            raise
+            undone.pop_all()
         return DockerContainer(self._engine, identity=identity, labels=plan.labels, attached=attached, watch=watch)
 
     def find(self, node_id: str) -> list[Container]:
@@ -101,6 +99,11 @@ class DockerRuntime:
         for warning in created.get("Warnings") or ():
             _log.warning("container.limit_ignored", extra={"warning": warning})
         return str(created["Id"])
+
+    def _discard(self, identity: str, plan: Plan) -> None:
+        # What cannot be removed now is found by its labels later.
+        with suppress(RuntimeFailure):
+            DockerContainer(self._engine, identity=identity, labels=plan.labels).remove()
 
     def _choose_devices(self, gpus: tuple[str, ...]) -> str:
         if not gpus:
