@@ -10,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
+import psutil
+
 from services.waiting import wait_until
 
 # First, because packages in a virtual environment bring programs of these names too.
@@ -131,8 +133,9 @@ class Process:
         self.start()
 
     def pause(self) -> None:
-        """Freeze it: connections stay open, nothing answers."""
+        """Freeze it: connections stay open, nothing answers once this returns."""
         self._signal(signal.SIGSTOP)
+        wait_until(self._is_frozen, what=f"{self.name} frozen")
 
     def resume(self) -> None:
         """Let it go on after `pause`."""
@@ -172,6 +175,12 @@ class Process:
             env=environment,
             start_new_session=True,
         )
+
+    def _is_frozen(self) -> bool:
+        """Tell whether each of its threads has stopped, which takes them a moment on a busy machine."""
+        threads = psutil.Process(self.pid).threads()
+        states = (Path(f"/proc/{self.pid}/task/{thread.id}/stat").read_text() for thread in threads)
+        return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
     def _ready_or_ended(self) -> bool:
         return not self.running or self._ready()
