@@ -1,5 +1,6 @@
 """Every container runtime tells how a container ended, and ends it when it is told to."""
 
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +37,21 @@ def test_a_wait_without_an_end_returns_none_in_time(start: StartContainer) -> No
     assert container.wait(timedelta(seconds=0.2)) is None
     assert container.wait(AT_ONCE) is None
     assert time.monotonic() - began < 5
+
+
+def test_an_end_is_told_at_once_to_all_who_wait(start: StartContainer) -> None:
+    container = start(*SLEEP)
+    told: list[float | None] = []
+    waiting = [threading.Thread(target=lambda: told.append(container.wait(LONG) and time.monotonic())) for _ in "abc"]
+    for thread in waiting:
+        thread.start()
+    assert container.wait(timedelta(seconds=0.2)) is None
+    container.stop(AT_ONCE)
+    ended = time.monotonic()
+    for thread in waiting:
+        thread.join(LONG.total_seconds())
+    assert len(told) == 3
+    assert max(told) < ended + 2
 
 
 def test_an_end_is_told_as_often_as_one_asks(start: StartContainer) -> None:

@@ -77,6 +77,9 @@ class Engine:
 
             client = APIClient(**self._options, version=self._version or "auto", timeout=timeout_seconds)
             self._version = client.api_version
+            # The library keeps a connection per address, and each container has addresses of its own: they would pile
+            # up, and the sockets that are closed by us would be among them.
+            client.headers["Connection"] = "close"
         client.timeout = timeout_seconds
         return client
 

@@ -9,15 +9,12 @@ import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, Literal
 
 from jobqueue.errors import RuntimeFailure
 from workers.attempt.runtimes.engine import Engine, translated
 
 _BLOCK_BYTES = 256 * 1024
-# So that the client library does not keep the connection, whose socket is closed here, for a later call.
-_LAST = {"Connection": "close"}
 _UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
 
 
@@ -68,11 +65,12 @@ class ExitWatch:
         """
         if self._has_ended:
             return True
+        poll = select.poll()
         try:
-            readable, _, _ = select.select([self._socket], [], [], max(0.0, seconds))
-        except (OSError, ValueError) as error:
+            poll.register(self._socket, select.POLLIN)
+        except ValueError as error:
             raise RuntimeFailure("the watch over a container was closed") from error
-        if readable:
+        if poll.poll(max(0.0, seconds) * 1000):
             self._read()
         return self._has_ended
 
@@ -121,11 +119,11 @@ def _ask(
     wanted: Mapping[str, str | int],
     *,
     verb: Literal["get", "post"] = "post",
-    headers: Mapping[str, str] = MappingProxyType(_LAST),
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[Any, socket.socket]:
     with engine.client(f"open {path.rpartition('/')[2]}") as client:
         url = f"{client.base_url}/v{client.api_version}/containers/{path}"
-        answer = client.request(verb, url, params=dict(wanted), headers=dict(headers), stream=True)
+        answer = client.request(verb, url, params=dict(wanted), headers=dict(headers or {}), stream=True)
         try:
             # The library's own way to the socket, which it needs for the same purpose and keeps to itself.
             connection = client._get_raw_response_socket(answer)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -133,8 +131,11 @@ def _ask(
             answer.close()
             raise
         plain: socket.socket = getattr(connection, "_sock", connection)
-        plain.settimeout(None)
-        return answer, plain
+        # A number of our own, because the library closes its own as soon as it has read an answer to the end, while
+        # other threads may be waiting on it. An encrypted connection has no second one.
+        ours = plain.dup() if type(plain) is socket.socket else plain
+        ours.settimeout(None)
+        return answer, ours
 
 
 def _hang_up(answer: Any, connection: socket.socket) -> None:
