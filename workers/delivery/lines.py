@@ -11,7 +11,11 @@ def make_formatter(form: Literal["text", "json"]) -> logging.Formatter:
     """Return the formatter for every handler of a worker."""
     renderer: Any = structlog.processors.JSONRenderer()
     if form == "text":
-        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, pad_level=False)
+        # Plain: the richer one prints the local variables of every frame, and with them specs and secrets.
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=False, pad_event_to=0, pad_level=False, exception_formatter=plain
+        )
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
