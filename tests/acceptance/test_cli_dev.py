@@ -20,7 +20,7 @@ from services.waiting import free_port, wait_until
 
 _ROOT = Path(__file__).parents[2]
 _COMMAND = (sys.executable, "-c", "from producers.cli import main; main()")
-_STARTER = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+_STARTER = "import signal, subprocess, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); subprocess.run(sys.argv[1:])"
 _READY = "Ctrl-C stops everything"
 _START = timedelta(seconds=60)
 _STOP = timedelta(seconds=60)
