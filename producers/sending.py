@@ -69,7 +69,7 @@ class Sender:
         spec, notes = upload(draft, store=self._connections.store, packed=packed)
         submission = self._seal(spec, queue)
         _warn([*notes, *self._warn_of_absence(queue)])
-        known_id = self._connections.registry.experiments.register(submission)
+        (known_id,) = self._connections.registry.experiments.register(submission)
         if known_id != submission.id:
             return replace(submission, id=known_id)
         self._publish(submission, makes_queue=spec.queue is None)

@@ -183,11 +183,13 @@ class Leases(Protocol):
 class Experiments(Protocol):
     """What was submitted and where it is. Raises `RegistryUnavailable` when the registry does not answer."""
 
-    def register(self, submission: Submission) -> ExperimentId:
-        """Record it as QUEUED and return its id; with an idempotency key seen before (in this project): the older id.
+    def register(self, *submissions: Submission) -> list[ExperimentId]:
+        """Record them as QUEUED, in one step, and return their ids, in the same order.
+
+        With an idempotency key seen before (in this project) it is the older id.
 
         Raises:
-            IdempotencyMismatch: the key, or the id itself, was used for another `spec_digest`.
+            IdempotencyMismatch: a key, or an id itself, was used for another `spec_digest`; none was recorded.
         """
         ...
 

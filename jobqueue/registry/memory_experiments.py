@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
+from jobqueue.errors import IdempotencyMismatch
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
 from jobqueue.registry.base import Record, Submission
@@ -19,19 +20,27 @@ class MemoryExperiments:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    def register(self, submission: Submission) -> ExperimentId:
-        """Record it as QUEUED and return its id, or the older one of its idempotency key."""
-        key = (submission.project, submission.idempotency_key)
+    def register(self, *submissions: Submission) -> list[ExperimentId]:
+        """Record them as QUEUED, all or none, and return their ids, or the older ones of their idempotency keys."""
         with self._table.lock:
-            older_id = self._table.idempotency.get(key, submission.id)
-            older = self._table.entry(older_id) or self._table.entry(submission.id)
-            if older:
-                return _same(older, submission)
-            self._table.add(submission)
-            self._table.withdrawn.pop(submission.id, None)
-            if submission.idempotency_key:
-                self._table.idempotency[key] = submission.id
-            return submission.id
+            before = dict(self._table.entries), dict(self._table.idempotency)
+            try:
+                return [self._register(submission) for submission in submissions]
+            except IdempotencyMismatch:
+                self._table.entries, self._table.idempotency = before
+                raise
+
+    def _register(self, submission: Submission) -> ExperimentId:
+        key = (submission.project, submission.idempotency_key)
+        older_id = self._table.idempotency.get(key, submission.id)
+        older = self._table.entry(older_id) or self._table.entry(submission.id)
+        if older:
+            return _same(older, submission)
+        self._table.add(submission)
+        self._table.withdrawn.pop(submission.id, None)
+        if submission.idempotency_key:
+            self._table.idempotency[key] = submission.id
+        return submission.id
 
     def withdraw(self, experiment_id: ExperimentId) -> None:
         """Forget a submission that could not be published."""

@@ -20,13 +20,14 @@ class RedisExperiments:
     def __init__(self, client: RedisClient) -> None:
         self._client = client
 
-    def register(self, submission: Submission) -> ExperimentId:
-        """Record it as QUEUED and return its id, or the older one of its idempotency key."""
-        word, rest = words(self._client.run("register", *submission_arguments(submission)))
-        experiment_id = ExperimentId(rest[0].decode())
+    def register(self, *submissions: Submission) -> list[ExperimentId]:
+        """Record them as QUEUED, all or none, and return their ids, or the older ones of their idempotency keys."""
+        arguments = (argument for submission in submissions for argument in submission_arguments(submission))
+        word, rest = words(self._client.run("register", *arguments))
+        ids = [ExperimentId(found.decode()) for found in rest]
         if word == "mismatch":
-            refuse_key(experiment_id)
-        return experiment_id
+            refuse_key(ids[0])
+        return ids
 
     def withdraw(self, experiment_id: ExperimentId) -> None:
         """Forget a submission that could not be published."""

@@ -177,5 +177,5 @@ def test_a_forked_child_uses_connections_of_its_own(registry: Registry) -> None:
         os._exit(0)
     for _ in range(50):
         submission = make_submission()
-        assert registry.experiments.register(submission) == submission.id
+        assert registry.experiments.register(submission) == [submission.id]
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

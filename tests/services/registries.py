@@ -53,7 +53,7 @@ def granted(registry: Registry, submission: Submission, **options: object) -> Gr
 
 def registered(registry: Registry, **fields: object) -> Submission:
     submission = make_submission(**fields)
-    assert registry.experiments.register(submission) == submission.id
+    assert registry.experiments.register(submission) == [submission.id]
     return submission
 
 

@@ -1,5 +1,5 @@
 -- Asks for the lease of one experiment.
-local submission = read_submission()
+local submission = read_submission(0)
 local id, key = submission.id, EXPERIMENT .. submission.id
 local worker_id, node_id = ARGV[8], ARGV[9]
 local ttl_ms, platform_budget, grant = tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12]
@@ -7,6 +7,7 @@ local ttl_ms, platform_budget, grant = tonumber(ARGV[10]), tonumber(ARGV[11]), A
 local record = load(id)
 if not record.state then
   add_record(submission)
+  trim_indexes()
   if redis.call('EXISTS', WITHDRAWN .. id) == 1 then
     store(id, 'is_cancelled', '1')
   end

@@ -35,15 +35,24 @@ local function store(id, ...)
   redis.call('HSET', EXPERIMENT .. id, ...)
 end
 
--- Adds to an index and takes out two of its oldest entries if their records have expired, so that it cannot only grow.
+-- What was added to each index by this script.
+local added = {}
+
 local function add_to_index(key, id)
   redis.call('ZADD', key, 0, id)
-  for _, oldest in ipairs(redis.call('ZRANGE', key, 0, 1)) do
-    if redis.call('EXISTS', EXPERIMENT .. oldest) == 0 then
-      redis.call('ZREM', key, oldest)
+  added[key] = (added[key] or 0) + 1
+end
+
+-- Takes more out of every index that was added to, if the records of the oldest have expired, so that none can only grow.
+local function trim_indexes()
+  for key, count in pairs(added) do
+    for _, oldest in ipairs(redis.call('ZRANGE', key, 0, count)) do
+      if redis.call('EXISTS', EXPERIMENT .. oldest) == 0 then
+        redis.call('ZREM', key, oldest)
+      end
     end
+    redis.call('PEXPIRE', key, whole(UNUSED_INDEX_MS))
   end
-  redis.call('PEXPIRE', key, whole(UNUSED_INDEX_MS))
 end
 
 local function add_record(submission)
@@ -65,11 +74,14 @@ local function add_record(submission)
   end
 end
 
--- The first arguments of `register` and `acquire`.
-local function read_submission()
+local SUBMISSION_LENGTH = 7
+
+-- The arguments of `register`, `index` submissions further on, and the first ones of `acquire`.
+local function read_submission(index)
+  local at = index * SUBMISSION_LENGTH
   return {
-    id = ARGV[1], json = ARGV[2], message = ARGV[3], project = ARGV[4], name = ARGV[5],
-    spec_digest = ARGV[6], idempotency = ARGV[7],
+    id = ARGV[at + 1], json = ARGV[at + 2], message = ARGV[at + 3], project = ARGV[at + 4], name = ARGV[at + 5],
+    spec_digest = ARGV[at + 6], idempotency = ARGV[at + 7],
   }
 end
 

@@ -24,7 +24,7 @@ def test_a_registered_experiment_is_queued_and_complete(registry: Registry) -> N
 def test_registering_again_changes_nothing(registry: Registry) -> None:
     submission = registered(registry, spec_digest="d1")
     lease = granted(registry, submission).lease
-    assert registry.experiments.register(submission) == submission.id
+    assert registry.experiments.register(submission) == [submission.id]
     assert registry.experiments.get(submission.id).token == lease.token
     with pytest.raises(IdempotencyMismatch):
         registry.experiments.register(replace(submission, spec_digest="d2"))
@@ -34,12 +34,26 @@ def test_an_idempotency_key_leads_to_the_first_submission_of_its_project(registr
     key = make_experiment_id()
     first = registered(registry, idempotency_key=key, spec_digest="d1")
     again = make_submission(idempotency_key=key, spec_digest="d1")
-    assert registry.experiments.register(again) == first.id
+    assert registry.experiments.register(again) == [first.id]
     with pytest.raises(NotFound):
         registry.experiments.get(again.id)
     with pytest.raises(IdempotencyMismatch, match=first.id):
         registry.experiments.register(make_submission(idempotency_key=key, spec_digest="d2"))
     registered(registry, idempotency_key=key, spec_digest="d2", project="other")
+
+
+def test_many_are_registered_in_one_step_or_none_is(registry: Registry) -> None:
+    key = make_experiment_id()
+    first, second = make_submission(), make_submission(idempotency_key=key, spec_digest="d1")
+    same, other = (make_submission(idempotency_key=key, spec_digest=digest) for digest in ("d1", "d2"))
+    with pytest.raises(IdempotencyMismatch, match=second.id):
+        registry.experiments.register(first, second, other)
+    assert registry.experiments.states([first.id, second.id, other.id]) == {}
+    assert registry.experiments.register(first, second, same, first) == [first.id, second.id, second.id, first.id]
+    assert set(registry.experiments.states([first.id, second.id, same.id])) == {first.id, second.id}
+    with pytest.raises(IdempotencyMismatch, match=second.id):
+        registry.experiments.register(make_submission(), other)
+    assert registry.experiments.register() == []
 
 
 def test_the_message_goes_with_the_end_and_only_get_has_it(registry: Registry) -> None:

@@ -85,7 +85,7 @@ def test_a_final_record_is_kept_for_thirty_days(registry: MemoryRegistry, clock:
     assert registry.experiments.find() == []
     with pytest.raises(NotFound):
         registry.experiments.get(submission.id)
-    assert registry.experiments.register(submission) == submission.id
+    assert registry.experiments.register(submission) == [submission.id]
     assert registry.experiments.get(submission.id).state is State.QUEUED
 
 
