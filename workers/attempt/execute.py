@@ -162,8 +162,10 @@ class Execution:
             ended = watch.run()
         finally:
             self._watch = None
-            logs_error = _close(logs)
-        return self._finalize(spec, folder, ended, watch=watch, logs=logs, logs_error=logs_error)
+            # What the store does not take now stays for `_finalize`, which has more patience.
+            with suppress(StoreUnavailable):
+                logs.close()
+        return self._finalize(spec, folder, ended, watch=watch, logs=logs)
 
     def _finalize(
         self,
@@ -173,13 +175,11 @@ class Execution:
         *,
         watch: Watch,
         logs: LogWriter,
-        logs_error: StoreUnavailable | None,
     ) -> Outcome:
         if watch.stop_reason is Reason.DRAINED:
             return Outcome(reason=Reason.DRAINED)
-        if logs_error:
-            raise logs_error
         _with_patience(RegistryUnavailable, self._enter_finalizing)
+        _with_patience(StoreUnavailable, logs.close)
         _with_patience(
             StoreUnavailable,
             lambda: workspace.stage_out(spec, folder, store=self._site.store, prefix=self._prefix),
@@ -241,14 +241,6 @@ def _with_patience(error: type[JobqueueError], step: Callable[[], object]) -> No
     for attempt in stamina.retry_context(on=error, attempts=None, timeout=PATIENCE_SECONDS):
         with attempt:
             step()
-
-
-def _close(logs: LogWriter) -> StoreUnavailable | None:
-    try:
-        logs.close()
-    except StoreUnavailable as error:
-        return error
-    return None
 
 
 def _fulfil(future: "Future[Result]", step: Callable[[], Result]) -> None:

@@ -1,8 +1,8 @@
 """Where a container's output goes: whole to the store, its newest part to the registry, its end to the report.
 
 A chunk's name is the offset of its first byte, and live pieces carry their offset too, so that a reader can go from
-one to the other without losing or doubling a byte. Memory is bounded by the chunk size; a slow store slows the
-container down.
+one to the other without losing or doubling a byte. Memory is bounded by the chunk size; a store that is slow or away
+makes the container wait, which is not counted as its silence.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ STREAMS: Final = ("stdout", "stderr")
 CHUNK_BYTES: Final = 4 * 2**20
 CHUNK_EVERY: Final = timedelta(seconds=5)
 LIVE_EVERY: Final = timedelta(milliseconds=200)
+STORE_AGAIN: Final = timedelta(milliseconds=500)
 LIVE_BYTES: Final = 64 * 1024
 LAST_LINES: Final = 20
 LAST_LINE_CHARACTERS: Final = 500
@@ -108,6 +109,12 @@ class _Stream:
         self.chunk_since = time.monotonic()
         self.live = bytearray()
         self.live_offset = 0
+        self.is_arriving = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be taken before the store has taken some."""
+        return len(self.chunk) >= 2 * CHUNK_BYTES
 
     def take(self, data: bytes) -> None:
         self.chunk += data
@@ -143,8 +150,7 @@ class LogWriter:
     ) -> None:
         self.is_over_limit = False
         self.is_gpu_out_of_memory = False
-        self.last_output_at = time.monotonic()
-        self.error: StoreUnavailable | None = None
+        self._alive_at = time.monotonic()
         self._lease, self._store, self._prefix, self._live = lease, store, prefix, live
         self._left_bytes = limit_bytes
         self.limit_bytes = limit_bytes
@@ -161,18 +167,39 @@ class LogWriter:
         """The end of the output, oldest first, each line bounded."""
         return tuple(line.decode(errors="replace")[:LAST_LINE_CHARACTERS] for line in self._last_lines)
 
+    @property
+    def silence_seconds(self) -> float:
+        """How long nothing has come; 0 while something is being taken, however long the store lets it wait."""
+        is_arriving = any(stream.is_arriving for stream in self._streams.values())
+        return 0.0 if is_arriving else time.monotonic() - self._alive_at
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether output waits for the store."""
+        return any(stream.is_arriving and stream.is_full for stream in self._streams.values())
+
+    def mark_alive(self) -> None:
+        """Note a sign of life that is no output."""
+        self._alive_at = time.monotonic()
+
     def write(self, stream: str, data: bytes) -> None:
-        """Take some output of one stream; blocks while the store is behind."""
-        self.last_output_at = time.monotonic()
-        with self._lock:
-            target = self._streams[stream]
-            self._take(target, target.redactor.feed(data))
+        """Take some output of one stream; blocks while the store is behind. What comes after `close` is left out."""
+        target = self._streams[stream]
+        target.is_arriving = True
+        try:
+            with self._lock:
+                if not self._closed.is_set():
+                    self._take(target, target.redactor.feed(data))
+            self._wait_for_store(target)
+        finally:
+            self.mark_alive()
+            target.is_arriving = False
 
     def close(self) -> None:
-        """Write what is left.
+        """Write what is left; may be called again when the store did not take it.
 
         Raises:
-            StoreUnavailable: the store did not take all of it.
+            StoreUnavailable: the store did not take all of it, which is kept.
         """
         self._closed.set()
         self._ticker.join()
@@ -180,10 +207,15 @@ class LogWriter:
             for stream in self._streams.values():
                 self._take(stream, stream.redactor.flush())
                 stream.lines.flush()
-                self._put_chunk(stream)
+            errors = [error for stream in self._streams.values() if (error := self._put_chunk(stream))]
         self._send_live()
-        if self.error:
-            raise self.error
+        if errors:
+            raise errors[0]
+
+    def _wait_for_store(self, stream: _Stream) -> None:
+        while stream.is_full and not self._closed.wait(STORE_AGAIN.total_seconds()):
+            with self._lock:
+                self._put_chunk(stream)
 
     def _take(self, stream: _Stream, data: bytes) -> None:
         if self.is_over_limit or not data:
@@ -212,21 +244,21 @@ class LogWriter:
                     if time.monotonic() - stream.chunk_since >= CHUNK_EVERY.total_seconds():
                         self._put_chunk(stream)
 
-    def _put_chunk(self, stream: _Stream) -> None:
+    def _put_chunk(self, stream: _Stream) -> StoreUnavailable | None:
+        """Store what has come since the last chunk; what the store does not take stays, and the error is returned."""
         stream.chunk_since = time.monotonic()
         if not stream.chunk:
-            return
+            return None
         try:
             self._store.put(log_key(self._prefix, stream.name, stream.chunk_offset), bytes(stream.chunk))
         except StoreUnavailable as error:
             log.warning(
                 "logs.chunk_not_stored", extra={"experiment": self._lease.experiment_id, "error": error.message}
             )
-            if len(stream.chunk) < 2 * CHUNK_BYTES and not self._closed.is_set():
-                return
-            self.error = error
+            return error
         stream.chunk_offset += len(stream.chunk)
         stream.chunk.clear()
+        return None
 
     def _send_live(self) -> None:
         """Send what is new; the live log may lose, so a registry that does not answer costs nothing."""

@@ -15,6 +15,7 @@ from jobqueue.lifecycle import Reason, State
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.registry.base import Leases
 from jobqueue.spec import ExperimentSpec
+from workers.attempt.commit import PATIENCE_SECONDS
 from workers.attempt.lease import LeaseKeeper, Standing
 from workers.attempt.logs import LogWriter
 from workers.attempt.progress import ProgressFile
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 LONGEST_TICK: Final = timedelta(seconds=1)
 PROGRESS_EVERY: Final = timedelta(seconds=1)
 DRAIN_OUTPUT: Final = timedelta(seconds=10)
+DRAIN_TICK: Final = timedelta(milliseconds=50)
 ENGINE_PATIENCE: Final = timedelta(minutes=10)
 
 
@@ -108,7 +110,7 @@ class Watch:
                 if self._engine_answers() or self._is_overdue():
                     raise
                 time.sleep(self._tick.total_seconds())
-        self._follower.join(DRAIN_OUTPUT.total_seconds())
+        self._drain_output()
         self._take_progress(now=True)
         return ended
 
@@ -117,6 +119,15 @@ class Watch:
             self._container.follow(self._logs.write)
         except RuntimeFailure as error:
             log.warning("output.lost", extra={"error": error.message})
+
+    def _drain_output(self) -> None:
+        """Take what it had still to say, for a moment; a store that is behind gets the time that outputs get."""
+        patience_ends_at = time.monotonic() + PATIENCE_SECONDS
+        ends_at = time.monotonic() + DRAIN_OUTPUT.total_seconds()
+        while self._follower.is_alive() and time.monotonic() < min(ends_at, patience_ends_at):
+            self._follower.join(DRAIN_TICK.total_seconds())
+            if self._logs.is_behind and self.stop_reason is not Reason.DRAINED:
+                ends_at = time.monotonic() + DRAIN_OUTPUT.total_seconds()
 
     def _engine_answers(self) -> bool:
         """Tell whether it is the container that is gone, not the engine.
@@ -157,7 +168,7 @@ class Watch:
     def _take_progress(self, *, now: bool = False) -> None:
         newest = self._progress_file.poll()
         if newest:
-            self._logs.last_output_at = time.monotonic()
+            self._logs.mark_alive()
             self._progress.offer(newest)
         self._progress.send(now=now)
 
@@ -171,7 +182,7 @@ class Watch:
             self._stop(Reason.TIMED_OUT, f"its timeout is {format_duration(self._spec.timeout)}")
         elif self._logs.is_over_limit:
             self._stop(Reason.LIMIT_EXCEEDED, f"more than {describe_size(self._logs.limit_bytes)} of output")
-        elif self._spec.stall_timeout and now - self._logs.last_output_at >= self._spec.stall_timeout.total_seconds():
+        elif self._spec.stall_timeout and self._logs.silence_seconds >= self._spec.stall_timeout.total_seconds():
             self._stop(Reason.STALLED, f"silent for {format_duration(self._spec.stall_timeout)}")
 
     def _stop(self, reason: Reason, detail: str = "") -> None:
