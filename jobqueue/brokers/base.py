@@ -6,7 +6,7 @@ poison aside, and carry reports. Queues are created by producers and operators o
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from jobqueue.errors import NoSuchQueue
@@ -25,6 +25,23 @@ class Depth:
     ready: int
     unacked: int | None = None
     consumers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueRecord:
+    """A request queue as it was created.
+
+    Attributes:
+        expires_at: aware; once it has passed `jobqueue queues sweep` deletes the queue when nothing needs it; None:
+            never.
+        owner: who it was made for, in words; empty where nobody said.
+        retention: how long its dead letters are kept before the sweep removes them; None: until somebody does.
+    """
+
+    queue: str
+    expires_at: datetime | None = None
+    owner: str = ""
+    retention: timedelta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +66,22 @@ def missing_queue(queue: str) -> NoSuchQueue:
 class Queues(Protocol):
     """Queues by name. Raises `BrokerUnavailable` when the broker does not answer."""
 
-    def create(self, queue: str) -> None:
-        """Create a request queue and its companions (`_deferred`, `_dead`); creating it again changes nothing."""
+    def create(
+        self,
+        queue: str,
+        *,
+        expires_at: datetime | None = None,
+        owner: str = "",
+        retention: timedelta | None = None,
+    ) -> None:
+        """Create a request queue and its companions (`_deferred`, `_dead`), and note the rest: see `QueueRecord`.
+
+        Creating it again keeps what lies in it, and notes what is given this time.
+        """
+        ...
+
+    def listed(self) -> list[QueueRecord]:
+        """Return the request queues that were created here and not deleted here, by name, without companions."""
         ...
 
     def create_plain(self, queue: str) -> None:

@@ -3,16 +3,18 @@
 import itertools
 import threading
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from queue import Empty, Queue
 from typing import Any, Final, cast
 
-from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, QueueRecord, Queues, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack
 from jobqueue.brokers.polling import poll
 from jobqueue.routing import dead_letter_queue
 
 _TIMER: Final = "jobqueue-deferred-"
+# As kombu's queues, of the whole process.
+_records: Final[dict[str, QueueRecord]] = {}
 
 
 class MemoryBroker:
@@ -42,10 +44,22 @@ class MemoryBroker:
 class MemoryQueues:
     """Queues by name."""
 
-    def create(self, queue: str) -> None:
+    def create(
+        self,
+        queue: str,
+        *,
+        expires_at: datetime | None = None,
+        owner: str = "",
+        retention: timedelta | None = None,
+    ) -> None:
         """Create a request queue and its dead-letter queue; a delivery that is put off needs no queue here."""
         self.create_plain(dead_letter_queue(queue))
         self.create_plain(queue)
+        _records[queue] = QueueRecord(queue=queue, expires_at=expires_at, owner=owner, retention=retention)
+
+    def listed(self) -> list[QueueRecord]:
+        """Return the request queues of this process, by name."""
+        return [_records[queue] for queue in sorted(_records)]
 
     def create_plain(self, queue: str) -> None:
         """Create one queue."""
@@ -62,6 +76,7 @@ class MemoryQueues:
 
     def delete(self, queue: str) -> None:
         """Delete a queue and its dead letters."""
+        _records.pop(queue, None)
         _all_queues().pop(queue, None)
         _all_queues().pop(dead_letter_queue(queue), None)
 

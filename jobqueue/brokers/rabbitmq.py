@@ -5,12 +5,13 @@ the broker is killed. All delays in it are short, because a message expires only
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from jobqueue.brokers.base import Deliveries, Depth, Post, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Post, QueueRecord, Queues, missing_queue
 from jobqueue.brokers.copies import dead_headers, fresh_headers
 from jobqueue.brokers.links import PERSISTENT, Link, Links, tls_options, translated
+from jobqueue.brokers.rabbitmq_ledger import LEDGER, Ledger
 from jobqueue.brokers.rabbitmq_post import RabbitPost
 from jobqueue.routing import dead_letter_queue, deferred_queue
 
@@ -69,11 +70,20 @@ class RabbitQueues:
 
     def __init__(self, links: Links) -> None:
         self._links = links
+        self._ledger = Ledger(links)
 
-    def create(self, queue: str) -> None:
-        """Create a request queue, after the companions that it needs."""
-        self._declare(
+    def create(
+        self,
+        queue: str,
+        *,
+        expires_at: datetime | None = None,
+        owner: str = "",
+        retention: timedelta | None = None,
+    ) -> None:
+        """Create a request queue, after the companions that it needs, and note it in the ledger."""
+        declared = self._declare(
             {
+                LEDGER: {**_QUORUM, "x-delivery-limit": _DELIVERY_LIMIT},
                 dead_letter_queue(queue): _QUORUM,
                 deferred_queue(queue): {**_QUORUM, **_dead_lettering(queue)},
                 queue: {
@@ -84,6 +94,13 @@ class RabbitQueues:
                 },
             }
         )
+        if LEDGER in declared:
+            self._ledger.begin()
+        self._ledger.note(QueueRecord(queue=queue, expires_at=expires_at, owner=owner, retention=retention))
+
+    def listed(self) -> list[QueueRecord]:
+        """Return what the ledger says; a queue that somebody deleted by other means is still in it."""
+        return self._ledger.records()
 
     def create_plain(self, queue: str) -> None:
         """Create one quorum queue: it outlives a node of a cluster, as reports must."""
@@ -117,9 +134,12 @@ class RabbitQueues:
                         link.channel.queue_delete(name)
 
         self._links.run(delete)
+        self._ledger.forget(queue)
 
-    def _declare(self, queues: Mapping[str, Mapping[str, object]]) -> None:
-        def declare(link: Link) -> None:
+    def _declare(self, queues: Mapping[str, Mapping[str, object]]) -> list[str]:
+        """Declare those that are not there, and return their names."""
+
+        def declare(link: Link) -> list[str]:
             # Declaring one that an operator made with other arguments would be an error.
             missing = [name for name in queues if link.look(name) is None]
             with link.patience():
@@ -128,8 +148,9 @@ class RabbitQueues:
                 for name in missing[-1:]:
                     _declare(link, name + _SETTLING, _QUORUM)
                     link.channel.queue_delete(name + _SETTLING)
+            return missing
 
-        self._links.run(declare)
+        return self._links.run(declare)
 
 
 class RabbitDeliveries:

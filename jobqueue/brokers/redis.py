@@ -5,17 +5,19 @@ keeps a delivery in a hash and the time of its receipt in a sorted set; moving t
 it off. Mail is kept apart from that and taken by a script: kombu loses what it popped when it dies before noting it.
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
-from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, QueueRecord, Queues, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack_json
 from jobqueue.brokers.polling import poll
+from jobqueue.brokers.queue_records import record_from_json, record_to_json
 from jobqueue.brokers.redis_server import (
     CONNECT_SECONDS,
     HEALTH_CHECK_SECONDS,
@@ -29,6 +31,7 @@ from jobqueue.routing import dead_letter_queue
 _UNACKED: Final = "jobqueue:unacked"
 _UNACKED_INDEX: Final = "jobqueue:unacked_index"
 _UNACKED_MUTEX: Final = "jobqueue:unacked_mutex"
+_RECORDS: Final = "jobqueue:queue_records"
 _DEFERRED: Final = "jobqueue:deferred:"
 _MAIL: Final = "jobqueue:mail:"
 _MAIL_INDEX: Final = "jobqueue:mail_index:"
@@ -97,10 +100,26 @@ class RedisQueues:
     def __init__(self, server: RedisServer) -> None:
         self._server = server
 
-    def create(self, queue: str) -> None:
+    def create(
+        self,
+        queue: str,
+        *,
+        expires_at: datetime | None = None,
+        owner: str = "",
+        retention: timedelta | None = None,
+    ) -> None:
         """Note a request queue and its dead-letter queue; a delivery that is put off needs no queue here."""
+        record = QueueRecord(queue=queue, expires_at=expires_at, owner=owner, retention=retention)
+        with self._server.translated() as client, client.pipeline() as pipe:
+            pipe.hset(_RECORDS, queue, json.dumps(record_to_json(record)))
+            pipe.sadd(QUEUES, queue, dead_letter_queue(queue))
+            pipe.execute()
+
+    def listed(self) -> list[QueueRecord]:
+        """Return the request queues that were noted, by name."""
         with self._server.translated() as client:
-            client.sadd(QUEUES, queue, dead_letter_queue(queue))
+            found = client.hgetall(_RECORDS)
+        return [record_from_json(queue.decode(), json.loads(text)) for queue, text in sorted(found.items())]
 
     def create_plain(self, queue: str) -> None:
         """Note one queue."""
@@ -131,6 +150,7 @@ class RedisQueues:
             put_off = client.zrange(_DEFERRED + queue, 0, -1)
             with client.pipeline() as pipe:
                 pipe.srem(QUEUES, *names)
+                pipe.hdel(_RECORDS, queue)
                 pipe.delete(_DEFERRED + queue)
                 for name in names:
                     pipe.delete(*_lists(name), _MAIL + name, _MAIL_INDEX + name)
