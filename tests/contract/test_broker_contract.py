@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -24,7 +24,7 @@ from services.broker_client import (
 from services.waiting import wait_until
 
 from jobqueue.brokers import open_broker
-from jobqueue.brokers.base import Broker
+from jobqueue.brokers.base import Broker, QueueRecord
 from jobqueue.errors import InvalidSetting, NoSuchQueue
 from jobqueue.routing import dead_letter_queue
 
@@ -114,6 +114,45 @@ def test_a_deleted_queue_comes_back_empty(broker: Broker, queue: str) -> None:
     broker.queues.delete(queue)
     broker.queues.create(queue)
     assert broker.queues.depth(queue).ready == 0
+
+
+def test_the_queues_that_were_created_are_listed_with_what_was_noted(broker: Broker) -> None:
+    names = sorted(f"{letter}-{uuid4().hex[:8]}" for letter in "bac")
+    expires_at = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
+    broker.queues.create(names[0], expires_at=expires_at, owner="session 7", retention=timedelta(days=14))
+    for name in names[1:]:
+        broker.queues.create(name)
+
+    def listed() -> list[QueueRecord]:
+        return [record for record in broker.queues.listed() if record.queue in names]
+
+    noted = QueueRecord(queue=names[0], expires_at=expires_at, owner="session 7", retention=timedelta(days=14))
+    assert listed() == [noted, *(QueueRecord(queue=name) for name in names[1:])]
+    for name in names[1:]:
+        broker.queues.delete(name)
+    assert listed() == [noted]
+    broker.queues.create(names[0], owner="everybody")
+    assert listed() == [QueueRecord(queue=names[0], owner="everybody")]
+    broker.queues.delete(names[0])
+    assert listed() == []
+
+
+def test_plain_queues_and_companions_are_not_listed(broker: Broker, plain: str, queue: str) -> None:
+    listed = {record.queue for record in broker.queues.listed()}
+    assert queue in listed
+    assert not listed & {plain, dead_letter_queue(queue)}
+
+
+def test_queues_created_at_the_same_time_are_all_listed(broker: Broker) -> None:
+    names = {f"q-{uuid4().hex[:8]}" for _ in range(6)}
+    threads = [threading.Thread(target=broker.queues.create, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names <= {record.queue for record in broker.queues.listed()}
+    for name in names:
+        broker.queues.delete(name)
 
 
 # Post
