@@ -23,6 +23,8 @@ from producers.watching import Watcher
 LAST: Final = "last"
 _ID_START: Final = "exp-"
 _SHOWN: Final = 5
+# How many of `submit_many` are registered in one step, and published before the first confirmation is waited for.
+_AT_ONCE: Final = 64
 
 
 class Client:
@@ -46,7 +48,8 @@ class Client:
 
     def submit(self, **fields: Any) -> Experiment:
         """Submit one experiment: see `producers.submit_experiment`."""
-        return self._send(self._check(fields), Packed())
+        (handle,) = self._send([self._check(fields)], Packed())
+        return handle
 
     def submit_many(self, specs: Iterable[Mapping[str, Any]]) -> builtins.list[Experiment]:
         """Submit several, after all of them have been checked; a folder that they share is packed once.
@@ -67,9 +70,9 @@ class Client:
         if problems:
             raise InvalidSpec(problems)
         packed, handles = Packed(), []
-        for draft in drafts:
+        for start in range(0, len(drafts), _AT_ONCE):
             try:
-                handles.append(self._send(draft, packed))
+                handles += self._send(drafts[start : start + _AT_ONCE], packed)
             except Unavailable as error:
                 done = ", ".join(handle.id for handle in handles)
                 error.add_note(f"{len(handles)} of {len(drafts)} were submitted before: {done or 'none'}")
@@ -138,12 +141,14 @@ class Client:
     def _check_address(self, uri: str) -> None:
         locate(uri, default=self._connections.store, endpoint=self.settings.storage_endpoint)
 
-    def _send(self, draft: Draft, packed: Packed) -> Experiment:
-        submission = self._sender.send(draft, packed=packed)
-        handle = self.handle(submission.id)
-        handle.introduce(submission)
-        self._last = handle
-        return handle
+    def _send(self, drafts: Sequence[Draft], packed: Packed) -> builtins.list[Experiment]:
+        handles = []
+        for submission in self._sender.send(*drafts, packed=packed):
+            handle = self.handle(submission.id)
+            handle.introduce(submission)
+            handles.append(handle)
+        self._last = handles[-1]
+        return handles
 
     def _handle_of(self, record: Record) -> Experiment:
         handle = self.handle(record.submission.id)

@@ -3,38 +3,37 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from jobqueue.errors import BrokerUnavailable, NoSuchQueue
-from jobqueue.ids import ExperimentId
+from jobqueue.brokers.base import Broker
+from jobqueue.errors import BrokerUnavailable
+from jobqueue.registry.base import Submission
 from producers.connections import Connections
 
 if TYPE_CHECKING:
     from celery import Celery
 
-# Together under the two seconds within which a user is told that the broker is away.
+# With the confirmations under the two seconds within which a user is told that the broker is away.
 CONNECT: Final = timedelta(seconds=0.7)
-CONFIRM: Final = timedelta(seconds=1.2)
 # A network may have forgotten a connection that was idle for longer, and nobody is told.
 _FRESH: Final = timedelta(seconds=30)
-_IDLE_LINES: Final = 4
-_NO_ROUTE: Final = 312
+_IDLE: Final = 4
 
 
-class _Line:
-    """One connection to the broker with one Celery producer; used by one thread at a time."""
+class _Connection:
+    """One connection to the broker; used by one thread at a time."""
 
-    def __init__(self, app: "Celery") -> None:
+    def __init__(self, app: "Celery", broker: Broker) -> None:
         self.pid = os.getpid()
         self.used_at = time.monotonic()
         options = {**app.conf.broker_transport_options, "max_retries": 1, "interval_start": 0, "interval_max": 0}
         self.connection = app.connection_for_write(
             connect_timeout=CONNECT.total_seconds(), transport_options=options, heartbeat=0
         )
-        self.producer = app.amqp.Producer(self.connection)
+        self.line = broker.line(self.connection)
 
     @property
     def is_fresh(self) -> bool:
@@ -55,26 +54,26 @@ class Publisher:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._idle: deque[_Line] = deque()
+        self._idle: deque[_Connection] = deque()
 
-    def publish(self, sealed: bytes, *, experiment_id: ExperimentId, queue: str) -> None:
-        """Put an envelope into a request queue, and return when the broker has it for good.
+    def publish(self, submissions: Sequence[Submission]) -> None:
+        """Put envelopes into their request queues, and return when the broker has them all for good.
 
         Raises:
-            NoSuchQueue: the queue does not exist.
-            BrokerUnavailable: the broker does not answer, or has not confirmed in time.
+            NoSuchQueue: a queue does not exist; others may have been published.
+            BrokerUnavailable: the broker does not answer, or has not confirmed in time; any may have been published.
         """
-        from kombu.exceptions import OperationalError
+        from kombu.exceptions import KombuError, OperationalError
 
-        began, line = time.monotonic(), self._take()
+        began, idle = time.monotonic(), self._take()
         with _translated():
-            if line is not None:
+            if idle is not None:
                 try:
-                    return self._send(line, sealed, experiment_id, queue)
-                except OperationalError:
+                    return self._send(idle, submissions)
+                except (KombuError, OperationalError):
                     if time.monotonic() - began > CONNECT.total_seconds():
                         raise  # it was waited for in vain: asking again would take as long
-            return self._send(_Line(self._app), sealed, experiment_id, queue)
+            return self._send(_Connection(self._app, self._connections.broker), submissions)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -88,37 +87,40 @@ class Publisher:
 
         return self._connections.once("app", lambda: make_app(self._connections.settings))
 
-    def _send(self, line: _Line, sealed: bytes, experiment_id: ExperimentId, queue: str) -> None:
+    def _send(self, connection: _Connection, submissions: Sequence[Submission]) -> None:
+        queues = {name: self._connections.broker.request_queue(name) for name in {sent.queue for sent in submissions}}
+        try:
+            with connection.line.confirmed() as producer:
+                for submission in submissions:
+                    self._publish(submission, queue=queues[submission.queue], producer=producer)
+        except BaseException:
+            connection.drop()  # what it still has to say would be taken for the answer to the next message
+            raise
+        connection.used_at = time.monotonic()
+        if len(self._idle) < _IDLE:
+            self._idle.append(connection)
+        else:
+            connection.connection.release()
+
+    def _publish(self, submission: Submission, *, queue: Any, producer: Any) -> None:
         from jobqueue.application import SERIALIZER, TASK
 
-        try:
-            self._app.send_task(
-                TASK,
-                args=(sealed,),
-                task_id=experiment_id,
-                queue=self._connections.broker.request_queue(queue),
-                serializer=SERIALIZER,
-                argsrepr="<sealed>",
-                kwargsrepr="{}",
-                ignore_result=True,
-                producer=line.producer,
-                declare=[],
-                retry=False,
-                mandatory=True,
-                confirm_timeout=CONFIRM.total_seconds(),
-            )
-        except BaseException as error:
-            line.drop()  # what it still has to say would be taken for the answer to the next message
-            if _is_unroutable(error):
-                raise NoSuchQueue(f"there is no queue {queue!r}") from None
-            raise
-        line.used_at = time.monotonic()
-        if len(self._idle) < _IDLE_LINES:
-            self._idle.append(line)
-        else:
-            line.connection.release()
+        self._app.send_task(
+            TASK,
+            args=(submission.message,),
+            task_id=submission.id,
+            queue=queue,
+            serializer=SERIALIZER,
+            argsrepr="<sealed>",
+            kwargsrepr="{}",
+            ignore_result=True,
+            producer=producer,
+            declare=[],
+            retry=False,
+            mandatory=True,
+        )
 
-    def _take(self) -> _Line | None:
+    def _take(self) -> _Connection | None:
         while (line := self._pop()) is not None:
             if line.is_fresh:
                 return line
@@ -126,7 +128,7 @@ class Publisher:
                 line.drop()
         return None
 
-    def _pop(self) -> _Line | None:
+    def _pop(self) -> _Connection | None:
         with suppress(IndexError):
             return self._idle.pop()
         return None
@@ -140,8 +142,3 @@ def _translated() -> Iterator[None]:
         yield
     except (KombuError, OperationalError, OSError) as error:
         raise BrokerUnavailable(f"the broker did not take the message: {type(error).__name__}: {error}") from None
-
-
-def _is_unroutable(error: BaseException) -> bool:
-    cause: Any = error.__cause__ or error
-    return _NO_ROUTE in (getattr(cause, "reply_code", None), getattr(cause, "code", None))

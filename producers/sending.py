@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -18,7 +18,7 @@ from typing import Final
 from jobqueue.envelope import seal
 from jobqueue.errors import JobqueueError, NoSuchQueue, Unavailable
 from jobqueue.header import Header
-from jobqueue.ids import ExperimentId, make_experiment_id
+from jobqueue.ids import make_experiment_id
 from jobqueue.registry.base import Submission
 from jobqueue.routing import choose_queue, request_queues
 from jobqueue.spec import ExperimentSpec
@@ -44,17 +44,17 @@ class Sender:
         self._served_queues: frozenset[str] = frozenset()
         self._served_at = float("-inf")
 
-    def send(self, draft: Draft, *, packed: Packed) -> Submission:
-        """Submit a draft; with an idempotency key that was used before, return a submission with the older id.
+    def send(self, *drafts: Draft, packed: Packed) -> list[Submission]:
+        """Submit drafts; with an idempotency key that was used before, return a submission with the older id.
 
         Raises:
             BrokerUnavailable, RegistryUnavailable, StoreUnavailable: nothing was submitted.
-            NoSuchQueue: the queue that the draft names does not exist.
-            IdempotencyMismatch: its key was used for another spec.
+            NoSuchQueue: the queue that a draft names does not exist.
+            IdempotencyMismatch: a key was used for another spec.
             InvalidSpec: a file cannot be packed, or the whole is too large.
         """
         try:
-            return self._send(draft, packed)
+            return self._send(drafts, packed)
         except Unavailable:
             self._seen_queues.clear()
             raise
@@ -63,16 +63,23 @@ class Sender:
         """Close the connections to the broker."""
         self._publisher.close()
 
-    def _send(self, draft: Draft, packed: Packed) -> Submission:
+    def _send(self, drafts: Sequence[Draft], packed: Packed) -> list[Submission]:
+        sealed = [self._prepare(draft, packed) for draft in drafts]
+        ids = self._connections.registry.experiments.register(*sealed)
+        new = [submission for submission, known in zip(sealed, ids, strict=True) if submission.id == known]
+        if new:
+            self._publish(new, projects={draft.spec.project for draft in drafts if draft.spec.queue is None})
+        return [
+            submission if submission.id == known else replace(submission, id=known)
+            for submission, known in zip(sealed, ids, strict=True)
+        ]
+
+    def _prepare(self, draft: Draft, packed: Packed) -> Submission:
         queue = choose_queue(draft.spec)
         self._check_servers(draft, queue)
         spec, notes = upload(draft, store=self._connections.store, packed=packed)
         submission = self._seal(spec, queue)
         _warn([*notes, *self._warn_of_absence(queue)])
-        (known_id,) = self._connections.registry.experiments.register(submission)
-        if known_id != submission.id:
-            return replace(submission, id=known_id)
-        self._publish(submission, makes_queue=spec.queue is None)
         return submission
 
     def _check_servers(self, draft: Draft, queue: str) -> None:
@@ -120,30 +127,31 @@ class Sender:
             message=message,
         )
 
-    def _publish(self, submission: Submission, *, makes_queue: bool) -> None:
+    def _publish(self, submissions: Sequence[Submission], *, projects: Collection[str]) -> None:
+        """Publish them; where a queue of one of `projects` has gone meanwhile, make it again."""
         try:
             try:
-                self._publish_once(submission)
+                self._publisher.publish(submissions)
             except NoSuchQueue:
-                self._seen_queues.pop(submission.queue, None)
-                if not makes_queue:
+                self._seen_queues.clear()
+                if not projects:
                     raise
-                self._make_queues(submission.project)
-                self._publish_once(submission)
+                for project in projects:
+                    self._make_queues(project)
+                self._publisher.publish(submissions)
         except BaseException as error:  # also Ctrl-C: who has no handle must not have an experiment
-            self._withdraw(submission.id, error)
+            self._withdraw(submissions, error)
             raise
-        log.debug("experiment.submitted experiment=%s queue=%s", submission.id, submission.queue)
+        log.debug("experiment.submitted experiments=%s", ",".join(submission.id for submission in submissions))
 
-    def _publish_once(self, submission: Submission) -> None:
-        self._publisher.publish(submission.message, experiment_id=submission.id, queue=submission.queue)
-
-    def _withdraw(self, experiment_id: ExperimentId, error: BaseException) -> None:
-        try:
-            self._connections.registry.experiments.withdraw(experiment_id)
-        except JobqueueError as failure:
-            log.warning("experiment.not_withdrawn experiment=%s error=%s", experiment_id, failure.message)
-            error.add_note(f"the registry could not be told either: {experiment_id} may still be started by the sweep")
+    def _withdraw(self, submissions: Sequence[Submission], error: BaseException) -> None:
+        for submission in submissions:
+            try:
+                self._connections.registry.experiments.withdraw(submission.id)
+            except JobqueueError as failure:
+                log.warning("experiment.not_withdrawn experiment=%s error=%s", submission.id, failure.message)
+                told = f"the registry could not be told either: {submission.id} may still be started by the sweep"
+                error.add_note(told)
 
     def _warn_of_absence(self, queue: str) -> list[str]:
         believed = _BELIEVED if queue in self._served_queues else _ABSENCE_BELIEVED

@@ -5,6 +5,7 @@ poison aside, and carry reports. Queues are created by producers and operators o
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -152,6 +153,19 @@ class Post(Protocol):
         ...
 
 
+class Line(Protocol):
+    """A way into the request queues over one kombu connection; used by one thread at a time, dropped after an error."""
+
+    def confirmed(self) -> AbstractContextManager[Any]:
+        """Lend a `kombu.Producer`; when the block ends, the broker has what was published through it for good.
+
+        Raises:
+            NoSuchQueue: a message could not be routed; others may have been published.
+            BrokerUnavailable: the broker refused one; any of them may have been published, as after kombu's own errors.
+        """
+        ...
+
+
 class Broker(Protocol):
     """One broker: its ports, and how Celery is to use it."""
 
@@ -165,6 +179,10 @@ class Broker(Protocol):
 
     def request_queue(self, name: str) -> Any:
         """Return the `kombu.Queue` to consume or publish to: it never declares anything."""
+        ...
+
+    def line(self, connection: Any) -> Line:
+        """Return a way into the request queues over a `kombu.Connection` that was made with these settings."""
         ...
 
     def close(self) -> None:

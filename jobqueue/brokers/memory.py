@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 from queue import Empty, Queue
 from typing import Any, Final, cast
 
-from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, QueueRecord, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueRecord, Queues, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack
+from jobqueue.brokers.lines import BatchLine
 from jobqueue.brokers.polling import poll
 from jobqueue.routing import dead_letter_queue
 
@@ -35,6 +36,10 @@ class MemoryBroker:
         import kombu
 
         return kombu.Queue(name, kombu.Exchange(""), routing_key=name, no_declare=True)
+
+    def line(self, connection: Any) -> Line:
+        """Return a way into the request queues."""
+        return BatchLine(connection)
 
     def close(self) -> None:
         """Give back what was received and not acknowledged."""

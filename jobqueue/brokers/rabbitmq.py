@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from jobqueue.brokers.base import Deliveries, Depth, Post, QueueRecord, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Line, Post, QueueRecord, Queues, missing_queue
 from jobqueue.brokers.copies import dead_headers, fresh_headers
+from jobqueue.brokers.lines import ConfirmingLine
 from jobqueue.brokers.links import PERSISTENT, Link, Links, tls_options, translated
 from jobqueue.brokers.rabbitmq_ledger import LEDGER, Ledger
 from jobqueue.brokers.rabbitmq_post import RabbitPost
@@ -30,6 +31,8 @@ _SETTLING: Final = "_settling"
 # dead-lettering there, and every declaration of such a queue, until the broker is restarted (3.10.8).
 _STARTING: Final = timedelta(seconds=2)
 _WORKER_HEARTBEAT_SECONDS: Final = 30
+# With a connection attempt under the two seconds within which a user is told that the broker is away.
+_CONFIRM: Final = timedelta(seconds=1.2)
 
 
 class RabbitBroker:
@@ -58,6 +61,10 @@ class RabbitBroker:
         from kombu import Exchange, Queue
 
         return Queue(name, Exchange(""), routing_key=name, queue_arguments=dict(_QUORUM), no_declare=True)
+
+    def line(self, connection: Any) -> Line:
+        """Return a way into the request queues."""
+        return ConfirmingLine(connection, timeout=_CONFIRM)
 
     def close(self) -> None:
         """Close its connections; mail that was not acknowledged comes back."""

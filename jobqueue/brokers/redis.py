@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
-from jobqueue.brokers.base import Deliveries, Depth, Mail, Post, QueueRecord, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueRecord, Queues, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack_json
+from jobqueue.brokers.lines import BatchLine
 from jobqueue.brokers.polling import poll
 from jobqueue.brokers.queue_records import record_from_json, record_to_json
 from jobqueue.brokers.redis_server import (
@@ -88,6 +89,10 @@ class RedisBroker:
         from kombu import Exchange, Queue
 
         return Queue(name, Exchange(""), routing_key=name, no_declare=True)
+
+    def line(self, connection: Any) -> Line:
+        """Return a way into the request queues."""
+        return BatchLine(connection)
 
     def close(self) -> None:
         """Close its connections; mail that was not acknowledged comes back after a while."""

@@ -13,10 +13,10 @@ import pytest
 from services.process import Process
 from services.rabbitmq import RabbitServer
 from services.redis import RedisServer
+from services.registries import make_submission
 
 from jobqueue.config import Settings
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue, NotFound, RegistryUnavailable, Unavailable
-from jobqueue.ids import make_experiment_id
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import State
 from producers.client import Client
@@ -108,16 +108,65 @@ def test_a_message_that_a_hung_broker_does_not_confirm_is_told_in_time(
     client: Client, servers: tuple[str, str, Process]
 ) -> None:
     client.submit(**SPEC)
-    publisher, queue = client._sender._publisher, f"{client.settings.project}_cpu"
+    publisher = client._sender._publisher
+    submission = make_submission(queue=f"{client.settings.project}_cpu", message=b"sealed")
     servers[2].pause()
     try:
         for _ in range(2):  # over a connection that was open, and over a new one
             began = time.monotonic()
             with pytest.raises(BrokerUnavailable):
-                publisher.publish(b"sealed", experiment_id=make_experiment_id(), queue=queue)
+                publisher.publish([submission])
             assert time.monotonic() - began < TOLD_WITHIN_SECONDS
     finally:
         servers[2].resume()
+
+
+def test_many_are_handed_over_together_and_each_lies_in_its_queue_once(client: Client) -> None:
+    other = f"{client.settings.project}x"
+
+    handles = client.submit_many([*[SPEC] * 70, *[{**SPEC, "project": other}] * 2])
+
+    assert len({handle.id for handle in handles}) == 72
+    assert depth(client) == 70
+    assert depth(client, f"{other}_cpu") == 2
+    assert {handle.state for handle in handles} == {State.QUEUED}
+    assert [client.get(handle.id).id for handle in handles[:2]] == [handle.id for handle in handles[:2]]
+
+
+def test_many_find_their_queue_again_when_it_was_deleted_meanwhile(client: Client) -> None:
+    client.submit(**SPEC)
+    client._connections.broker.queues.delete(f"{client.settings.project}_cpu")
+
+    handles = client.submit_many([SPEC] * 3)
+
+    assert {handle.state for handle in handles} == {State.QUEUED}
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)  # Redis answers from what was seen lately
+def test_of_many_none_is_left_when_one_names_a_queue_that_was_deleted(client: Client) -> None:
+    queue = f"{client.settings.project}x_cpu"
+    client._connections.broker.queues.create(queue)
+    first = client.submit(**SPEC, queue=queue)
+    client._connections.broker.queues.delete(queue)
+    before = {handle.id for handle in client.list(project=client.settings.project)}
+
+    with pytest.raises(NoSuchQueue):
+        client.submit_many([{**SPEC, "queue": queue}] * 3)
+
+    assert {handle.id for handle in client.list(project=client.settings.project)} == before == {first.id}
+
+
+@pytest.mark.parametrize("servers", ["rabbitmq"], indirect=True)  # on Redis the registry goes too
+def test_of_many_the_error_names_those_that_went_before(client: Client, servers: tuple[str, str, Process]) -> None:
+    client.submit(**SPEC)
+    servers[2].pause()
+    try:
+        with pytest.raises(BrokerUnavailable) as caught:
+            client.submit_many([SPEC] * 3)
+    finally:
+        servers[2].resume()
+    assert caught.value.__notes__ == ["0 of 3 were submitted before: none"]
+    assert len(client.list(project=client.settings.project)) == 1
 
 
 def test_a_broker_that_was_restarted_meanwhile_takes_the_next_one(
