@@ -1,4 +1,4 @@
-"""How many experiments one process hands over in a second: sealed, signed, registered, and confirmed by the broker."""
+"""How many experiments one process hands over in a second: sealed, signed, registered, confirmed by the broker."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,8 @@ from jobqueue.registry.base import WorkerRecord
 from jobqueue.resources import Offer
 
 _ROUNDS = 12
-_BATCH = 50
+_BATCH = 128
+_SPEC: dict[str, Any] = {"image": BUSYBOX, "command": ["true"]}
 
 
 def measure_submit_rate(servers: Servers) -> list[Result]:
@@ -33,33 +34,36 @@ def _measure(servers: Servers, broker: str) -> list[Result]:
         _announce(site)
         bare = _bare(site)
         measures = {
-            "ours": lambda: batch / seconds(lambda: _submit(site, batch)),
+            "ours": lambda: batch / seconds(lambda: site.client.submit_many([_SPEC] * batch)),
+            "single": lambda: batch / seconds(lambda: _submit(site, batch)),
             "bare": lambda: batch / seconds(lambda: _send(bare, batch)),
         }
         if broker == "rabbitmq":
             confirming = _bare(site, broker_transport_options={"confirm_publish": True})
             measures["confirmed"] = lambda: batch / seconds(lambda: _send(confirming, batch))
         samples = interleave(servers.rounds(_ROUNDS), measures)
-    name = f"submit_rate_{broker}"
-    note = "bare send_task, Celery's defaults (RPUSH, acknowledged by Redis)" if broker == "redis" else ""
-    results = [
-        compare(
-            name,
-            samples["ours"],
-            samples["bare"],
-            unit="1/s",
-            note=note or "bare send_task, Celery's defaults (no confirms)",
-        )
+    default = (
+        "Celery's defaults (RPUSH, acknowledged by Redis)" if broker == "redis" else "Celery's defaults (no confirms)"
+    )
+    pairs = {
+        "": ("ours", "bare", f"submit_many, against send_task with {default}"),
+        "_single": ("single", "bare", f"submit, one after the other, against send_task with {default}"),
+        "_single_confirmed": (
+            "single",
+            "confirmed",
+            "submit, one after the other, against send_task with confirm_publish",
+        ),
+    }
+    return [
+        compare(f"submit_rate_{broker}{suffix}", samples[ours], samples[theirs], unit="1/s", note=note)
+        for suffix, (ours, theirs, note) in pairs.items()
+        if theirs in samples
     ]
-    if "confirmed" in samples:
-        confirmed = "bare send_task with confirm_publish"
-        results.append(compare(f"{name}_confirmed", samples["ours"], samples["confirmed"], unit="1/s", note=confirmed))
-    return results
 
 
 def _submit(site: Site, count: int) -> None:
     for _ in range(count):
-        site.client.submit(image=BUSYBOX, command=["true"])
+        site.client.submit(**_SPEC)
 
 
 def _send(app: Celery, count: int) -> None:
