@@ -2,9 +2,6 @@
 
 import logging
 from datetime import UTC, datetime
-from typing import Final
-
-import stamina
 
 from jobqueue.errors import RegistryUnavailable, StoreUnavailable
 from jobqueue.lifecycle import Outcome, State
@@ -12,11 +9,10 @@ from jobqueue.marker import Marker
 from jobqueue.registry.base import Lease, Leases
 from jobqueue.storage.base import Store
 from jobqueue.storage.markers import write_marker
+from workers.attempt.patience import patiently
 from workers.attempt.reporting import Reporter
 
 log = logging.getLogger(__name__)
-
-PATIENCE_SECONDS: Final = 300.0
 
 
 def commit(
@@ -41,11 +37,9 @@ def commit(
         manifest=manifest,
         finished_at=datetime.now(UTC),
     )
-    for attempt in stamina.retry_context(on=StoreUnavailable, attempts=None, timeout=PATIENCE_SECONDS):
-        with attempt:
-            marker = write_marker(store, marker)
-    follow_marker(lease, marker, leases=leases, reporter=reporter)
-    return marker
+    first = patiently(StoreUnavailable, lambda: write_marker(store, marker))
+    follow_marker(lease, first, leases=leases, reporter=reporter)
+    return first
 
 
 def follow_marker(lease: Lease, marker: Marker, *, leases: Leases, reporter: Reporter) -> None:
@@ -59,9 +53,7 @@ def follow_marker(lease: Lease, marker: Marker, *, leases: Leases, reporter: Rep
         last_lines=outcome.last_lines,
         manifest=marker.manifest,
     )
-    for attempt in stamina.retry_context(on=RegistryUnavailable, attempts=None, timeout=PATIENCE_SECONDS):
-        with attempt:
-            leases.finish(lease, outcome, state=marker.state)
+    patiently(RegistryUnavailable, lambda: leases.finish(lease, outcome, state=marker.state))
     log.info(
         "experiment.final",
         extra={"experiment": lease.experiment_id, "state": marker.state, "reason": marker.reason.name},

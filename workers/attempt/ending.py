@@ -12,6 +12,7 @@ from jobqueue.errors import (
     ImageRefused,
     InvalidSpec,
     JobqueueError,
+    KeyRefused,
     NotFound,
     Refused,
     RuntimeFailure,
@@ -40,6 +41,8 @@ _REASONS: Final[tuple[tuple[type[JobqueueError], Reason], ...]] = (
     # Of what `open_sealed` refuses: it opened and is no spec; or it is not for this node, or not of its sender.
     (BadEnvelope, Reason.BAD_SPEC),
     (Refused, Reason.UNDECRYPTABLE),
+    # This node's keys are in disorder; another node's may not be.
+    (KeyRefused, Reason.DOES_NOT_FIT),
 )
 
 

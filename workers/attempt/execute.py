@@ -2,15 +2,14 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
-
-import stamina
 
 from jobqueue.artifacts import attempt_prefix, manifest_key
 from jobqueue.envelope import Verified, open_sealed
@@ -20,10 +19,10 @@ from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.base import Record
 from jobqueue.spec import ExperimentSpec
 from workers.attempt import workspace
-from workers.attempt.commit import PATIENCE_SECONDS
 from workers.attempt.ending import outcome_of_error, outcome_of_exit
 from workers.attempt.lease import LeaseKeeper, Standing
 from workers.attempt.logs import LogWriter
+from workers.attempt.patience import patiently
 from workers.attempt.planning import PROGRESS_FILE, make_plan, refuse
 from workers.attempt.progress import ProgressFile
 from workers.attempt.reporting import Reporter
@@ -73,7 +72,7 @@ class Execution:
         self._watch: Watch | None = None
         self._spec: ExperimentSpec | None = None
         self._manifest = ""
-        self._entered: State | None = None
+        self._tick_seconds = site.lease.total_seconds() / TICKS_PER_LEASE
 
     def ask(self, reason: Reason) -> None:
         """Ask for its end; returns at once."""
@@ -102,14 +101,15 @@ class Execution:
         header = self._message.header
         if header.expires_at <= datetime.now(UTC):
             return Outcome(reason=Reason.EXPIRED)
-        self._enter(State.PREPARING, Phase.PULLING)
+        self._reporter.entered(State.PREPARING)
+        self._note(State.PREPARING, Phase.PULLING)
         spec = self._spec = open_sealed(self._message, keys=self._site.keys)
         refusal = refuse(spec, policy=self._site.policy, offer=self._site.offer)
         if refusal:
             return refusal
         image = self._watching(lambda: self._site.runtime.resolve(spec.image))
         self._check()
-        self._site.registry.leases.advance(self._lease, State.PREPARING, phase=Phase.STAGING)
+        self._note(State.PREPARING, Phase.STAGING)
         site = self._site
         staged = workspace.stage_in(spec, folder, store=site.store, cache=site.folder, endpoint=site.endpoint)
         self._check()
@@ -124,6 +124,7 @@ class Execution:
             grace=self._site.grace,
         )
         self._remove_left()
+        self._await_trust()
         container = self._site.runtime.start(plan)
         try:
             return self._supervise(container, spec, staged.workspace)
@@ -150,21 +151,25 @@ class Execution:
             progress=progress,
             progress_file=ProgressFile(folder / PROGRESS_FILE),
             grace=self._site.grace,
-            tick=self._site.lease / TICKS_PER_LEASE,
+            tick=timedelta(seconds=self._tick_seconds),
         )
         self._watch = watch
         if self._asked:
             watch.ask(self._asked)
         try:
-            # A registry that is away now is told at the end: what runs already is not given up for that.
-            with suppress(RegistryUnavailable):
-                self._enter(State.RUNNING)
+            self._reporter.entered(State.RUNNING)
+            progress.send(now=True)
             ended = watch.run()
         finally:
             self._watch = None
             # What the store does not take now stays for `_finalize`, which has more patience.
             with suppress(StoreUnavailable):
                 logs.close()
+        if watch.stop_reason is Reason.DRAINED:
+            return Outcome(reason=Reason.DRAINED)
+        self._reporter.entered(State.FINALIZING)
+        if progress.is_told:
+            self._note(State.FINALIZING)
         return self._finalize(spec, folder, ended, watch=watch, logs=logs)
 
     def _finalize(
@@ -176,11 +181,8 @@ class Execution:
         watch: Watch,
         logs: LogWriter,
     ) -> Outcome:
-        if watch.stop_reason is Reason.DRAINED:
-            return Outcome(reason=Reason.DRAINED)
-        _with_patience(RegistryUnavailable, self._enter_finalizing)
-        _with_patience(StoreUnavailable, logs.close)
-        _with_patience(
+        patiently(StoreUnavailable, logs.close)
+        patiently(
             StoreUnavailable,
             lambda: workspace.stage_out(spec, folder, store=self._site.store, prefix=self._prefix),
         )
@@ -191,15 +193,15 @@ class Execution:
             )
         return outcome_of_exit(ended, resources=spec.resources, logs=logs)
 
-    def _enter(self, state: State, phase: Phase | None = None) -> None:
-        self._site.registry.leases.advance(self._lease, state, phase=phase)
-        self._reporter.entered(state)
-        self._entered = state
-
-    def _enter_finalizing(self) -> None:
-        if self._entered is not State.RUNNING:
-            self._enter(State.RUNNING)
-        self._enter(State.FINALIZING)
+    def _note(self, state: State, phase: Phase | None = None) -> None:
+        """Tell the registry where the attempt is; one that is away learns the end all the same."""
+        try:
+            self._site.registry.leases.advance(self._lease, state, phase=phase)
+        except RegistryUnavailable as error:
+            log.warning(
+                "state.not_recorded",
+                extra={"experiment": self._lease.experiment_id, "state": state, "error": error.message},
+            )
 
     def _check(self) -> None:
         """Raise when the attempt should not go on."""
@@ -210,11 +212,18 @@ class Execution:
         if self._asked:
             raise Stopped(self._asked)
 
+    def _await_trust(self) -> None:
+        """Return once the lease is held beyond doubt: what starts in doubt could run beside another attempt."""
+        while self._keeper.standing is Standing.IN_DOUBT:
+            self._check()
+            time.sleep(self._tick_seconds)
+        self._check()
+
     def _watching(self, step: Callable[[], Result]) -> Result:
         """Do a step that may take long on another thread; it is left behind when the attempt should not go on."""
         future: Future[Result] = Future()
         threading.Thread(target=_fulfil, args=(future, step), name="step", daemon=True).start()
-        while not wait([future], timeout=(self._site.lease / TICKS_PER_LEASE).total_seconds()).done:
+        while not wait([future], timeout=self._tick_seconds).done:
             self._check()
         return future.result()
 
@@ -234,13 +243,6 @@ class Execution:
             log.warning(
                 "container.not_removed", extra={"experiment": self._lease.experiment_id, "error": error.message}
             )
-
-
-def _with_patience(error: type[JobqueueError], step: Callable[[], object]) -> None:
-    """Do a step, again and again for minutes while it raises `error`."""
-    for attempt in stamina.retry_context(on=error, attempts=None, timeout=PATIENCE_SECONDS):
-        with attempt:
-            step()
 
 
 def _fulfil(future: "Future[Result]", step: Callable[[], Result]) -> None:

@@ -20,6 +20,7 @@ from workers.attempt.commit import commit, follow_marker, outcome_of
 from workers.attempt.ending import back_off
 from workers.attempt.execute import Executed, Execution
 from workers.attempt.lease import LeaseKeeper, clock_seconds
+from workers.attempt.patience import PATIENCE_SECONDS, patiently
 from workers.attempt.reporting import Reporter
 from workers.attempt.site import Site
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN: Final = timedelta(seconds=5)
 MISFIT_DELAY: Final = timedelta(seconds=15)
+DRAIN_PATIENCE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class Attempt:
         keeper.start()
         try:
             return self._hold(answer, keeper)
-        except (StoreUnavailable, RegistryUnavailable, Superseded) as error:
+        except (RegistryUnavailable, Superseded) as error:
             log.warning("attempt.put_off", extra={"experiment": keeper.lease.experiment_id, "error": error.message})
             return PutOff(delay=LOOK_AGAIN)
         finally:
@@ -112,19 +114,36 @@ class Attempt:
         self, answer: registry.Granted | registry.Cancelled | registry.Exhausted, keeper: LeaseKeeper
     ) -> Ended | PutOff:
         record, reporter = answer.record, self._reporter(keeper.lease)
-        if _may_have_ended(record):
-            marker = read_marker(self._site.store, keeper.lease.experiment_id)
-            if marker:
-                follow_marker(keeper.lease, marker, leases=self._site.registry.leases, reporter=reporter)
-                return Ended(state=marker.state, outcome=outcome_of(marker))
+        try:
+            return self._follow(answer.record, keeper, reporter) or self._proceed(answer, keeper, reporter)
+        except StoreUnavailable as error:
+            # The end cannot be looked up or written now; a lease that is given back is not taken for a lost worker's.
+            outcome = Outcome(reason=Reason.STORE_UNAVAILABLE, detail=error.message)
+            return self._give_back(outcome, keeper, reporter, delay=back_off(record.platform_failures))
+
+    def _follow(self, record: Record, keeper: LeaseKeeper, reporter: Reporter) -> Ended | None:
+        """Return the end that an earlier attempt has written, told to everybody, or None when there is none."""
+        may_have_ended = record.attempt > 1 or not record.submission.spec_digest
+        marker = read_marker(self._site.store, keeper.lease.experiment_id) if may_have_ended else None
+        if marker is None:
+            return None
+        follow_marker(keeper.lease, marker, leases=self._site.registry.leases, reporter=reporter)
+        return Ended(state=marker.state, outcome=outcome_of(marker))
+
+    def _proceed(
+        self,
+        answer: registry.Granted | registry.Cancelled | registry.Exhausted,
+        keeper: LeaseKeeper,
+        reporter: Reporter,
+    ) -> Ended | PutOff:
         match answer:
             case registry.Cancelled():
                 executed = Executed(outcome=Outcome(reason=Reason.CANCELLED_BY_USER))
             case registry.Exhausted():
-                executed = Executed(outcome=_exhausted(record))
+                executed = Executed(outcome=_exhausted(answer.record))
             case registry.Granted():
-                executed = self._execute(keeper, reporter, record)
-        return self._conclude(executed, record, keeper=keeper, reporter=reporter)
+                executed = self._execute(keeper, reporter, answer.record)
+        return self._conclude(executed, answer.record, keeper=keeper, reporter=reporter)
 
     def _execute(self, keeper: LeaseKeeper, reporter: Reporter, record: Record) -> Executed:
         log.info("attempt.leased", extra={"experiment": keeper.lease.experiment_id, "attempt": keeper.lease.attempt})
@@ -143,9 +162,7 @@ class Attempt:
             return PutOff(delay=LOOK_AGAIN)
         delay = self._next_delay(executed, record)
         if delay is not None:
-            reporter.ended(outcome.reason, state=None, sentence=outcome.sentence, exit_code=outcome.exit_code)
-            self._site.registry.leases.release(keeper.lease, outcome, delay=delay)
-            return PutOff(delay=delay, outcome=outcome)
+            return self._give_back(outcome, keeper, reporter, delay=delay)
         if verdict.state is None:
             outcome = _exhausted(record, outcome)
         marker = commit(
@@ -158,6 +175,16 @@ class Attempt:
             reporter=reporter,
         )
         return Ended(state=marker.state, outcome=outcome_of(marker))
+
+    def _give_back(self, outcome: Outcome, keeper: LeaseKeeper, reporter: Reporter, *, delay: timedelta) -> PutOff:
+        """End the attempt, not the experiment; a worker that has to go does not wait long for the registry."""
+        reporter.ended(outcome.reason, state=None, sentence=outcome.sentence, exit_code=outcome.exit_code)
+        patiently(
+            RegistryUnavailable,
+            lambda: self._site.registry.leases.release(keeper.lease, outcome, delay=delay),
+            seconds=DRAIN_PATIENCE_SECONDS if outcome.reason is Reason.DRAINED else PATIENCE_SECONDS,
+        )
+        return PutOff(delay=delay, outcome=outcome)
 
     def _next_delay(self, executed: Executed, record: Record) -> timedelta | None:
         """Return how long until another attempt, or None when there is none."""
@@ -191,11 +218,6 @@ def _submission(message: Verified) -> Submission:
         submitted_at=header.submitted_at,
         expires_at=header.expires_at,
     )
-
-
-def _may_have_ended(record: Record) -> bool:
-    """Tell whether a marker may lie in the store: an attempt came before, or the registry has forgotten."""
-    return record.attempt > 1 or not record.submission.spec_digest
 
 
 def _exhausted(record: Record, last: Outcome | None = None) -> Outcome:

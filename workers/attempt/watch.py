@@ -3,7 +3,6 @@
 The deadline is kept here, by asking the engine with a timeout, never by an exception inside a loop that reads output.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -15,9 +14,9 @@ from jobqueue.lifecycle import Reason, State
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.registry.base import Leases
 from jobqueue.spec import ExperimentSpec
-from workers.attempt.commit import PATIENCE_SECONDS
 from workers.attempt.lease import LeaseKeeper, Standing
 from workers.attempt.logs import LogWriter
+from workers.attempt.patience import PATIENCE_SECONDS
 from workers.attempt.progress import ProgressFile
 from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container, ContainerRuntime, Exit
@@ -32,9 +31,14 @@ ENGINE_PATIENCE: Final = timedelta(minutes=10)
 
 
 class ProgressRelay:
-    """Passes the newest progress on, at most once a second, to the registry and the reports."""
+    """Tells the registry that the container runs, and passes the newest progress on, at most once a second.
+
+    Attributes:
+        is_told: whether the registry knows that it runs, and the newest progress.
+    """
 
     def __init__(self, leases: Leases, keeper: LeaseKeeper, reporter: Reporter) -> None:
+        self.is_told = False
         self._leases, self._keeper, self._reporter = leases, keeper, reporter
         self._newest = ""
         self._sent = ""
@@ -45,14 +49,23 @@ class ProgressRelay:
         self._newest = progress_json
 
     def send(self, *, now: bool = False) -> None:
-        """Pass the newest one on when it is time, or `now`."""
+        """Pass on what is new when it is time, or `now`; a registry that is away is told at a later time."""
+        is_new = self._newest != self._sent
         due = now or time.monotonic() - self._sent_at >= PROGRESS_EVERY.total_seconds()
-        if self._newest == self._sent or not due:
+        if not due or (self.is_told and not is_new):
             return
         self._sent, self._sent_at = self._newest, time.monotonic()
-        self._reporter.progressed(self._sent)
-        with contextlib.suppress(JobqueueError):
-            self._leases.advance(self._keeper.lease, State.RUNNING, progress=self._sent)
+        if is_new:
+            self._reporter.progressed(self._sent)
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._leases.advance(self._keeper.lease, State.RUNNING, progress=self._sent or None)
+        except JobqueueError:
+            self.is_told = False
+        else:
+            self.is_told = True
 
 
 class Watch:
@@ -103,9 +116,8 @@ class Watch:
         ended: Exit | None = None
         while ended is None:
             try:
+                self._look()
                 ended = self._container.wait(self._tick)
-                if ended is None:
-                    self._look()
             except RuntimeFailure:
                 if self._engine_answers() or self._is_overdue():
                     raise

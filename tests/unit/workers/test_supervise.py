@@ -659,14 +659,41 @@ def test_a_store_that_fails_while_the_end_is_stored_is_tried_again_later(
     assert node.record(message).platform_failures == 1
 
 
-def test_a_store_that_does_not_take_the_marker_leaves_it_open(node: FakeNode) -> None:
+@pytest.mark.parametrize(("method", "is_known"), [("put_if_absent", True), ("size", False)])
+def test_a_store_that_does_not_take_or_tell_the_marker_leaves_it_open_and_loses_no_worker(
+    node: FakeNode, method: str, *, is_known: bool
+) -> None:
     message = node.message()
+    if is_known:
+        node.register(message)
+    node.store.fault = failing(StoreUnavailable("503"), method, "RESULT")
+    with stamina.set_testing(True, attempts=2):
+        result = node.run(message)
+    assert isinstance(result, PutOff)
+    assert result.outcome == Outcome(reason=Reason.STORE_UNAVAILABLE, detail="503")
+    record = node.record(message)
+    assert (record.state, record.worker_id, record.platform_failures) == (State.QUEUED, None, 1)
+    assert [report.state for report in node.reports() if report.reason] == [State.QUEUED]
+    node.store.fault = lambda *_: None
+    node.clock.ahead += result.delay
+    assert isinstance(node.run(message), Ended)
+    assert [past.reason for past in node.record(message).history] == [Reason.STORE_UNAVAILABLE]
+
+
+def test_a_cancel_whose_marker_the_store_does_not_take_is_committed_later(node: FakeNode) -> None:
+    message = node.message()
+    hold_elsewhere(node, message, ttl=timedelta(seconds=5))
+    node.registry.experiments.cancel(message.header.experiment_id)
+    node.clock.ahead = timedelta(seconds=10)
     node.store.fault = failing(StoreUnavailable("503"), "put_if_absent", "RESULT")
     with stamina.set_testing(True, attempts=2):
         result = node.run(message)
     assert isinstance(result, PutOff)
-    assert not node.record(message).state.is_final
-    assert [report for report in node.reports() if report.reason] == []
+    node.store.fault = lambda *_: None
+    node.clock.ahead += result.delay
+    last = node.run(message)
+    assert isinstance(last, Ended)
+    assert (last.state, node.record(message).state) == (State.CANCELLED, State.CANCELLED)
 
 
 def test_a_store_that_hiccups_costs_nothing(node: FakeNode) -> None:
