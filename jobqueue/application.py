@@ -26,7 +26,7 @@ def make_app(settings: Settings) -> "Celery":
     encode: Any = _to_body
     register(SERIALIZER, encode, _from_body, content_type=CONTENT_TYPE, content_encoding="binary")
     app = Celery("jobqueue", set_as_current=False)
-    broker = open_broker(settings.broker, lease=settings.lease)
+    broker = open_broker(settings.broker, lease=settings.lease, events_url=settings.events)
     app.conf.update(
         **_general(settings),
         **broker.celery_settings(),

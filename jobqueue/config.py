@@ -64,8 +64,9 @@ class Settings(BaseSettings):
 
     Attributes:
         state_dir: what has to survive a restart: keys, the embedded broker's data, the default store.
-        broker_url: `amqp[s]://`, `redis[s]://`, `redis+socket://`; empty: the embedded one of `jobqueue dev`.
+        broker_url: `amqp[s]://`, `sqs://`, `redis[s]://`, `redis+socket://`; empty: the embedded one of `jobqueue dev`.
         registry_url: `redis[s]://`, `redis+socket://`; empty: the broker, when that is Redis.
+        events_url: a Redis for Celery's events and remote control where the broker is SQS; empty: the registry.
         storage_url: `s3://bucket/prefix`, `file:///folder`; empty: a folder in `state_dir`.
         storage_endpoint: of an S3 store other than Amazon's.
         keys: folder with a sub-folder for each role.
@@ -87,6 +88,7 @@ class Settings(BaseSettings):
     state_dir: _Folder = Field(default_factory=_state_folder)
     broker_url: str = Field(default="", repr=False)
     registry_url: str = Field(default="", repr=False)
+    events_url: str = Field(default="", repr=False)
     storage_url: str = ""
     storage_endpoint: str = ""
     project: _Name = "default"
@@ -153,6 +155,11 @@ class Settings(BaseSettings):
             "no registry is named, and the broker is not Redis",
             hint=f"set {PREFIX}REGISTRY_URL, as in redis://host:6379/0",
         )
+
+    @cached_property
+    def events(self) -> str:
+        """The URL of what carries Celery's events and remote control when the broker cannot; empty: nothing does."""
+        return self.events_url or self.registry_url
 
     @cached_property
     def storage(self) -> str:

@@ -13,7 +13,7 @@ import pytest
 from services import leaks
 from services.engine import Engine, open_engine
 from services.image_registry import ImageRegistry, open_image_registry
-from services.moto import MotoServer, open_moto
+from services.moto import MotoServer, SqsServer, open_moto
 from services.process import MARK, Process
 from services.rabbitmq import RabbitServer, open_rabbitmq
 from services.redis import RedisServer, open_redis
@@ -53,15 +53,15 @@ def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
-    """S3 for the whole run; it is `sqs_server` too."""
+    """S3 for the whole run; the same process is `sqs_server` too."""
     with _share("s3_server", open_moto(tmp_path_factory.mktemp("moto"))) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def sqs_server(s3_server: MotoServer) -> MotoServer:
+def sqs_server(s3_server: MotoServer) -> SqsServer:
     """SQS for the whole run."""
-    return s3_server
+    return SqsServer(moto=s3_server)
 
 
 @pytest.fixture(scope="session")

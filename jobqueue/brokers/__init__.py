@@ -6,15 +6,16 @@ from typing import Final
 from jobqueue.brokers.base import Broker
 from jobqueue.errors import InvalidSetting
 
-_SCHEMES: Final = "amqp://, amqps://, redis://, rediss://, redis+socket://, memory://"
+_SCHEMES: Final = "amqp://, amqps://, sqs://, redis://, rediss://, redis+socket://, memory://"
 
 
-def open_broker(url: str, *, lease: timedelta) -> Broker:
+def open_broker(url: str, *, lease: timedelta, events_url: str = "") -> Broker:
     """Return the broker at `url`.
 
     Args:
         url: as in `JOBQUEUE_BROKER_URL`.
         lease: how long a worker may be silent; a delivery that nobody keeps alive comes back a little after that.
+        events_url: a Redis for Celery's events and remote control, where the broker cannot carry them.
 
     Raises:
         InvalidSetting: there is no broker for the scheme.
@@ -28,15 +29,14 @@ def open_broker(url: str, *, lease: timedelta) -> Broker:
         from jobqueue.brokers.redis import RedisBroker
 
         return RedisBroker(url, lease=lease)
+    if scheme == "sqs":
+        from jobqueue.brokers.sqs import SqsBroker
+
+        return SqsBroker(url, lease=lease, events_url=events_url)
     if scheme == "memory":
         from jobqueue.brokers.memory import MemoryBroker
 
         return MemoryBroker()
-    raise InvalidSetting(*_refusal(scheme if "://" in url else ""))
-
-
-def _refusal(scheme: str) -> tuple[str]:
     # The rest of the URL may hold a password.
-    if scheme == "sqs":
-        return ("this version has no broker for sqs:// yet: use RabbitMQ or Redis",)
-    return (f"not the URL of a broker: '{scheme}://…' (use one of {_SCHEMES})",)
+    shown = f"{scheme}://…" if "://" in url else "…"
+    raise InvalidSetting(f"not the URL of a broker: '{shown}' (use one of {_SCHEMES})")

@@ -18,8 +18,8 @@ class Depth:
     """How much lies in a queue.
 
     Attributes:
-        ready: waiting to be delivered, deferred ones included.
-        unacked: delivered and not acknowledged; None where the broker does not tell.
+        ready: waiting to be delivered, deferred ones included where the broker can tell them.
+        unacked: delivered and not acknowledged, and at SQS the deferred ones; None where the broker does not tell.
         consumers: who consumes it; None where the broker does not tell.
     """
 

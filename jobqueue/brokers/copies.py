@@ -14,12 +14,13 @@ from jobqueue.brokers.base import Mail
 
 REASON_HEADER: Final = "jobqueue-reason"
 DETAIL_HEADER: Final = "jobqueue-detail"
+# The content type of what is no message, but the body of one that says so.
+UNREADABLE: Final = "application/octet-stream"
 _OURS: Final = "jobqueue-"
 _STALE_PREFIXES: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-", "x-acquired-")
 _STALE: Final = ("CC", "BCC")
 _DETAIL_LIMIT: Final = 1000
 _REASON_LIMIT: Final = 100
-_UNREADABLE: Final = "application/octet-stream"
 
 
 def fresh_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def unpack_json(raw: bytes, *, handle: object) -> Mail:
     try:
         return unpack(json.loads(raw), handle=handle)
     except ValueError:
-        return Mail(body=raw, content_type=_UNREADABLE, handle=handle)
+        return Mail(body=raw, content_type=UNREADABLE, handle=handle)
 
 
 def _bounded(text: str, limit: int) -> str:

@@ -1,4 +1,4 @@
-"""What every broker does: the same assertions over memory, Redis and RabbitMQ."""
+"""What every broker does: the same assertions over memory, Redis, RabbitMQ and SQS."""
 
 import threading
 import time
@@ -34,6 +34,7 @@ from jobqueue.routing import dead_letter_queue
         pytest.param("", id="memory"),
         pytest.param("redis_server", id="redis"),
         pytest.param("rabbitmq_server", id="rabbitmq"),
+        pytest.param("sqs_server", id="sqs"),
     ]
 )
 def url(request: pytest.FixtureRequest) -> str:
@@ -264,7 +265,9 @@ def test_a_deferred_delivery_comes_back_after_its_delay_and_not_before(
     message = consumer.next()
     started = time.monotonic()
     broker.deliveries.defer(message, queue=queue, delay=timedelta(seconds=2))
-    assert broker.queues.depth(queue).ready == 1
+    # SQS cannot tell what was put off from what somebody works on.
+    depth = broker.queues.depth(queue)
+    assert depth.ready + (depth.unacked or 0) == 1
 
     again = consumer.next(COMES_BACK)
     assert time.monotonic() - started >= 1.9
@@ -390,7 +393,7 @@ def test_a_delivery_that_is_kept_alive_stays_with_its_consumer(
     assert broker.queues.depth(queue).ready == 0
 
 
-@pytest.mark.parametrize("address", ["sqs://key:hunter2@eu-west-1", "http://u:hunter2@host", "hunter2@host"])
+@pytest.mark.parametrize("address", ["amq://key:hunter2@host", "http://u:hunter2@host", "hunter2@host"])
 def test_a_url_without_a_broker_is_refused_without_its_password(address: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         open_broker(address, lease=LEASE)

@@ -13,7 +13,7 @@ from docker.models.containers import Container
 from services.engine import Engine
 from services.image_registry import ImageRegistry
 from services.images import BUSYBOX, PYTHON
-from services.moto import MotoServer
+from services.moto import MotoServer, SqsServer
 from services.process import MissingProgramError, Process, ServerFailedError, find_program
 from services.rabbitmq import RabbitServer
 from services.redis import RedisServer
@@ -72,9 +72,9 @@ def test_rabbitmq_listens_on_loopback_alone(rabbitmq_server: RabbitServer) -> No
     assert {connection.laddr.ip for connection in sockets} <= {"127.0.0.1", "::1"}
 
 
-def test_s3_stores_and_sqs_passes_messages(s3_server: MotoServer, sqs_server: MotoServer) -> None:
+def test_s3_stores_and_sqs_passes_messages(s3_server: MotoServer, sqs_server: SqsServer) -> None:
     s3_server.make_bucket("services")
-    s3, sqs = s3_server.client("s3"), sqs_server.client("sqs")
+    s3, sqs = s3_server.client("s3"), sqs_server.client()
     s3.put_object(Bucket="services", Key="key", Body=b"value")
     assert s3.get_object(Bucket="services", Key="key")["Body"].read() == b"value"
     queue = sqs.create_queue(QueueName="services")["QueueUrl"]

@@ -29,13 +29,8 @@ class MotoServer:
 
     @property
     def url(self) -> str:
-        """The endpoint of both services."""
+        """The endpoint of S3, and of SQS without a broker's options."""
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def sqs_url(self) -> str:
-        """The broker's address, as Celery takes it."""
-        return f"sqs://{_KEY}:{_KEY}@127.0.0.1:{self.port}"
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -71,6 +66,36 @@ class MotoServer:
         client.create_bucket(Bucket=name)
         client.close()
         return f"s3://{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqsServer:
+    """The SQS of a moto server, as a broker.
+
+    Attributes:
+        moto: The server.
+    """
+
+    moto: MotoServer
+
+    @property
+    def url(self) -> str:
+        """The broker's address; polls are short, so that a test's last one does not outlive it by much."""
+        return f"sqs://{_KEY}:{_KEY}@127.0.0.1:{self.moto.port}?region={_REGION}&tls=false&wait=2s"
+
+    @property
+    def process(self) -> Process:
+        """To stop, kill, pause or restart it; its queues end with it."""
+        return self.moto.process
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Every process of it."""
+        return self.moto.processes
+
+    def client(self) -> Any:
+        """Make a boto3 client; the caller closes it."""
+        return self.moto.client("sqs")
 
 
 @contextmanager

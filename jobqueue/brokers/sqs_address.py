@@ -1,0 +1,91 @@
+"""What the URL of an SQS broker says."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from jobqueue.errors import InvalidSetting
+from jobqueue.quantities import format_duration, parse_duration
+
+# What SQS allows from the receipt of a message to the end of its last extension.
+LONGEST_INVISIBILITY: Final = timedelta(hours=12)
+# Sooner than that, so that there is time to try again.
+LONGEST_HOLD: Final = timedelta(hours=11)
+LONGEST_WAIT: Final = timedelta(seconds=20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqsAddress:
+    """What `sqs://[key:secret@][host[:port]][?region=…&prefix=…&wait=…&hold=…&tls=false]` says.
+
+    Attributes:
+        endpoint: of a server other than Amazon's; empty: Amazon's own, or what `AWS_ENDPOINT_URL` names.
+        key, secret: empty: what the environment, a profile or the machine's role gives.
+        region: empty: the environment's.
+        prefix: stands before the name of every queue.
+        wait: how long one poll waits for a message.
+        hold: for how long one delivery is kept; a run that is longer goes on under a copy of its message.
+    """
+
+    endpoint: str = ""
+    key: str = field(default="", repr=False)
+    secret: str = field(default="", repr=False)
+    region: str = ""
+    prefix: str = ""
+    wait: timedelta = LONGEST_WAIT
+    hold: timedelta = LONGEST_HOLD
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"SQS at {self.endpoint}" if self.endpoint else "SQS"
+
+
+def parse_address(url: str) -> SqsAddress:
+    """Return what the URL says.
+
+    Raises:
+        InvalidSetting: it says something else than it may.
+    """
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    host = _parse_host(parts)
+    try:
+        scheme = {"true": "https", "false": "http"}[options.pop("tls", "true")]
+        address = SqsAddress(
+            endpoint=f"{scheme}://{host}" if host else "",
+            key=unquote(parts.username or ""),
+            secret=unquote(parts.password or ""),
+            region=options.pop("region", ""),
+            prefix=options.pop("prefix", ""),
+            wait=_parse_time(options.pop("wait", ""), longest=LONGEST_WAIT),
+            hold=_parse_time(options.pop("hold", ""), longest=LONGEST_HOLD),
+        )
+    except (KeyError, ValueError) as error:
+        raise _refusal(str(error)) from None
+    if options:
+        raise _refusal(f"it has no option {min(options)!r}")
+    return address
+
+
+def _parse_host(parts: SplitResult) -> str:
+    try:
+        return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or ""
+    except ValueError:
+        # What the library says of it may be the end of a password.
+        raise _refusal("its port is no number; in a key or secret write / as %2F") from None
+
+
+def _parse_time(text: str, *, longest: timedelta) -> timedelta:
+    value = parse_duration(text) if text else longest
+    if not timedelta(0) < value <= longest:
+        raise ValueError(f"'{text}' is to be more than nothing and at most {format_duration(longest)}")
+    return value
+
+
+def _refusal(problem: str) -> InvalidSetting:
+    return InvalidSetting(
+        f"not the URL of an SQS broker: {problem}",
+        hint="write sqs://?region=… with prefix, wait (at most 20s), hold (at most 11h) and tls as further options",
+    )

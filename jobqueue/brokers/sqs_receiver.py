@@ -1,0 +1,100 @@
+"""The thread that asks SQS for request messages: one question at a time, whatever SQS answers."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import SimpleQueue
+from typing import Final
+
+from jobqueue.brokers.sqs_client import Receipt, SqsServer
+from jobqueue.errors import BrokerUnavailable, JobqueueError, NoSuchQueue
+
+log = logging.getLogger(__name__)
+
+# How long the poll of one queue may keep the others waiting.
+_SHARED_WAIT: Final = timedelta(seconds=2)
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+_LOG_EVERY_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """For whose messages to ask, and how many there is room for."""
+
+    queues: tuple[str, ...]
+    count: int
+
+
+class Receiver:
+    """Asks on a thread of its own, and hands on what comes; no answer ends it.
+
+    Args:
+        server: whom it asks.
+        on_answer: called on that thread with the messages, none among others, after each question.
+    """
+
+    def __init__(self, server: SqsServer, *, on_answer: Callable[[Sequence[Receipt]], None]) -> None:
+        self._server = server
+        self._on_answer = on_answer
+        self._questions: SimpleQueue[Question | None] = SimpleQueue()
+        self._is_closed = threading.Event()
+        self._turn = 0
+        self._failures = 0
+        self._logged_at = float("-inf")
+        self._thread = threading.Thread(target=self._serve, name="sqs-receiver", daemon=True)
+        self._thread.start()
+
+    def ask(self, question: Question) -> None:
+        """Ask once; not again before the answer."""
+        self._questions.put(question)
+
+    def close(self) -> None:
+        """Give back whatever still comes, and end after the poll that goes on."""
+        self._is_closed.set()
+        self._questions.put(None)
+
+    def _serve(self) -> None:
+        while (question := self._questions.get()) is not None:
+            receipts = self._receive(question)
+            if self._is_closed.is_set():
+                self._give_back(receipts)
+            else:
+                self._on_answer(receipts)
+
+    def _receive(self, question: Question) -> Sequence[Receipt]:
+        queues = question.queues
+        self._turn = (self._turn + 1) % len(queues)
+        wait = self._server.address.wait
+        try:
+            receipts = self._server.receive(
+                queues[self._turn], count=question.count, wait=wait if len(queues) == 1 else min(wait, _SHARED_WAIT)
+            )
+        except JobqueueError as error:
+            self._pause(error, queues[self._turn])
+            return ()
+        except Exception as error:  # whatever the library raises, the worker must go on asking
+            log.exception("queue.not_asked")
+            self._pause(BrokerUnavailable(str(error)), queues[self._turn])
+            return ()
+        self._failures = 0
+        return receipts
+
+    def _pause(self, error: JobqueueError, queue: str) -> None:
+        if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:
+            self._logged_at = time.monotonic()
+            event = "queue.gone" if isinstance(error, NoSuchQueue) else "broker.unavailable"
+            log.warning(event, extra={"queue": queue, "error": error.message})
+        seconds = min(_FIRST_PAUSE_SECONDS * 2**self._failures, _LONGEST_PAUSE_SECONDS)
+        self._failures = min(self._failures + 1, 10)
+        self._is_closed.wait(seconds * random.uniform(0.5, 1))  # noqa: S311 - nobody gains by guessing it
+
+    def _give_back(self, receipts: Sequence[Receipt]) -> None:
+        with suppress(JobqueueError):
+            for receipt in receipts:
+                self._server.hide(receipt, seconds=0)
