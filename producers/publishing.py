@@ -39,6 +39,16 @@ class _Connection:
     def is_fresh(self) -> bool:
         return self.pid == os.getpid() and time.monotonic() - self.used_at < _FRESH.total_seconds()
 
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what kombu and its transport raise into `BrokerUnavailable`."""
+        from kombu.exceptions import KombuError
+
+        try:
+            yield
+        except (KombuError, OSError, *self.connection.connection_errors, *self.connection.channel_errors) as error:
+            raise BrokerUnavailable(f"the broker did not take the message: {type(error).__name__}: {error}") from None
+
     def drop(self) -> None:
         """Close the socket without a word to a broker that may not listen."""
         with suppress(Exception):  # whatever a dead connection says, it is of no use to anybody
@@ -63,17 +73,14 @@ class Publisher:
             NoSuchQueue: a queue does not exist; others may have been published.
             BrokerUnavailable: the broker does not answer, or has not confirmed in time; any may have been published.
         """
-        from kombu.exceptions import KombuError, OperationalError
-
         began, idle = time.monotonic(), self._take()
-        with _translated():
-            if idle is not None:
-                try:
-                    return self._send(idle, submissions)
-                except (KombuError, OperationalError):
-                    if time.monotonic() - began > CONNECT.total_seconds():
-                        raise  # it was waited for in vain: asking again would take as long
-            return self._send(_Connection(self._app, self._connections.broker), submissions)
+        if idle is not None:
+            try:
+                return self._send(idle, submissions)
+            except BrokerUnavailable:
+                if time.monotonic() - began > CONNECT.total_seconds():
+                    raise  # it was waited for in vain: asking again would take as long
+        return self._send(_Connection(self._app, self._connections.broker), submissions)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -90,7 +97,7 @@ class Publisher:
     def _send(self, connection: _Connection, submissions: Sequence[Submission]) -> None:
         queues = {name: self._connections.broker.request_queue(name) for name in {sent.queue for sent in submissions}}
         try:
-            with connection.line.confirmed() as producer:
+            with connection.translated(), connection.line.confirmed() as producer:
                 for submission in submissions:
                     self._publish(submission, queue=queues[submission.queue], producer=producer)
         except BaseException:
@@ -105,16 +112,21 @@ class Publisher:
     def _publish(self, submission: Submission, *, queue: Any, producer: Any) -> None:
         from jobqueue.application import SERIALIZER, TASK
 
-        self._app.send_task(
+        amqp = self._app.amqp  # what `send_task` does, less the result object and the search for a running parent
+        message = amqp.create_task_message(
+            submission.id,
             TASK,
             args=(submission.message,),
-            task_id=submission.id,
-            queue=queue,
-            serializer=SERIALIZER,
             argsrepr="<sealed>",
             kwargsrepr="{}",
             ignore_result=True,
-            producer=producer,
+        )
+        amqp.send_task_message(
+            producer,
+            TASK,
+            message,
+            queue=queue,
+            serializer=SERIALIZER,
             declare=[],
             retry=False,
             mandatory=True,
@@ -132,13 +144,3 @@ class Publisher:
         with suppress(IndexError):
             return self._idle.pop()
         return None
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    from kombu.exceptions import KombuError, OperationalError
-
-    try:
-        yield
-    except (KombuError, OperationalError, OSError) as error:
-        raise BrokerUnavailable(f"the broker did not take the message: {type(error).__name__}: {error}") from None

@@ -77,9 +77,8 @@ class ConfirmingLine:
 
     def _wait(self) -> None:
         until = time.monotonic() + self._timeout.total_seconds()
-        with self._connection._reraise_as_library_errors():  # noqa: SLF001 - as Celery does around a publish
-            while self._unconfirmed:
-                self._connection.drain_events(timeout=max(0.001, until - time.monotonic()))
+        while self._unconfirmed:
+            self._connection.drain_events(timeout=max(0.001, until - time.monotonic()))
 
     def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - the library calls it
         self._unconfirmed -= {known for known in self._unconfirmed if known <= tag} if multiple else {tag}
