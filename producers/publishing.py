@@ -44,9 +44,11 @@ class _Connection:
         """Turn what kombu and its transport raise into `BrokerUnavailable`."""
         from kombu.exceptions import KombuError
 
+        known = (*self.connection.connection_errors, *self.connection.channel_errors)
+        errors: tuple[type[Exception], ...] = (KombuError, OSError, *known)
         try:
             yield
-        except (KombuError, OSError, *self.connection.connection_errors, *self.connection.channel_errors) as error:
+        except errors as error:
             raise BrokerUnavailable(f"the broker did not take the message: {type(error).__name__}: {error}") from None
 
     def drop(self) -> None:
