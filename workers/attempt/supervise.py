@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Final
 
 from jobqueue.envelope import Verified
-from jobqueue.errors import RegistryUnavailable, StoreUnavailable, Superseded
+from jobqueue.errors import ArtifactRefused, RegistryUnavailable, StoreUnavailable, Superseded
 from jobqueue.lifecycle import Budget, Message, Outcome, Reason, State
 from jobqueue.registry import base as registry
 from jobqueue.registry.base import Lease, Record, Submission
@@ -103,12 +103,30 @@ class Attempt:
             keeper.close()
 
     def _over(self, record: Record) -> Ended:
-        """Return the end that the registry knows; one that came before the first lease is nobody else's to report."""
+        """Return the end that the registry knows, and report it: whoever was to do that may have died before.
+
+        It is told as of no attempt, and numbered alike each time, so that listeners drop all but the first.
+        """
         outcome = Outcome(reason=record.reason or Reason.SUPERSEDED, detail=record.detail)
-        if not record.token:
-            lease = Lease(experiment_id=record.submission.id, token=0, attempt=0)
-            self._reporter(lease).ended(outcome.reason, state=record.state, sentence=outcome.sentence)
+        self._reporter(Lease(experiment_id=record.submission.id, token=0, attempt=0)).ended(
+            outcome.reason,
+            state=record.state,
+            sentence=outcome.sentence,
+            exit_code=record.exit_code,
+            manifest=self._find_manifest(record),
+        )
         return Ended(state=record.state, outcome=outcome)
+
+    def _find_manifest(self, record: Record) -> str:
+        """Return where the outputs of a final experiment are listed; empty when there are none, or nobody can say."""
+        if not record.token:
+            return ""
+        try:
+            marker = read_marker(self._site.store, record.submission.id)
+        except (StoreUnavailable, ArtifactRefused) as error:
+            log.warning("marker.not_read", extra={"experiment": record.submission.id, "error": error.message})
+            return ""
+        return marker.manifest if marker else ""
 
     def _hold(
         self, answer: registry.Granted | registry.Cancelled | registry.Exhausted, keeper: LeaseKeeper

@@ -103,15 +103,46 @@ def test_a_quarantined_registry_puts_the_delivery_off(node: FakeNode, monkeypatc
     assert node.runtime.containers == []
 
 
-def test_a_message_of_a_finished_experiment_goes_without_a_word(node: FakeNode) -> None:
+def test_a_message_of_a_finished_experiment_starts_nothing_and_its_end_is_told_once_more(node: FakeNode) -> None:
+    message = node.message()
+    node.runtime.script = Script(exit=Exit(code=3))
+    node.run(message)
+    marker = node.marker(message)
+    assert marker is not None
+    node.reports()
+    for _ in range(2):
+        result = node.run(message)
+        assert isinstance(result, Ended)
+        assert (result.state, result.outcome.reason) == (State.FAILED, Reason.EXITED_NONZERO)
+    assert len(node.runtime.containers) == 1
+    # Whoever reported it may have died before; who hears it again knows it by its token and sequence.
+    assert [
+        (report.token, report.sequence, report.state, report.exit_code, report.manifest) for report in node.reports()
+    ] == [(0, 0, State.FAILED, 3, marker.manifest)] * 2
+
+
+@pytest.mark.parametrize("method", ["size", "get"])
+def test_an_end_is_told_once_more_without_its_manifest_while_the_store_is_away(node: FakeNode, method: str) -> None:
     message = node.message()
     node.run(message)
     node.reports()
+    node.store.fault = failing(StoreUnavailable("503"), method, "RESULT")
+    assert isinstance(node.run(message), Ended)
+    assert [(report.state, report.manifest) for report in node.reports()] == [(State.SUCCEEDED, "")]
+
+
+def test_what_was_cancelled_between_two_attempts_is_reported_by_who_meets_its_message(node: FakeNode) -> None:
+    message = node.message(retries=1)
+    node.runtime.script = Script(exit=Exit(code=3))
+    assert isinstance(node.run(message), PutOff)
+    node.reports()
+    node.registry.experiments.cancel(message.header.experiment_id)
     result = node.run(message)
     assert isinstance(result, Ended)
-    assert (result.state, result.outcome.reason) == (State.SUCCEEDED, Reason.EXITED_ZERO)
-    assert node.reports() == []
-    assert len(node.runtime.containers) == 1
+    assert (result.state, result.outcome.reason) == (State.CANCELLED, Reason.CANCELLED_BY_USER)
+    assert [(report.state, report.reason) for report in node.reports()] == [
+        (State.CANCELLED, Reason.CANCELLED_BY_USER)
+    ]
 
 
 def test_what_was_cancelled_before_anybody_held_it_is_reported_by_who_meets_its_message(node: FakeNode) -> None:
