@@ -45,7 +45,7 @@ class _Connection:
         from kombu.exceptions import KombuError
 
         known = (*self.connection.connection_errors, *self.connection.channel_errors)
-        errors: tuple[type[Exception], ...] = (KombuError, OSError, *known)
+        errors: tuple[type[BaseException], ...] = (KombuError, OSError, *known)
         try:
             yield
         except errors as error:

@@ -297,11 +297,11 @@ def test_a_second_copy_of_a_running_or_finished_experiment_starts_nothing(place:
     wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
     submission = place.client._connections.registry.experiments.get(experiment.id).submission
     publisher = place.client._sender._publisher
-    publisher.publish(submission.message, experiment_id=experiment.id, queue=place.site.queue)
+    publisher.publish([submission])
     behind = place.submit("echo behind")
     experiment.cancel()
     experiment.wait(40)
-    publisher.publish(submission.message, experiment_id=experiment.id, queue=place.site.queue)
+    publisher.publish([submission])
     assert behind.result(timeout=40) == {"exit_code": 0}
     assert place.submit("true").result(timeout=40) == {"exit_code": 0}
     wait_until(lambda: place.depth() == 0, what="no copy left", within=LONG)
