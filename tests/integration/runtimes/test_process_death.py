@@ -1,18 +1,22 @@
-"""Process containers end with their worker, however it ends, and keep to themselves."""
+"""Process containers outlive their worker, not their supervisor and not its patience, and keep to themselves."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
+from services.runtimes import run
 from services.waiting import wait_until
 
+from jobqueue.errors import RuntimeFailure
 from jobqueue.resources import Resources
 from workers.attempt.runtimes.base import Container, Labels, Plan
 from workers.attempt.runtimes.hardening import run_as
@@ -21,10 +25,12 @@ from workers.attempt.runtimes.process import ProcessRuntime
 PACKAGES = Path(__file__).parents[3]
 LONG = timedelta(seconds=30)
 WITHIN = timedelta(seconds=2)
+# That no other process of this machine sleeps for.
+SECONDS = f"7131.{secrets.randbelow(10**9):09d}"
 # Descendants in sessions of their own, with no regard for signals.
 FAMILY = (
-    "trap '' TERM HUP; (setsid sleep 7131) & (setsid sh -c 'sleep 7131 & sleep 7131') & "
-    "sleep 0.5; echo ready; sleep 7131"
+    f"trap '' TERM HUP; (setsid sleep {SECONDS}) & (setsid sh -c 'sleep {SECONDS} & sleep {SECONDS}') & "
+    f"sleep 0.5; echo ready; sleep {SECONDS}"
 )
 
 WORKER = """
@@ -34,7 +40,7 @@ from jobqueue.resources import Resources
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.runtimes.process import ProcessRuntime
 folder, confined, paused = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3] == "True"
-runtime = ProcessRuntime(folder / "state", is_confined=confined)
+runtime = ProcessRuntime(folder / "state", is_confined=confined, patience_seconds=float(sys.argv[5]))
 labels = Labels(experiment_id="exp-0", attempt=1, token=1, node_id="node")
 asked = Resources(cpus=1, memory_bytes=2**28, disk_bytes=2**30, shm_bytes=0)
 plan = Plan(labels=labels, image="image", command=("sh", "-c", sys.argv[4]), env={}, workspace=folder, inputs={},
@@ -43,7 +49,7 @@ container = runtime.start(plan)
 def tell(stream, piece):
     if paused:
         container.pause()
-    print(piece.decode(), flush=True)
+    print(piece.decode().splitlines()[0], flush=True)
 container.follow(tell)
 """
 
@@ -65,28 +71,82 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def sleepers() -> list[psutil.Process]:
-    return [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "7131"]]
+    return [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", SECONDS]]
 
 
-@pytest.mark.parametrize("is_confined", [True, False], ids=["confined", "bare"])
-@pytest.mark.parametrize("is_paused", [False, True], ids=["running", "frozen"])
-def test_a_killed_worker_leaves_no_process(workspace: Path, *, is_confined: bool, is_paused: bool) -> None:
-    script = textwrap.dedent(WORKER)
-    words = [sys.executable, "-c", script, str(workspace), str(is_confined), str(is_paused), FAMILY]
+@contextmanager
+def killed_worker(
+    folder: Path, command: str, *, is_confined: bool, is_paused: bool = False, patience: int = 60
+) -> Iterator[None]:
+    """Let a worker start a container in `folder`, and kill it when that prints `ready`."""
+    words = [sys.executable, "-c", WORKER, str(folder), str(is_confined), str(is_paused), command, str(patience)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=PACKAGES, text=True) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
-        wait_until(sleepers, what="its descendants run")
         worker.kill()
-        wait_until(lambda: not sleepers(), what="no process is left", within=WITHIN)
+        worker.wait()
+        yield
 
 
-@pytest.mark.parametrize("is_confined", [True, False], ids=["confined", "bare"])
+both = pytest.mark.parametrize("is_confined", [True, False], ids=["confined", "bare"])
+
+
+@both
+@pytest.mark.parametrize("is_paused", [False, True], ids=["running", "frozen"])
+def test_what_a_killed_worker_left_is_found_and_removed_whole(
+    workspace: Path, *, is_confined: bool, is_paused: bool
+) -> None:
+    with killed_worker(workspace, FAMILY, is_confined=is_confined, is_paused=is_paused):
+        assert len(sleepers()) >= 3
+        (found,) = ProcessRuntime(workspace / "state").find("node")
+        assert found.wait(timedelta(seconds=0.5)) is None
+        found.remove()
+        assert sleepers() == []
+        assert list((workspace / "state" / "process").iterdir()) == []
+
+
+@both
+def test_the_next_worker_reads_every_line_and_the_exit_code(workspace: Path, *, is_confined: bool) -> None:
+    count = (
+        "echo ready; i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; sleep 0.005; done; echo end >&2; exit 7"
+    )
+    with killed_worker(workspace, count, is_confined=is_confined):
+        (found,) = ProcessRuntime(workspace / "state").find("node")
+        how, reader = run(found)
+        assert how.code == 7
+        assert reader.text().splitlines() == ["ready", *(f"line {number}" for number in range(1, 301))]
+        assert reader.text("stderr") == "end\n"
+        found.remove()
+
+
+def test_an_end_without_a_worker_is_told_to_the_next_one(workspace: Path) -> None:
+    with killed_worker(
+        workspace, "echo ready; sleep 0.5; head -c 300000 /dev/zero; touch over; exit 7", is_confined=False
+    ):
+        wait_until((workspace / "over").exists, what="its end")
+        (found,) = ProcessRuntime(workspace / "state").find("node")
+        how, reader = run(found)
+        assert (how.code, len(reader.printed["stdout"])) == (7, len("ready\n") + 300_000)
+        found.remove()
+
+
+def test_what_no_worker_comes_for_ends_by_itself(workspace: Path) -> None:
+    with killed_worker(workspace, FAMILY, is_confined=False, patience=1):
+        wait_until(lambda: not sleepers(), what="no process is left")
+        runtime = ProcessRuntime(workspace / "state")
+        (found,) = runtime.find("node")
+        with pytest.raises(RuntimeFailure, match="supervisor"):
+            found.wait(LONG)
+        found.remove()
+        assert runtime.find("node") == []
+
+
+@both
 def test_a_killed_supervisor_is_told_and_takes_the_first_process_along(
     tmp_path: Path, workspace: Path, *, is_confined: bool
 ) -> None:
     runtime = ProcessRuntime(tmp_path / "state", is_confined=is_confined)
-    container = start(runtime, workspace, "sleep", "7131")
+    container = start(runtime, workspace, "sleep", SECONDS)
     wait_until(sleepers, what="it runs")
     supervisor = next(each for each in psutil.Process().children() if "shim" in " ".join(each.cmdline()))
     supervisor.send_signal(signal.SIGKILL)

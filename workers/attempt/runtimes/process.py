@@ -2,44 +2,55 @@
 
 import fcntl
 import json
+import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 from jobqueue.errors import RuntimeFailure
-from workers.attempt.runtimes.base import Container, Plan
+from workers.attempt.runtimes.base import Container, Labels, Plan
 from workers.attempt.runtimes.hardening import make_name, run_as
-from workers.attempt.runtimes.process_container import Lines, ProcessContainer
+from workers.attempt.runtimes.process_container import ProcessContainer, open_listener
+from workers.attempt.runtimes.process_spool import STREAMS, pipe_path
 from workers.attempt.runtimes.process_tree import count_threads_of
 from workers.attempt.runtimes.sandbox import OPTIONS, Start, find_obstacle, make_bare_start, make_confined_start
+
+_log = logging.getLogger(__name__)
 
 _OPEN_FILES = 4096
 # Behind the supervisor's own measuring: a process that asks for far more than the limit gets an error at once.
 _DATA_FACTOR = 4
 _PIPE_BYTES = 2**20
+# A worker that has not come back by then is not awaited any longer.
+_PATIENCE_SECONDS = 3600.0
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from workers.attempt.runtimes.shim import main; main()"
 _PACKAGES = Path(__file__).parents[3]
+_LABELS = "labels.json"
 
 
 class ProcessRuntime:
-    """A `ContainerRuntime` of supervised processes; they die with the worker, so there is never one to find.
+    """A `ContainerRuntime` of supervised processes; like containers of an engine they outlive their worker.
 
     Args:
-        state_dir: a folder of this worker's own; each container's `/tmp` lies in it while it runs.
+        state_dir: a folder of this node's own, where each container has a folder while it is there.
         is_confined: whether to use bubblewrap; by default where it works.
+        patience_seconds: how long a container goes on without a worker.
     """
 
     name = "process"
 
-    def __init__(self, state_dir: Path, *, is_confined: bool | None = None) -> None:
+    def __init__(
+        self, state_dir: Path, *, is_confined: bool | None = None, patience_seconds: float = _PATIENCE_SECONDS
+    ) -> None:
         self._folder = state_dir / "process"
         self._asked = is_confined
+        self._patience_seconds = patience_seconds
 
     @cached_property
     def notice(self) -> str:
@@ -66,22 +77,37 @@ class ProcessRuntime:
     def start(self, plan: Plan) -> Container:
         """Start a supervisor, which starts the experiment."""
         self.check()
-        scratch = Path(tempfile.mkdtemp(prefix=f"{make_name(plan.labels)}-", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix=f"{make_name(plan.labels)}-", dir=self._folder))
         try:
-            if self._is_confined:
-                if os.geteuid() == 0:
-                    os.chown(scratch, *run_as())
-                start = make_confined_start(plan, scratch)
-            else:
-                start = make_bare_start(plan, scratch)
-            return ProcessContainer(plan.labels, _start_supervisor(start, plan, scratch))
+            container = self._start(plan, folder)
         except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise RuntimeFailure(f"the process container could not be started: {error}") from error
+        container.connect()
+        return container
 
-    def find(self, node_id: str) -> list[Container]:  # noqa: ARG002 - the port's
-        """Return nothing: none outlives its worker."""
-        return []
+    def find(self, node_id: str) -> list[Container]:
+        """Return this node's containers by what lies in their folders; one whose supervisor has gone is among them."""
+        found: list[Container] = []
+        for path in self._folder.glob(f"*/{_LABELS}"):
+            labels = _read_labels(path)
+            if labels is not None and labels.node_id == node_id:
+                found.append(ProcessContainer(labels, path.parent))
+        return found
+
+    def _start(self, plan: Plan, folder: Path) -> ProcessContainer:
+        scratch = folder / "tmp"
+        scratch.mkdir(mode=0o700)
+        if self._is_confined:
+            if os.geteuid() == 0:
+                os.chown(scratch, *run_as())
+            start = make_confined_start(plan, scratch)
+        else:
+            start = make_bare_start(plan, scratch)
+        order = _make_order(start, plan) | {"patience_seconds": self._patience_seconds}
+        # Before there is anything to be found.
+        (folder / _LABELS).write_text(json.dumps(asdict(plan.labels)))
+        return ProcessContainer(plan.labels, folder, supervisor=_start_supervisor(start, order, folder))
 
     def close(self) -> None:
         """Nothing is open; containers go on until they are removed or this process ends."""
@@ -95,31 +121,37 @@ class ProcessRuntime:
         return self._asked is not False and not self._obstacle
 
 
-def _start_supervisor(start: Start, plan: Plan, scratch: Path) -> Lines:
+def _read_labels(path: Path) -> Labels | None:
+    try:
+        return Labels(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        _log.warning("container.labels_unreadable", extra={"folder": path.parent.name, "error": str(error)})
+        return None
+
+
+def _start_supervisor(start: Start, order: dict[str, object], folder: Path) -> "subprocess.Popen[bytes]":
     """Start it, with the order in a file without a name: the environment is in it, and arguments are public."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ExitStack() as kept, ExitStack() as handed:
-        kept.callback(ours.close)
-        handed.callback(its.close)
-        streams = {stream: _make_pipe(kept, handed) for stream in ("stdout", "stderr")}
+    with ExitStack() as handed:
+        listener = handed.enter_context(open_listener(folder))
+        pipes = [_make_pipe(folder, stream, handed) for stream in STREAMS]
         options = _write_file(handed, "\0".join((*start.options, "")).encode())
-        order = _write_file(handed, json.dumps(_make_order(start, plan, options)).encode())
-        words = (_PACKAGES, its.fileno(), order, os.getpid())
-        supervisor = subprocess.Popen(  # noqa: S603 - our own program
+        argv = [str(options) if word == OPTIONS else word for word in start.argv]
+        number = _write_file(handed, json.dumps(order | {"argv": argv}).encode())
+        words = (_PACKAGES, listener.fileno(), number, *(reader for reader, _ in pipes))
+        return subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-I", "-S", "-c", _BOOT, *map(str, words)],
             stdin=subprocess.DEVNULL,
-            stdout=streams["stdout"][1],
-            stderr=streams["stderr"][1],
-            pass_fds=[its.fileno(), order, options],
+            stdout=pipes[0][1],
+            stderr=pipes[1][1],
+            pass_fds=[listener.fileno(), number, options, *(reader for reader, _ in pipes)],
             env={},
             start_new_session=True,
         )
-        kept.pop_all()
-    readers = {stream: reader for stream, (reader, _) in streams.items()}
-    return Lines(supervisor=supervisor, control=ours, streams=readers, scratch=scratch)
 
 
-def _make_order(start: Start, plan: Plan, options: int) -> dict[str, object]:
+def _make_order(start: Start, plan: Plan) -> dict[str, object]:
     asked = plan.resources
     limits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": _OPEN_FILES, "RLIMIT_DATA": _DATA_FACTOR * asked.memory_bytes}
     if asked.disk_bytes:
@@ -130,7 +162,6 @@ def _make_order(start: Start, plan: Plan, options: int) -> dict[str, object]:
         sandbox = start.depth if user == os.geteuid() else 0
         limits["RLIMIT_NPROC"] = count_threads_of(user) + plan.pids + sandbox
     return {
-        "argv": [str(options) if word == OPTIONS else word for word in start.argv],
         "env": dict(start.env),
         "folder": start.folder,
         "limits": limits,
@@ -140,9 +171,13 @@ def _make_order(start: Start, plan: Plan, options: int) -> dict[str, object]:
     }
 
 
-def _make_pipe(kept: ExitStack, handed: ExitStack) -> tuple[int, int]:
-    reader, writer = os.pipe()
-    kept.callback(os.close, reader)
+def _make_pipe(folder: Path, stream: str, handed: ExitStack) -> tuple[int, int]:
+    """Make the pipe of a stream, which has a name so that the next worker can open it; returns both ends."""
+    path = pipe_path(folder, stream)
+    os.mkfifo(path, 0o600)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    handed.callback(os.close, reader)
+    writer = os.open(path, os.O_WRONLY)
     handed.callback(os.close, writer)
     # Larger than by default where the user may: fewer turns between writer and reader.
     with suppress(OSError):

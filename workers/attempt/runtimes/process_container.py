@@ -1,14 +1,16 @@
-"""One process container, from the worker's side: its output and the conversation with its supervisor."""
+"""One process container, from a worker's side: its output and the conversation with its supervisor.
+
+All that leads to it lies in its folder, so that a worker which did not start it can go on with it.
+"""
 
 import json
 import os
-import selectors
+import select
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from subprocess import Popen
@@ -16,50 +18,60 @@ from threading import Condition, Thread
 
 from jobqueue.errors import RuntimeFailure
 from workers.attempt.runtimes.base import Exit, Labels
+from workers.attempt.runtimes.process_spool import STREAMS, Spool
 
 _PACKET_BYTES = 4096
-_PIECE_BYTES = 64 * 1024
 _ANSWER_SECONDS = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lines:
-    """What leads to a container: the supervisor's process and socket, and the reading ends of its two streams."""
-
-    supervisor: "Popen[bytes]"
-    control: socket.socket
-    streams: dict[str, int]
-    scratch: Path
+_POLL_SECONDS = 1.0
+_BACKLOG = 16
 
 
 class ProcessContainer:
-    """A `Container` that is a supervised process; its methods may be called from any thread."""
+    """A `Container` that is a supervised process; its methods may be called from any thread, `follow` from one.
 
-    def __init__(self, labels: Labels, lines: Lines) -> None:
+    Args:
+        folder: of the container.
+        supervisor: its process, for the worker that started it; it is this worker's to bury.
+    """
+
+    def __init__(self, labels: Labels, folder: Path, *, supervisor: "Popen[bytes] | None" = None) -> None:
         self.labels = labels
-        self._lines = lines
+        self._folder = folder
+        self._supervisor = supervisor
         self._changed = Condition()
         self._heard: Counter[str] = Counter()
         self._exit: Exit | None = None
         self._is_removed = False
-        self._refused: tuple[str, bytes] | None = None
-        Thread(target=self._listen, name="process-container", daemon=True).start()
+        self._control: socket.socket | None = None
+        self._passed_bytes: dict[str, int | None] = dict.fromkeys(STREAMS)
+
+    def connect(self) -> None:
+        """Begin the conversation; a supervisor that is gone is noted."""
+        with self._changed:
+            if self._control is None and not self._is_removed:
+                self._control = _connect(self._folder)
+                Thread(target=self._listen, args=(self._control,), name="process-container", daemon=True).start()
 
     def follow(self, sink: Callable[[str, bytes], None]) -> None:
-        """Read both pipes as they fill; a container that prints faster than `sink` takes it has to wait."""
-        with self._changed:
-            if self._is_removed:
-                return
-            # Of its own, because `remove` in another thread closes the others.
-            streams = {os.dup(number): stream for stream, number in self._lines.streams.items()}
+        """Pass on what is kept, then what comes; a container that prints faster than `sink` takes it has to wait."""
+        spools: dict[str, Spool] = {}
         try:
-            self._pass_on(streams, sink)
+            with self._changed:
+                if self._is_removed:
+                    return
+                for stream, passed in self._passed_bytes.items():
+                    spools[stream] = Spool(self._folder, stream, passed_bytes=passed)
+            _pass_on(spools, sink)
+        except OSError as error:
+            raise RuntimeFailure(f"the output of the process container cannot be read: {error}") from error
         finally:
-            for number in streams:
-                os.close(number)
+            for stream, spool in spools.items():
+                self._passed_bytes[stream] = spool.passed_bytes
+                spool.close()
 
     def wait(self, timeout: timedelta) -> Exit | None:
         """Wait for the supervisor's last word, which it says when no process is left."""
+        self.connect()
         with self._changed:
             self._changed.wait_for(self._is_over, timeout.total_seconds())
             if self._exit is None and self._heard["gone"]:
@@ -81,34 +93,13 @@ class ProcessContainer:
 
     def remove(self) -> None:
         """Kill all of it at once, and delete what it had for itself."""
-        self._send(do="stop", grace_seconds=0)
+        self._send(do="leave")
         self._await(lambda: bool(self._heard["gone"]), _ANSWER_SECONDS)
         with self._changed:
             if self._is_removed:
                 return
             self._is_removed = True
-        for number in self._lines.streams.values():
-            os.close(number)
-        self._lines.control.close()
-        shutil.rmtree(self._lines.scratch, ignore_errors=True)
-
-    def _pass_on(self, streams: Mapping[int, str], sink: Callable[[str, bytes], None]) -> None:
-        if self._refused is not None:
-            sink(*self._refused)
-            self._refused = None
-        with selectors.DefaultSelector() as selector:
-            for number in streams:
-                selector.register(number, selectors.EVENT_READ)
-            while selector.get_map():
-                for key, _ in selector.select():
-                    piece = os.read(key.fd, _PIECE_BYTES)
-                    if not piece:
-                        selector.unregister(key.fd)
-                        continue
-                    # Kept until it was taken: what is read from a pipe cannot be read again.
-                    self._refused = (streams[key.fd], piece)
-                    sink(*self._refused)
-                    self._refused = None
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _ask(self, word: str, answer: str) -> None:
         with self._changed:
@@ -117,9 +108,11 @@ class ProcessContainer:
         self._await(lambda: self._is_over() or self._heard[answer] > heard, _ANSWER_SECONDS)
 
     def _send(self, **order: object) -> None:
+        self.connect()
         # One that is gone has killed what it ran: there is nobody to tell.
-        with suppress(OSError):
-            self._lines.control.send(json.dumps(order).encode())
+        with self._changed, suppress(OSError):
+            if self._control is not None:
+                self._control.send(json.dumps(order).encode())
 
     def _await(self, is_so: Callable[[], bool], seconds: float) -> None:
         with self._changed:
@@ -132,8 +125,8 @@ class ProcessContainer:
     def _is_over(self) -> bool:
         return self._exit is not None or bool(self._heard["gone"])
 
-    def _listen(self) -> None:
-        while packet := self._receive():
+    def _listen(self, control: socket.socket) -> None:
+        while packet := _receive(control):
             said = json.loads(packet)
             with self._changed:
                 event = said.pop("event")
@@ -141,13 +134,71 @@ class ProcessContainer:
                     self._exit = Exit(**said)
                 self._heard[event] += 1
                 self._changed.notify_all()
-        self._lines.supervisor.wait()
+        if self._supervisor is not None:
+            self._supervisor.wait()
         with self._changed:
+            control.close()
             self._heard["gone"] += 1
             self._changed.notify_all()
 
-    def _receive(self) -> bytes:
-        try:
-            return self._lines.control.recv(_PACKET_BYTES)
-        except OSError:
-            return b""
+
+def open_listener(folder: Path) -> socket.socket:
+    """Return the socket that a container's supervisor listens on."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with _Place(folder) as place:
+            listener.bind(place)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _connect(folder: Path) -> socket.socket:
+    """Return a connection to the supervisor, or a socket that is at its end because there is none."""
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with suppress(OSError), _Place(folder) as place:
+        control.connect(place)
+    return control
+
+
+class _Place:
+    """The address of a container's socket, short enough however deep its folder lies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._number = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+
+    def __enter__(self) -> str:
+        return f"/proc/self/fd/{self._number}/control"
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._number)
+
+
+def _receive(control: socket.socket) -> bytes:
+    try:
+        return control.recv(_PACKET_BYTES)
+    except OSError:
+        return b""
+
+
+def _pass_on(spools: dict[str, Spool], sink: Callable[[str, bytes], None]) -> None:
+    left = dict(spools)
+    poll = select.poll()
+    for spool in left.values():
+        poll.register(spool.pipe, select.POLLIN)
+    while left:
+        has_come = False
+        for stream, spool in tuple(left.items()):
+            piece = spool.peek()
+            if piece:
+                sink(stream, piece)
+                spool.advance(piece)
+                has_come = True
+            elif piece is not None:
+                poll.unregister(spool.pipe)
+                del left[stream]
+        if left and not has_come:
+            # A pipe whose writers have all gone before it was opened here never wakes: it is asked again.
+            poll.poll(_POLL_SECONDS * 1000)

@@ -1,8 +1,9 @@
 """The supervisor of one process container: a program that starts it, keeps its limits and lets nothing of it live on.
 
-It talks with the worker over one socket, one JSON object per packet: `pause`, `resume` and `stop` come in, `started`,
-`paused`, `resumed` and at last `exit` go out. When the worker dies, however it dies, all of the container dies. It runs
-in a session of its own, and on the standard library alone, so that it is there within a few hundredths of a second.
+Workers talk with it over connections to one socket, one JSON object per packet: `pause`, `resume`, `stop` and `leave`
+come in; `paused` and `resumed` go back to who asked, and the `exit` to everybody, now and later. The container outlives
+its worker: the next one connects and goes on. One that nobody has been connected to for long ends. It runs in a session
+of its own, and on the standard library alone, so that it is there within a few hundredths of a second.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ from workers.attempt.runtimes import process_tree
 
 _PARENT_DEATH_SIGNAL, _CHILD_SUBREAPER, _NO_NEW_PRIVILEGES = 1, 36, 38
 _LOOK_SECONDS = 0.05
+_IDLE_SECONDS = 1.0
 _NOT_FOUND, _NOT_RUNNABLE, _KILLED = 127, 126, 137
 _PACKET_BYTES = 4096
 _OOM_SCORE = "500"
@@ -28,78 +30,112 @@ _NICENESS = 5
 
 
 def main() -> None:
-    """Run the container that the worker ordered; the arguments are two file numbers and the worker's process id."""
-    control_number, order_number, worker_pid = map(int, sys.argv[1:])
-    control = socket.socket(fileno=control_number)
-    # The experiment must not hold the line on which its end is told.
-    control.set_inheritable(False)
+    """Run the container that the worker ordered.
+
+    The arguments are the numbers of open files: the listening socket, the order, and the reading ends of the two
+    streams, which are only kept open, so that the container can write while no worker reads.
+    """
+    listener_number, order_number, *readers = map(int, sys.argv[1:])
+    listener = socket.socket(fileno=listener_number)
+    # The experiment must not hold the line on which its end is told, nor read what it printed.
+    for number in (listener_number, *readers):
+        os.set_inheritable(number, False)
     with os.fdopen(order_number) as file:
         order = json.load(file)
     _prctl(_CHILD_SUBREAPER, 1)
-    worker = os.pidfd_open(worker_pid)
-    if os.getppid() == worker_pid:
-        _Supervisor(control, order).run(worker, _make_alarm())
+    _Supervisor(listener, order).run(_make_alarm())
 
 
 class _Supervisor:
     """One container, from its supervisor's side.
 
     Args:
+        listener: where workers connect.
         order: `argv`, `env`, `folder`, `limits` (by name of the resource limit), `memory_bytes`, `threads` (most of
-            them) and `depth` (how many processes stand between this one and the experiment's own).
+            them), `depth` (how many processes stand between this one and the experiment's own) and `patience_seconds`
+            (how long it may be without a worker).
     """
 
-    def __init__(self, control: socket.socket, order: dict[str, Any]) -> None:
-        self._control = control
+    def __init__(self, listener: socket.socket, order: dict[str, Any]) -> None:
+        self._listener = listener
         self._order = order
+        self._workers: list[socket.socket] = []
+        self._heard_at = time.monotonic()
         self._child = 0
         self._code: int | None = None
         self._verdict: dict[str, Any] = {}
         self._peak_bytes = 0
         self._kill_at = float("inf")
+        self._is_told_to_leave = False
 
-    def run(self, worker: int, alarm: int) -> None:
-        """Start it and stay until all of it ended; `worker` and `alarm` become readable when worker or child end."""
+    def run(self, alarm: int) -> None:
+        """Start it, stay until all of it ended, and until its end was heard; `alarm` is readable when a child ends."""
         self._child = os.fork()
         if self._child == 0:
             _become(self._order)
         _forget_streams()
-        self._tell(event="started")
-        while self._code is None and not self._verdict and time.monotonic() < self._kill_at:
-            sources: list[Any] = [self._control, worker, alarm]
-            readable, _, _ = select.select(sources, [], [], self._next_look())
-            if alarm in readable:
-                os.read(alarm, _PACKET_BYTES)
-            if worker in readable or (self._control in readable and not self._obey()):
-                break
+        while self._is_to_go_on():
+            self._hear(self._next_look(), alarm)
             self._look()
             self._reap()
         process_tree.kill_tree(os.getpid(), self._reap)
         code = _KILLED if self._verdict or self._code is None else self._code
-        self._tell(event="exit", code=code, memory_peak_bytes=self._peak_bytes, **self._verdict)
+        ended = {"event": "exit", "code": code, "memory_peak_bytes": self._peak_bytes, **self._verdict}
+        for worker in self._workers:
+            _tell(worker, ended)
+        while not self._is_told_to_leave and not self._is_forgotten():
+            self._hear(_IDLE_SECONDS, alarm, greeting=ended)
+
+    def _is_to_go_on(self) -> bool:
+        is_over = self._code is not None or self._verdict or time.monotonic() >= self._kill_at
+        return not (is_over or self._is_told_to_leave or self._is_forgotten())
+
+    def _is_forgotten(self) -> bool:
+        if self._workers:
+            self._heard_at = time.monotonic()
+        return time.monotonic() - self._heard_at >= float(self._order["patience_seconds"])
 
     def _next_look(self) -> float:
         return max(0.0, min(_LOOK_SECONDS, self._kill_at - time.monotonic()))
 
-    def _obey(self) -> bool:
-        """Do what the worker says; return whether it is still there to say it."""
+    def _hear(self, seconds: float, alarm: int, *, greeting: dict[str, Any] | None = None) -> None:
+        """Wait for what workers say; each new one is told `greeting`."""
+        sources: list[Any] = [alarm, self._listener, *self._workers]
+        readable, _, _ = select.select(sources, [], [], seconds)
+        if alarm in readable:
+            os.read(alarm, _PACKET_BYTES)
+        for worker in self._workers[:]:
+            if worker in readable and not self._obey(worker):
+                self._workers.remove(worker)
+                worker.close()
+        if self._listener in readable:
+            worker, _ = self._listener.accept()
+            self._workers.append(worker)
+            if greeting:
+                _tell(worker, greeting)
+
+    def _obey(self, worker: socket.socket) -> bool:
+        """Do what a worker says; return whether it is still there to say it."""
         try:
-            packet = self._control.recv(_PACKET_BYTES)
+            packet = worker.recv(_PACKET_BYTES)
         except OSError:
             packet = b""
         if packet:
-            self._do(json.loads(packet))
+            self._do(json.loads(packet), worker)
         return bool(packet)
 
-    def _do(self, order: dict[str, Any]) -> None:
+    def _do(self, order: dict[str, Any], worker: socket.socket) -> None:
         if order["do"] == "pause":
             process_tree.freeze_tree(os.getpid())
-            self._tell(event="paused")
+            _tell(worker, {"event": "paused"})
+            return
+        if order["do"] == "leave":
+            self._is_told_to_leave = True
             return
         process_tree.thaw_tree(os.getpid())
         if order["do"] == "resume":
-            self._tell(event="resumed")
-        else:
+            _tell(worker, {"event": "resumed"})
+        elif self._code is None:
             self._kill_at = time.monotonic() + order["grace_seconds"]
             with suppress(ProcessLookupError):
                 os.kill(self._find_main(), signal.SIGTERM)
@@ -131,9 +167,11 @@ class _Supervisor:
                     code = os.waitstatus_to_exitcode(status)
                     self._code = code if code >= 0 else 128 - code
 
-    def _tell(self, **event: object) -> None:
-        with suppress(OSError):
-            self._control.send(json.dumps(event).encode())
+
+def _tell(worker: socket.socket, event: dict[str, Any]) -> None:
+    # A worker that is stopped must not stop its container's supervisor.
+    with suppress(OSError):
+        worker.send(json.dumps(event).encode(), socket.MSG_DONTWAIT)
 
 
 def _become(order: dict[str, Any]) -> NoReturn:
