@@ -32,6 +32,7 @@ _REPLY_SECONDS: Final = 1.2
 _POLL_MARGIN_SECONDS: Final = 5.0
 # What failed sooner is worth a second try at once: a connection that died while it lay idle, a server that restarts.
 _QUICK_SECONDS: Final = 0.4
+_ANY_REGION: Final = "us-east-1"
 _IDLE_CONNECTIONS: Final = 16
 _NO_QUEUE: Final = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist")
 _CREDENTIALS: Final = (
@@ -222,11 +223,14 @@ class SqsServer:
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
 
+        session = Session()
+        # To a server other than Amazon's it is a word like any other.
+        region = self.address.region or session.get_config_variable("region") or (self.address.endpoint and _ANY_REGION)
         wait_seconds = self.address.wait.total_seconds() + _POLL_MARGIN_SECONDS if is_patient else 0.0
         try:
-            return Session().create_client(
+            return session.create_client(
                 "sqs",
-                region_name=self.address.region or None,
+                region_name=region or None,
                 endpoint_url=self.address.endpoint or None,
                 aws_access_key_id=self.address.key or None,
                 aws_secret_access_key=self.address.secret or None,
@@ -240,7 +244,7 @@ class SqsServer:
             )
         except (BotoCoreError, ValueError) as error:
             raise InvalidSetting(
-                f"SQS cannot be used: {error}", hint="write sqs://?region=…, or set AWS_REGION"
+                f"SQS cannot be used: {error}", hint="write sqs://?region=…, or set AWS_DEFAULT_REGION"
             ) from None
 
 

@@ -1,6 +1,7 @@
 """Experiments from their submission to their outputs, through a real broker, worker and runtime."""
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from producers.client import Client
 from producers.handle import Experiment
 
 MIB = 2**20
-PLACES = [("rabbitmq", "docker"), ("redis", "process")]
+PLACES = [("rabbitmq", "docker"), ("redis", "process"), ("sqs", "process")]
 UNICODE = "Über-日本-🎉"
 
 
@@ -337,9 +338,8 @@ def test_reports_tell_the_whole_story_where_somebody_wants_them(place: Served) -
 
 
 def test_a_broker_that_is_down_is_told_within_two_seconds_and_nothing_is_left(place: Served, tmp_path: Path) -> None:
-    scheme = place.site.settings.broker.partition("://")[0]
     changes = {
-        "broker_url": f"{scheme}://127.0.0.1:{free_port()}",
+        "broker_url": re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", place.site.settings.broker),
         "project": "nobody",
         "storage_url": (tmp_path / "store").as_uri(),
     }
