@@ -19,6 +19,7 @@ from producers.handle import Experiment
 
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
 on_both = pytest.mark.parametrize("place", BOTH, indirect=True, ids="-".join)
+on_each = pytest.mark.parametrize("place", [*BOTH, ("sqs", "process")], indirect=True, ids="-".join)
 
 BROKEN = """
 from jobqueue.application import make_app
@@ -113,7 +114,7 @@ def test_a_killed_worker_that_comes_back_gives_its_lease_back_at_once(place: Pla
     assert (sleepers(first), place.depth()) == ([], 0)
 
 
-@on_both
+@on_each
 @with_settings(lease="4s")
 def test_what_a_killed_worker_left_is_run_by_another_one_after_the_lease(place: Place) -> None:
     first, second = number(), f"1.{secrets.randbelow(10**9):09d}"
@@ -133,7 +134,7 @@ def test_what_a_killed_worker_left_is_run_by_another_one_after_the_lease(place: 
 # Broken
 
 
-@on_both
+@on_each
 def test_an_error_that_would_end_any_worker_hands_the_message_back(place: Place, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
@@ -149,7 +150,7 @@ def test_an_error_that_would_end_any_worker_hands_the_message_back(place: Place,
 # Drained
 
 
-@on_both
+@on_each
 @with_settings(grace="30s")
 def test_a_drained_worker_lets_what_runs_finish_within_the_grace(place: Place) -> None:
     seconds = number()
@@ -170,7 +171,7 @@ def test_a_drained_worker_lets_what_runs_finish_within_the_grace(place: Place) -
     assert record_of(place, behind).history == ()
 
 
-@on_both
+@on_each
 @with_settings(grace="1s")
 def test_a_drained_worker_hands_back_what_is_not_over_and_no_attempt_is_spent(place: Place) -> None:
     first, second = number(), f"0.{secrets.randbelow(10**9):09d}"
@@ -186,7 +187,7 @@ def test_a_drained_worker_hands_back_what_is_not_over_and_no_attempt_is_spent(pl
         assert experiment.result(timeout=40) == {"exit_code": 0}
 
 
-@on_both
+@on_each
 @with_settings(grace="60s")
 def test_a_worker_that_is_told_twice_hands_back_at_once(place: Place) -> None:
     seconds = number()
