@@ -6,7 +6,7 @@ write elsewhere, and it reads headers of any length into memory.
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -40,7 +40,15 @@ _KINDS: Final = {
 }
 
 
-def unpack(source: Path, target: Path, *, max_bytes: int, declared_bytes: int = 0, is_read_only: bool = False) -> int:
+def unpack(
+    source: Path,
+    target: Path,
+    *,
+    max_bytes: int,
+    declared_bytes: int = 0,
+    is_read_only: bool = False,
+    check: Callable[[], object] = lambda: None,
+) -> int:
     """Unpack a `.tar.zst` into an empty folder and return the sum of its files in bytes.
 
     Args:
@@ -49,6 +57,7 @@ def unpack(source: Path, target: Path, *, max_bytes: int, declared_bytes: int = 
         max_bytes: the files may have together.
         declared_bytes: what the sender said they have; 0 when that is not known.
         is_read_only: nobody may write to the files.
+        check: called before each piece; what it raises ends the unpacking.
 
     Raises:
         ArtifactRefused: the archive is damaged, or an entry breaks a rule; the message names it.
@@ -60,7 +69,7 @@ def unpack(source: Path, target: Path, *, max_bytes: int, declared_bytes: int = 
     limit = min(max_bytes, declared_bytes or _MAX_RATIO * size_bytes + _PIECE_BYTES)
     with source.open("rb") as packed:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-        tape = _Tape(decompressor.stream_reader(packed, read_across_frames=True))
+        tape = _Tape(decompressor.stream_reader(packed, read_across_frames=True), check)
         try:
             return _extract(tape, target, limit, mask=0o555 if is_read_only else 0o777)
         except zstandard.ZstdError as error:
@@ -78,13 +87,15 @@ class _Member:
 class _Tape:
     """The stream of an archive, read from front to back."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, check: Callable[[], object]) -> None:
         self._stream = stream
+        self._check = check
 
     def pieces(self, size_bytes: int, *, padded: bool = True) -> Iterator[bytes]:
         """Return the next bytes, then skip to the next block."""
         left = size_bytes
         while left:
+            self._check()
             piece = self._stream.read(min(left, _PIECE_BYTES))
             if not piece:
                 raise ArtifactRefused("the archive is cut short", hint="pack it again")

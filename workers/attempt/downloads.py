@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,17 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where an artifact is read, and how much of it there may be."""
+    """Where an artifact is read, how much of it there may be, and whether to go on.
+
+    Attributes:
+        check: called before each piece; what it raises ends the reading, of which nothing is left then.
+    """
 
     artifact: Artifact
     store: Store
     key: str
     max_bytes: int
+    check: Callable[[], object] = lambda: None
 
 
 def fetch_file(source: Source, cache: Path) -> Path:
@@ -61,7 +66,14 @@ def fetch_tree(source: Source, cache: Path) -> Path:
         tree.mkdir()
         tree.chmod(0o755)
         declared = source.artifact.unpacked_bytes
-        unpack(arriving, tree, max_bytes=source.max_bytes, declared_bytes=declared, is_read_only=True)
+        unpack(
+            arriving,
+            tree,
+            max_bytes=source.max_bytes,
+            declared_bytes=declared,
+            is_read_only=True,
+            check=source.check,
+        )
         # A file that is empty after a power cut would be taken for the real one ever after.
         os.sync()
         return _keep(tree, cache / "trees" / digest)
@@ -114,6 +126,7 @@ def _download(source: Source, path: Path) -> str:
     digest, size_bytes = hashlib.sha256(), 0
     with path.open("xb") as file:
         for piece in source.store.get(source.key):
+            source.check()
             size_bytes += len(piece)
             if size_bytes > limit:
                 _refuse_size(artifact, limit)

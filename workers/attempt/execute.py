@@ -111,7 +111,9 @@ class Execution:
         self._check()
         self._note(State.PREPARING, Phase.STAGING)
         site = self._site
-        staged = workspace.stage_in(spec, folder, store=site.store, cache=site.folder, endpoint=site.endpoint)
+        staged = workspace.stage_in(
+            spec, folder, store=site.store, cache=site.folder, endpoint=site.endpoint, check=self._check
+        )
         self._check()
         plan = make_plan(
             spec,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,7 @@ def stage_in(
     cache: Path,
     endpoint: str = "",
     shared: Sequence[Path] = (),
+    check: Callable[[], object] = lambda: None,
 ) -> Staged:
     """Make the attempt's folder anew, with its workspace unpacked and its inputs at hand.
 
@@ -61,6 +62,7 @@ def stage_in(
         cache: the node's folder for what is fetched.
         endpoint: of S3 stores other than the project's own.
         shared: folders of the node that `file://` inputs may lie in.
+        check: called before each piece that is fetched or unpacked; what it raises ends it.
 
     Raises:
         NotFound: the workspace or an input is not in its store; the message says which.
@@ -78,12 +80,13 @@ def stage_in(
 
     def source(artifact: Artifact) -> Source:
         place, key = locate(artifact.uri, default=store, endpoint=endpoint, folders=shared)
-        return Source(artifact=artifact, store=place, key=key, max_bytes=left)
+        return Source(artifact=artifact, store=place, key=key, max_bytes=left, check=check)
 
     if spec.workspace is not None:
         with _named("the workspace"):
             archive = fetch_file(source(spec.workspace), cache)
-            left -= unpack(archive, workspace, max_bytes=left, declared_bytes=spec.workspace.unpacked_bytes)
+            declared = spec.workspace.unpacked_bytes
+            left -= unpack(archive, workspace, max_bytes=left, declared_bytes=declared, check=check)
     for name, artifact in sorted(spec.inputs.items()):
         with _named(f"input {name!r}"):
             inputs[name] = (fetch_tree if artifact.is_tree else fetch_file)(source(artifact), cache)
