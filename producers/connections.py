@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
@@ -15,6 +15,9 @@ from jobqueue.registry import open_registry
 from jobqueue.registry.base import Registry
 from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 T = TypeVar("T")
 
@@ -50,6 +53,13 @@ class Connections:
     def broker(self) -> Broker:
         """The broker."""
         return self.once("broker", lambda: open_broker(self.settings.broker, lease=self.settings.lease))
+
+    @property
+    def app(self) -> "Celery":
+        """The Celery application."""
+        from jobqueue.application import make_app
+
+        return self.once("app", lambda: make_app(self.settings))
 
     @property
     def store(self) -> Store:

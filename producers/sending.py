@@ -19,12 +19,12 @@ from jobqueue.envelope import seal
 from jobqueue.errors import JobqueueError, NoSuchQueue, Unavailable
 from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
+from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
 from jobqueue.routing import choose_queue, request_queues
 from jobqueue.spec import ExperimentSpec
 from producers.connections import Connections
 from producers.preparation import Draft, JobqueueWarning, Packed, upload
-from producers.publishing import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Sender:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._publisher = Publisher(connections)
+        self._publisher = Publisher(broker=lambda: connections.broker, app=lambda: connections.app)
         self._seen_queues: dict[str, float] = {}
         self._served_queues: frozenset[str] = frozenset()
         self._served_at = float("-inf")

@@ -3,15 +3,15 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from jobqueue.application import SERIALIZER, TASK
 from jobqueue.brokers.base import Broker
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.registry.base import Submission
-from producers.connections import Connections
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -61,11 +61,12 @@ class Publisher:
     """Publishes over a few connections that stay open. Safe in threads; a forked child has its own.
 
     Args:
-        connections: whose broker is published to.
+        broker: returns the broker to publish to, when it is first needed.
+        app: returns the Celery application of that broker.
     """
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, *, broker: Callable[[], Broker], app: Callable[[], "Celery"]) -> None:
+        self._broker, self._app = broker, app
         self._idle: deque[_Connection] = deque()
 
     def publish(self, submissions: Sequence[Submission]) -> None:
@@ -82,7 +83,7 @@ class Publisher:
             except BrokerUnavailable:
                 if time.monotonic() - began > CONNECT.total_seconds():
                     raise  # it was waited for in vain: asking again would take as long
-        return self._send(_Connection(self._app, self._connections.broker), submissions)
+        return self._send(_Connection(self._app(), self._broker()), submissions)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -90,14 +91,8 @@ class Publisher:
             if line.pid == os.getpid():
                 line.connection.release()
 
-    @property
-    def _app(self) -> "Celery":
-        from jobqueue.application import make_app
-
-        return self._connections.once("app", lambda: make_app(self._connections.settings))
-
     def _send(self, connection: _Connection, submissions: Sequence[Submission]) -> None:
-        queues = {name: self._connections.broker.request_queue(name) for name in {sent.queue for sent in submissions}}
+        queues = {name: self._broker().request_queue(name) for name in {sent.queue for sent in submissions}}
         try:
             with connection.translated(), connection.line.confirmed() as producer:
                 for submission in submissions:
@@ -112,9 +107,7 @@ class Publisher:
             connection.connection.release()
 
     def _publish(self, submission: Submission, *, queue: Any, producer: Any) -> None:
-        from jobqueue.application import SERIALIZER, TASK
-
-        amqp = self._app.amqp  # what `send_task` does, less the result object and the search for a running parent
+        amqp = self._app().amqp  # what `send_task` does, less the result object and the search for a running parent
         message = amqp.create_task_message(
             submission.id,
             TASK,
