@@ -2,7 +2,7 @@
 
 A Redis list exists only while something lies in it, so which queues exist is written down in a set of our own. kombu
 keeps a delivery in a hash and the time of its receipt in a sorted set; moving that time keeps a delivery alive or puts
-it off. Mail is kept apart from that and taken by a script: kombu loses what it popped when it dies before noting it.
+it off. Mail is kept apart from that and taken by a script; workers take requests by the same one (`redis_transport`).
 """
 
 import json
@@ -25,6 +25,10 @@ from jobqueue.brokers.redis_server import (
     QUEUES,
     REPLY_SECONDS,
     RedisServer,
+    lists_of,
+    mail_hash,
+    mail_index,
+    mail_keys,
 )
 from jobqueue.routing import dead_letter_queue
 
@@ -34,9 +38,9 @@ _UNACKED_INDEX: Final = "jobqueue:unacked_index"
 _UNACKED_MUTEX: Final = "jobqueue:unacked_mutex"
 _RECORDS: Final = "jobqueue:queue_records"
 _DEFERRED: Final = "jobqueue:deferred:"
-_MAIL: Final = "jobqueue:mail:"
-_MAIL_INDEX: Final = "jobqueue:mail_index:"
 
+_SCHEME: Final = "jobqueue-redis"
+_TRANSPORT: Final = "jobqueue.brokers.redis_transport:Transport"
 # For a keep-alive that comes a little late; never more than the lease itself.
 _VISIBILITY_MARGIN: Final = timedelta(seconds=5)
 _SWEEP_SECONDS: Final = 1
@@ -62,8 +66,12 @@ class RedisBroker:
 
     def celery_settings(self) -> dict[str, Any]:
         """Return how Celery is to connect, and how soon it gives silent workers' deliveries back."""
+        from kombu.transport import TRANSPORT_ALIASES
+
+        TRANSPORT_ALIASES[_SCHEME] = _TRANSPORT
         settings: dict[str, Any] = {
             "broker_url": self._url,
+            "broker_read_url": _SCHEME + self._url.removeprefix("redis").removeprefix("s"),
             "broker_transport_options": {
                 "visibility_timeout": math.ceil(self._visibility.total_seconds()),
                 "unacked_key": _UNACKED,
@@ -141,7 +149,7 @@ class RedisQueues:
         with self._server.translated() as client, client.pipeline() as pipe:
             pipe.sismember(QUEUES, queue)
             self._server.count_deferred(keys=[_DEFERRED + queue, _UNACKED_INDEX], client=pipe)
-            for key in _lists(queue):
+            for key in lists_of(queue):
                 pipe.llen(key)
             known, *counts = pipe.execute()
         if not known:
@@ -158,7 +166,7 @@ class RedisQueues:
                 pipe.hdel(_RECORDS, queue)
                 pipe.delete(_DEFERRED + queue)
                 for name in names:
-                    pipe.delete(*_lists(name), _MAIL + name, _MAIL_INDEX + name)
+                    pipe.delete(*lists_of(name), mail_hash(name), mail_index(name))
                 if put_off:
                     pipe.zrem(_UNACKED_INDEX, *put_off)
                     pipe.hdel(_UNACKED, *put_off)
@@ -237,22 +245,14 @@ class RedisPost:
         if not isinstance(receipt, _Receipt):
             raise TypeError("this mail was not received from Redis")
         with self._server.translated() as client, client.pipeline() as pipe:
-            pipe.hdel(_MAIL + receipt.queue, receipt.tag)
-            pipe.zrem(_MAIL_INDEX + receipt.queue, receipt.tag)
+            pipe.hdel(mail_hash(receipt.queue), receipt.tag)
+            pipe.zrem(mail_index(receipt.queue), receipt.tag)
             pipe.execute()
 
     def _fetch(self, queue: str) -> Mail | None:
         tag = str(uuid4())
-        keys = [QUEUES, queue, _MAIL + queue, _MAIL_INDEX + queue]
         with self._server.translated():
-            raw = self._server.receive(keys=keys, args=[queue, tag, self._visibility_seconds])
+            raw = self._server.receive(keys=mail_keys(queue), args=[queue, tag, self._visibility_seconds])
         if raw == 0:
             raise missing_queue(queue)
         return None if raw is None else unpack_json(raw, handle=_Receipt(queue=queue, tag=tag))
-
-
-def _lists(queue: str) -> list[str]:
-    """Return the lists of a queue, one for each of kombu's priorities."""
-    from kombu.transport.redis import PRIORITY_STEPS, Channel
-
-    return [f"{queue}{Channel.sep}{step}" if step else queue for step in PRIORITY_STEPS]

@@ -11,6 +11,8 @@ from jobqueue.errors import BrokerUnavailable
 
 # The set of the names of all queues.
 QUEUES: Final = "jobqueue:queues"
+_MAIL: Final = "jobqueue:mail:"
+_MAIL_INDEX: Final = "jobqueue:mail_index:"
 CONNECT_SECONDS: Final = 0.9
 REPLY_SECONDS: Final = 1.5
 HEALTH_CHECK_SECONDS: Final = 25
@@ -20,21 +22,26 @@ if redis.call('sismember', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('lpush', KEYS[2], ARGV[2])
 return 1
 """
-_RECEIVE: Final = """
+# KEYS: the set of queues, the mail of one that is not acknowledged, when it comes back, and the queue's lists.
+RECEIVE: Final = """
 if redis.call('sismember', KEYS[1], ARGV[1]) == 0 then return 0 end
 local clock = redis.call('time')
 local now = clock[1] + clock[2] / 1000000
-for _, tag in ipairs(redis.call('zrevrangebyscore', KEYS[4], now, '-inf')) do
-  local mail = redis.call('hget', KEYS[3], tag)
-  if mail then redis.call('rpush', KEYS[2], mail) end
-  redis.call('hdel', KEYS[3], tag)
-  redis.call('zrem', KEYS[4], tag)
+for _, tag in ipairs(redis.call('zrevrangebyscore', KEYS[3], now, '-inf')) do
+  local mail = redis.call('hget', KEYS[2], tag)
+  if mail then redis.call('rpush', KEYS[4], mail) end
+  redis.call('hdel', KEYS[2], tag)
+  redis.call('zrem', KEYS[3], tag)
 end
-local mail = redis.call('rpop', KEYS[2])
-if not mail then return false end
-redis.call('hset', KEYS[3], ARGV[2], mail)
-redis.call('zadd', KEYS[4], now + ARGV[3], ARGV[2])
-return mail
+for i = 4, #KEYS do
+  local mail = redis.call('rpop', KEYS[i])
+  if mail then
+    redis.call('hset', KEYS[2], ARGV[2], mail)
+    redis.call('zadd', KEYS[3], now + ARGV[3], ARGV[2])
+    return mail
+  end
+end
+return false
 """
 # What was put off and has come back since was received anew, or is acknowledged.
 _COUNT_DEFERRED: Final = """
@@ -74,7 +81,7 @@ class RedisServer:
     @cached_property
     def receive(self) -> Any:
         """The script that takes mail: None when there is none, 0 when there is no such queue."""
-        return self.client.register_script(_RECEIVE)
+        return self.client.register_script(RECEIVE)
 
     @cached_property
     def count_deferred(self) -> Any:
@@ -103,6 +110,28 @@ class RedisServer:
         """Close the connections."""
         if "client" in self.__dict__:
             self.client.close()
+
+
+def lists_of(queue: str) -> list[str]:
+    """Return the lists of a queue, one for each of kombu's priorities."""
+    from kombu.transport.redis import PRIORITY_STEPS, Channel
+
+    return [f"{queue}{Channel.sep}{step}" if step else queue for step in PRIORITY_STEPS]
+
+
+def mail_hash(queue: str) -> str:
+    """Return the name of the hash of mail that was received and is not acknowledged, by tag."""
+    return _MAIL + queue
+
+
+def mail_index(queue: str) -> str:
+    """Return the name of the sorted set of when each one of that comes back."""
+    return _MAIL_INDEX + queue
+
+
+def mail_keys(queue: str) -> list[str]:
+    """Return the keys of the script that takes mail."""
+    return [QUEUES, mail_hash(queue), mail_index(queue), *lists_of(queue)]
 
 
 def _client_url(url: str) -> str:

@@ -1,16 +1,21 @@
 """A worker that no message can kill: malformed, foreign, untrusted."""
 
 import json
+import lzma
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from kombu import Connection
+from redis import Redis
 from services.process import Process
+from services.redis import RedisServer
 from services.site import Site, open_site
 from services.waiting import wait_until
 
@@ -23,6 +28,7 @@ from jobqueue.keys import ensure_laptop_keys
 from producers.client import Client
 
 LONG = timedelta(seconds=40)
+BOMB_BYTES = 200 * 2**20
 
 
 def task_headers(**changes: object) -> dict[str, Any]:
@@ -134,6 +140,102 @@ def test_no_malformed_message_ends_the_worker_or_is_lost(site: Site) -> None:
         for mail in found:
             assert mail is not None
             broker.post.acknowledge(mail)
+
+
+# What lies in a Redis list without being a message of kombu's, or only nearly one.
+NEARLY: dict[str, Any] = {
+    "body": "",
+    "content-type": CONTENT_TYPE,
+    "content-encoding": "binary",
+    "headers": task_headers(),
+    "properties": {"body_encoding": "base64", "delivery_tag": "1", "delivery_info": {"routing_key": "elsewhere"}},
+}
+RAW: dict[str, bytes] = {
+    "bytes": b"\x00\xff\xfe",
+    "text": b"hello",
+    "nothing": b"",
+    "null": b"null",
+    "a list": b"[1, 2]",
+    "an object": b"{}",
+    "deeply nested": b"[" * 100_000,
+    "headers in a list": json.dumps({**NEARLY, "headers": [1]}).encode(),
+    "no properties": json.dumps({name: value for name, value in NEARLY.items() if name != "properties"}).encode(),
+    "properties of text": json.dumps({**NEARLY, "properties": "x"}).encode(),
+    "a body that is a number": json.dumps({**NEARLY, "body": 5}).encode(),
+    "a body that is not encoded": json.dumps({**NEARLY, "body": "a"}).encode(),
+    "an unknown encoding": json.dumps({**NEARLY, "properties": {"body_encoding": "rot13"}}).encode(),
+    "half a character": json.dumps({**NEARLY, "body": "\ud800", "properties": {}}).encode(),
+}
+
+
+def test_what_is_no_message_at_all_is_set_aside_as_it_came(redis_server: RedisServer, tmp_path: Path) -> None:
+    with (
+        open_site(tmp_path, broker=redis_server.url, registry=redis_server.url, runtime="process") as site,
+        opened(site) as broker,
+        closing(Redis.from_url(redis_server.url)) as client,
+        site.make_worker() as worker,
+    ):
+        broker.queues.create(site.queue)
+        for raw in RAW.values():
+            client.lpush(site.queue, raw)
+        client.lpush(site.queue + "\x06\x163", b"of another priority")
+        pid, dead = worker.pid, f"{site.queue}_dead"
+        expected = sorted([*RAW.values(), b"of another priority"])
+        wait_until(lambda: depth(site, dead) == len(expected), what="all of it set aside", within=LONG)
+        succeeds(site)
+        assert (worker.running, worker.pid) == (True, pid)
+        assert "Connection to broker lost" not in worker.log.read_text()
+        found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in expected]
+        assert sorted(mail.body for mail in found if mail) == expected
+        assert {mail.headers["jobqueue-reason"] for mail in found if mail} == {"BAD_ENVELOPE"}
+
+
+def test_a_sender_names_neither_the_queue_nor_the_tag_of_its_message(redis_server: RedisServer, tmp_path: Path) -> None:
+    with (
+        open_site(tmp_path, broker=redis_server.url, registry=redis_server.url, runtime="process") as site,
+        opened(site) as broker,
+        closing(Redis.from_url(redis_server.url, decode_responses=True)) as client,
+        site.make_worker(),
+    ):
+        broker.queues.create(site.queue)
+        other = f"{site.queue}x"
+        broker.queues.create(other)
+        running = site.client.submit(image="any:1", command=["sleep", "4"])
+        wait_until(lambda: running.state == "RUNNING", what="something that runs", within=LONG)
+        deliveries = client.hgetall("jobqueue:unacked").items()
+        (tag,) = [str(tag) for tag, noted in deliveries if json.loads(noted)[2] == site.queue]
+        forged = {"body_encoding": "base64", "delivery_tag": tag, "delivery_info": {"routing_key": other}}
+        client.lpush(site.queue, json.dumps({**NEARLY, "properties": forged}))
+        assert running.result(timeout=40) == {"exit_code": 0}
+        wait_until(lambda: depth(site, f"{site.queue}_dead") == 1, what="the forged one set aside", within=LONG)
+        assert depth(site, f"{other}_dead") == 0
+        assert not client.hexists("jobqueue:unacked", tag)
+
+
+@pytest.mark.parametrize("pack", [zlib, lzma], ids=["zlib", "lzma"])
+def test_no_worker_unpacks_a_compressed_body(site: Site, pack: ModuleType) -> None:
+    name = {"zlib": "application/x-gzip", "lzma": "application/x-lzma"}[pack.__name__]
+    bomb = pack.compress(bytes(BOMB_BYTES))
+    with opened(site) as broker, site.make_worker() as worker:
+        broker.queues.create(site.queue)
+        succeeds(site)
+        before = largest(worker)
+        publish_raw(site, {"body": bomb, "content_type": CONTENT_TYPE, "headers": task_headers(compression=name)})
+        dead = f"{site.queue}_dead"
+        wait_until(lambda: depth(site, dead) == 1, what="the bomb set aside", within=LONG)
+        succeeds(site)
+        assert largest(worker) - before < BOMB_BYTES // 3
+        mail = broker.post.receive(dead, timeout=timedelta(seconds=5))
+        assert mail is not None
+        assert mail.body == bomb
+        assert (mail.headers["jobqueue-reason"], mail.headers["compression"]) == ("BAD_ENVELOPE", name)
+
+
+def largest(worker: Process) -> int:
+    """Return the most memory that a worker has ever used, in bytes."""
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def test_a_message_of_an_unknown_sender_is_dropped_without_an_answer(site: Site, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ class Consumer:
     def __init__(self, broker: Broker, queue: str) -> None:
         settings = broker.celery_settings()
         self.connection = kombu.Connection(
-            settings["broker_url"], transport_options=settings["broker_transport_options"], heartbeat=0
+            settings.get("broker_read_url", settings["broker_url"]),
+            transport_options=settings["broker_transport_options"],
+            heartbeat=0,
         )
         self.received: list[Any] = []
         self.channel = self.connection.channel()

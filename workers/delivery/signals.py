@@ -10,6 +10,7 @@ from jobqueue.brokers import open_broker
 from jobqueue.errors import JobqueueError
 from jobqueue.routing import request_queues
 from workers.bootstrap import Node, attach, node_of
+from workers.delivery.compression import refuse_compressed_bodies
 from workers.delivery.lines import make_formatter
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ EX_UNAVAILABLE: Final = 69
 @signals.celeryd_init.connect
 def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Choose the queues and the name of a worker that was started without them."""
+    refuse_compressed_bodies()
     settings = conf.jobqueue_settings
     cpu_queue, _gpu_queue = request_queues(settings.project)
     given = options.get("queues")

@@ -1,0 +1,144 @@
+"""kombu's Redis transport as workers use it: no message is lost on its way to a worker, and none can end it.
+
+kombu pops a message and notes it afterwards; whoever dies in between, or is cut off while it waits, takes a message
+along. Here, waiting takes nothing (the last element of a list is moved to its end, where it is), and a script takes the
+message and notes it in one step. What is no message of kombu's becomes the body of one, for the consumer to refuse;
+kombu would raise, and lose it. Each delivery gets a tag of our own and the name of the queue that it came from: a
+sender's tag could be that of another delivery, its queue one that it is trusted for.
+"""
+
+import base64
+import json
+from queue import Empty
+from time import monotonic
+from typing import Any, Final
+from uuid import uuid4
+
+from kombu.transport import redis
+
+from jobqueue.brokers.copies import UNREADABLE, pack
+from jobqueue.brokers.redis_server import RECEIVE, mail_hash, mail_index, mail_keys
+
+# Its stubs know a small part of it.
+_kombu: Any = redis
+
+# No list has this name, so waiting for one lasts as long as it may.
+_NOWHERE: Final = "jobqueue:nowhere"
+# One list can be waited for; the others are looked at when the wait is over.
+_WAIT_AMONG_SEVERAL_SECONDS: Final = 0.2
+_ENCODINGS: Final = (None, "", "base64", "utf-8")
+
+
+class _Noted(_kombu.QoS):  # type: ignore[misc]  # a class, untyped
+    """kombu's notes, which take a delivery over from those of the script."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a delivery; at no time is it in neither of the notes."""
+        super().append(message, delivery_tag)
+        queue = message.delivery_info["routing_key"]
+        with self.pipe_or_acquire() as pipe:
+            pipe.hdel(mail_hash(queue), delivery_tag)
+            pipe.zrem(mail_index(queue), delivery_tag)
+            pipe.execute()
+
+
+class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
+    """A channel that takes requests in one step; what needs no acknowledgement it takes as kombu does."""
+
+    QoS = _Noted
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._receive_script = self._create_client().register_script(RECEIVE)
+        self._is_acknowledging = True
+        self._gone: set[str] = set()
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: FBT001 - kombu's
+        """Consume a queue, and remember whether it is to be acknowledged."""
+        self._is_acknowledging = not no_ack
+        return super().basic_consume(queue, no_ack, *args, **options)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Begin to wait for a message, without taking one."""
+        if not self._is_acknowledging:
+            super()._brpop_start(timeout)
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        longest = self.brpop_timeout if timeout is None else timeout
+        seconds = longest if len(queues) == 1 else min(longest, _WAIT_AMONG_SEVERAL_SECONDS)
+        awaited = _NOWHERE if queues[0] in self._gone else queues[0]
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self._in_poll.send_command("BLMOVE", awaited, awaited, "RIGHT", "RIGHT", seconds)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """End the wait, take the next message of any queue, and deliver it."""
+        if not self._is_acknowledging:
+            return bool(super()._brpop_read(**options))
+        try:
+            self.client.parse_response(self.client.connection, "BLMOVE", **options)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        queues = [] if self._closing else self._queue_cycle.consume(len(self.active_queues))
+        for queue in queues:
+            tag = str(uuid4())
+            raw = self._take(queue, tag)
+            if raw is not None:
+                self._queue_cycle.rotate(queue)
+                self.connection._deliver(as_message(raw, queue=queue, tag=tag), queue)  # noqa: SLF001 - kombu's own way
+                return True
+        if queues:
+            self._queue_cycle.rotate(queues[0])
+        raise Empty
+
+    def _take(self, queue: str, tag: str) -> bytes | None:
+        with self.conn_or_acquire() as client:
+            raw = self._receive_script(keys=mail_keys(queue), args=[queue, tag, self.visibility_timeout], client=client)
+        if raw == 0:
+            self._gone.add(queue)
+            return None
+        self._gone.discard(queue)
+        taken: bytes | None = raw
+        return taken
+
+
+class Transport(_kombu.Transport):  # type: ignore[misc]  # a class, untyped
+    """kombu's transport over these channels."""
+
+    Channel = Channel
+
+
+def as_message(raw: bytes, *, queue: str, tag: str) -> dict[str, Any]:
+    """Return what lay in a queue as a message of kombu's: itself, or one with it as its body."""
+    try:
+        payload = json.loads(raw)
+        _check(payload)
+    except (ValueError, RecursionError):
+        payload = pack(queue, raw, content_type=UNREADABLE, headers={})
+    properties = payload["properties"]
+    given = properties.get("delivery_info")
+    properties["delivery_info"] = {**(given if isinstance(given, dict) else {}), "exchange": "", "routing_key": queue}
+    properties["delivery_tag"] = tag
+    message: dict[str, Any] = payload
+    return message
+
+
+def _check(payload: Any) -> None:
+    """Raise ValueError when kombu could not make a message of it."""
+    parts = payload if isinstance(payload, dict) else {}
+    match parts:
+        case {"properties": dict(properties)} if isinstance(parts.get("headers"), dict | None):
+            encoding, body = properties.get("body_encoding"), parts.get("body") or ""
+        case _:
+            raise ValueError("its parts are not those of a message")
+    if encoding not in _ENCODINGS or not isinstance(body, str):
+        raise ValueError("its body is encoded in an unknown way")
+    if encoding == "base64":
+        base64.b64decode(body)
+    body.encode()
