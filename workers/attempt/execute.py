@@ -135,13 +135,14 @@ class Execution:
 
     def _supervise(self, container: Container, spec: ExperimentSpec, folder: Path) -> Outcome:
         progress = ProgressRelay(self._site.registry.leases, self._keeper, self._reporter)
+        secrets = tuple(value.encode() for value in spec.secrets.values())
         logs = LogWriter(
             self._lease,
             store=self._site.store,
             prefix=self._prefix,
             live=self._site.registry.live_logs,
             limit_bytes=self._site.policy.log_limit_bytes,
-            secrets=tuple(value.encode() for value in spec.secrets.values()),
+            secrets=secrets,
             on_progress=progress.offer,
         )
         watch = Watch(
@@ -151,7 +152,7 @@ class Execution:
             keeper=self._keeper,
             logs=logs,
             progress=progress,
-            progress_file=ProgressFile(folder / PROGRESS_FILE),
+            progress_file=ProgressFile(folder / PROGRESS_FILE, secrets=secrets),
             grace=self._site.grace,
             tick=timedelta(seconds=self._tick_seconds),
         )

@@ -19,6 +19,7 @@ from jobqueue.errors import JobqueueError, StoreUnavailable
 from jobqueue.registry.base import Lease, LiveLogs
 from jobqueue.storage.base import Store
 from workers.attempt.progress import MAX_PROGRESS_BYTES, PROGRESS_MARK, parse_progress_line
+from workers.attempt.redaction import Redactor
 
 log = logging.getLogger(__name__)
 
@@ -30,43 +31,8 @@ STORE_AGAIN: Final = timedelta(milliseconds=500)
 LIVE_BYTES: Final = 64 * 1024
 LAST_LINES: Final = 20
 LAST_LINE_CHARACTERS: Final = 500
-REDACTED: Final = b"[secret]"
 _GPU_OUT_OF_MEMORY = (b"CUDA out of memory", b"CUDA_ERROR_OUT_OF_MEMORY", b"OutOfMemoryError: CUDA")
 _TELLING: Final = (PROGRESS_MARK, *_GPU_OUT_OF_MEMORY)
-
-
-class _Redactor:
-    """Replaces secrets in a stream of bytes, across the borders of its pieces."""
-
-    def __init__(self, secrets: tuple[bytes, ...]) -> None:
-        self._secrets = tuple(sorted((secret for secret in secrets if secret), key=len, reverse=True))
-        self._keep_bytes = max((len(secret) - 1 for secret in self._secrets), default=0)
-        self._rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what is safe to pass on; the end is kept back while it may be the beginning of a secret."""
-        if not self._secrets:
-            return data
-        data = self._redact(self._rest + data)
-        cut = len(data) - self._suspect_bytes(data)
-        self._rest = data[cut:]
-        return data[:cut]
-
-    def flush(self) -> bytes:
-        """Return what was kept back."""
-        rest, self._rest = self._rest, b""
-        return rest
-
-    def _redact(self, data: bytes) -> bytes:
-        for secret in self._secrets:
-            data = data.replace(secret, REDACTED)
-        return data
-
-    def _suspect_bytes(self, data: bytes) -> int:
-        for length in range(min(self._keep_bytes, len(data)), 0, -1):
-            if any(secret.startswith(data[-length:]) for secret in self._secrets):
-                return length
-        return 0
 
 
 class _Lines:
@@ -102,7 +68,7 @@ class _Stream:
 
     def __init__(self, name: str, secrets: tuple[bytes, ...], on_line: Callable[[bytes], None]) -> None:
         self.name = name
-        self.redactor = _Redactor(secrets)
+        self.redactor = Redactor(secrets)
         self.lines = _Lines(on_line)
         self.chunk = bytearray()
         self.chunk_offset = 0

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Final
 
+from workers.attempt.redaction import longest_first, redact_json
+
 MAX_PROGRESS_BYTES: Final = 4096
 PROGRESS_MARK: Final = b"::jobqueue"
 _LINE = re.compile(rb"::jobqueue((?:\s+[A-Za-z_][\w.-]*=[^\s:]+)+)\s*::")
@@ -24,15 +26,23 @@ def parse_progress_line(line: bytes) -> str | None:
     return json.dumps({name: _number(value) for name, value in pairs})
 
 
-def parse_progress_json(line: bytes) -> str | None:
-    """Return one JSON line as a compact JSON object, or None when it is not a small object."""
+def parse_progress_json(line: bytes, *, secrets: tuple[bytes, ...] = ()) -> str | None:
+    """Return one JSON line as a compact JSON object without secrets, or None when it is not a small object."""
     if len(line) > MAX_PROGRESS_BYTES:
         return None
     try:
         value = json.loads(line)
+        if not isinstance(value, dict):
+            return None
+        return _written(redact_json(value, secrets), secrets) if secrets else json.dumps(value)
     except (ValueError, RecursionError):
         return None
-    return json.dumps(value) if isinstance(value, dict) else None
+
+
+def _written(value: object, secrets: tuple[bytes, ...]) -> str | None:
+    """Return the JSON, or None when a secret is a part of its form: a secret may be JSON itself."""
+    texts = (json.dumps(value), json.dumps(value, ensure_ascii=False))
+    return None if any(secret in text.encode() for text in texts for secret in secrets) else texts[0]
 
 
 def _number(text: str) -> float | int | str:
@@ -48,10 +58,16 @@ def _number(text: str) -> float | int | str:
 
 
 class ProgressFile:
-    """Reads the lines that the experiment adds to its progress file, without trusting what lies at that path."""
+    """Reads the lines that the experiment adds to its progress file, without trusting what lies at that path.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file; it may not be there.
+        secrets: values that must not be passed on.
+    """
+
+    def __init__(self, path: Path, *, secrets: tuple[bytes, ...] = ()) -> None:
         self._path = path
+        self._secrets = longest_first(secrets)
         self._offset = 0
 
     def poll(self) -> str | None:
@@ -70,5 +86,5 @@ class ProgressFile:
             os.close(handle)
         complete = data[: data.rfind(b"\n") + 1]
         self._offset = start + len(complete) if complete else self._offset
-        found = [parse_progress_json(line) for line in complete.splitlines()]
+        found = [parse_progress_json(line, secrets=self._secrets) for line in complete.splitlines()]
         return next((progress for progress in reversed(found) if progress), None)

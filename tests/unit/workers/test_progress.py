@@ -1,5 +1,6 @@
 """What an experiment says of itself."""
 
+import json
 import os
 from pathlib import Path
 
@@ -56,3 +57,53 @@ def test_a_link_or_a_pipe_in_its_place_is_not_followed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert ProgressFile(tmp_path / "link").poll() is None
     assert ProgressFile(tmp_path / "pipe").poll() is None
+
+
+@pytest.mark.parametrize(
+    ("line", "progress"),
+    [
+        ('{"key": "hunter2-hunter2"}', '{"key": "[secret]"}'),
+        ('{"a hunter2-hunter2": ["x", {"y": "<hunter2-hunter2>"}]}', '{"a [secret]": ["x", {"y": "<[secret]>"}]}'),
+        (r'{"key": "\u0068unter2-hunter2", "line": "one\ntwo"}', '{"key": "[secret]", "line": "[secret]"}'),
+        (
+            '{"number": 123456789, "other": 0.5, "sum": 12345678900}',
+            '{"number": "[secret]", "other": 0.5, "sum": "[secret]"}',
+        ),
+        ('{"word": "schl\u00fcssel"}', '{"word": "[secret]"}'),
+        ('{"token": {"key": "abc"}}', None),
+        ('{"fine": true, "more": null, "text": "hunter"}', '{"fine": true, "more": null, "text": "hunter"}'),
+    ],
+)
+def test_no_secret_leaves_by_the_progress_file(tmp_path: Path, line: str, progress: str | None) -> None:
+    secrets = (
+        b"hunter2",
+        b"hunter2-hunter2",
+        b"one\ntwo",
+        b"123456789",
+        "schl\u00fcssel".encode(),
+        b'{"key": "abc"}',
+        b"",
+    )
+    path = tmp_path / "progress"
+    path.write_text(f"{line}\n", encoding="utf-8")
+    assert ProgressFile(path, secrets=secrets).poll() == progress
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ),
+    st.text(min_size=1, max_size=3),
+)
+def test_whatever_an_experiment_writes_holds_no_secret(value: object, secret: str) -> None:
+    secrets = (secret.encode(errors="replace"),)
+    found = parse_progress_json(json.dumps({"x": value}).encode(), secrets=secrets)
+    assert found is None or secrets[0] not in found.replace("[secret]", "").encode() or secret in "[secret]"
+
+
+def test_progress_that_is_nested_to_the_limit_of_the_reader_is_ignored() -> None:
+    line = b'{"a":' * 800 + b"1" + b"}" * 800
+    for _ in range(2):
+        found = parse_progress_json(line, secrets=(b"x",))
+        assert found is None or found.count("a") == 800

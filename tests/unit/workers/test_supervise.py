@@ -21,6 +21,7 @@ from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry.base import Granted, Quarantined
 from jobqueue.report import TaskState
 from jobqueue.resources import Resources
+from workers.attempt.planning import PROGRESS_FILE
 from workers.attempt.runtimes.base import Exit, Labels, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
 from workers.attempt.supervise import Attempt, Ended, PutOff
@@ -140,9 +141,7 @@ def test_what_was_cancelled_between_two_attempts_is_reported_by_who_meets_its_me
     result = node.run(message)
     assert isinstance(result, Ended)
     assert (result.state, result.outcome.reason) == (State.CANCELLED, Reason.CANCELLED_BY_USER)
-    assert [(report.state, report.reason) for report in node.reports()] == [
-        (State.CANCELLED, Reason.CANCELLED_BY_USER)
-    ]
+    assert [(report.state, report.reason) for report in node.reports()] == [(State.CANCELLED, Reason.CANCELLED_BY_USER)]
 
 
 def test_what_was_cancelled_before_anybody_held_it_is_reported_by_who_meets_its_message(node: FakeNode) -> None:
@@ -313,9 +312,7 @@ def test_a_spec_that_contradicts_its_header_is_the_users_fault(node: FakeNode, m
     class Other(type(original)):  # type: ignore[misc]
         """A header as an old client might have sealed it."""
 
-    message = Verified(
-        header=Other(**{**vars(original), "project": "another"}), envelope=message.envelope, digest=message.digest
-    )
+    message = replace(message, header=Other(**{**vars(original), "project": "another"}))
     result = node.run(message)
     assert isinstance(result, Ended)
     assert (result.state, result.outcome.reason) == (State.FAILED, Reason.BAD_SPEC)
@@ -798,9 +795,15 @@ def test_reports_of_an_attempt_are_numbered_without_a_gap_and_end_with_its_end(n
 def test_secrets_appear_nowhere(node: FakeNode, caplog: pytest.LogCaptureFixture) -> None:
     message = node.message(secrets={"TOKEN": "hunter2-hunter2"})
     output = [("stdout", b"token=hunter2-"), ("stdout", b"hunter2!\n"), ("stderr", b"hunter2-hunter2\n")]
-    node.runtime.script = Script(output=output, exit=Exit(code=1))
+
+    def print_and_tell(plan: Plan) -> Script:
+        (plan.workspace / PROGRESS_FILE).write_text('{"token": "hunter2-\\u0068unter2"}\n')
+        return Script(output=output, exit=Exit(code=1))
+
+    node.runtime.script = print_and_tell
     with caplog.at_level("DEBUG"):
         result = node.run(message)
+    assert node.record(message).progress == '{"token": "[secret]"}'
     assert node.runtime.containers[0].plan.env["TOKEN"] == "hunter2-hunter2"
     said = [*node.stored().values(), repr(result).encode(), repr(node.record(message)).encode()]
     said += [repr(report).encode() for report in node.reports()] + [caplog.text.encode()]
