@@ -9,7 +9,7 @@ sign a stranger's ciphertext as their own.
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -46,11 +46,13 @@ class Verified:
 
     Attributes:
         digest: sha256 of the whole message, in hex: a redelivery has the same, another message never.
+        message: the body, as it came.
     """
 
     header: Header
     envelope: SealedEnvelope
     digest: str
+    message: bytes = field(repr=False)
 
 
 def seal(spec: ExperimentSpec, header: Header, *, keys: KeyRing) -> bytes:
@@ -110,7 +112,7 @@ def verify(message: bytes, *, keys: KeyRing, queue: str, now: datetime) -> Verif
             hint="compare the clocks of the sender and of this node",
             experiment_id=header.experiment_id,
         )
-    return Verified(header=header, envelope=envelope, digest=hashlib.sha256(message).hexdigest())
+    return Verified(header=header, envelope=envelope, digest=hashlib.sha256(message).hexdigest(), message=message)
 
 
 def open_sealed(verified: Verified, *, keys: KeyRing) -> ExperimentSpec:

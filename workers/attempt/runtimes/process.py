@@ -83,7 +83,7 @@ class ProcessRuntime:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise RuntimeFailure(f"the process container could not be started: {error}") from error
-        container.connect()
+        container.attend()
         return container
 
     def find(self, node_id: str) -> list[Container]:

@@ -42,15 +42,15 @@ class ProcessContainer:
         self._heard: Counter[str] = Counter()
         self._exit: Exit | None = None
         self._is_removed = False
+        self._is_attending = False
         self._control: socket.socket | None = None
         self._passed_bytes: dict[str, int | None] = dict.fromkeys(STREAMS)
 
-    def connect(self) -> None:
-        """Begin the conversation; a supervisor that is gone is noted."""
-        with self._changed:
-            if self._control is None and not self._is_removed:
-                self._control = _connect(self._folder)
-                Thread(target=self._listen, args=(self._control,), name="process-container", daemon=True).start()
+    def attend(self) -> None:
+        """Tell the supervisor that a worker is here; without one for long, it ends the container."""
+        if not self._is_attending:
+            self._is_attending = True
+            self._send(do="attend")
 
     def follow(self, sink: Callable[[str, bytes], None]) -> None:
         """Pass on what is kept, then what comes; a container that prints faster than `sink` takes it has to wait."""
@@ -71,7 +71,7 @@ class ProcessContainer:
 
     def wait(self, timeout: timedelta) -> Exit | None:
         """Wait for the supervisor's last word, which it says when no process is left."""
-        self.connect()
+        self.attend()
         with self._changed:
             self._changed.wait_for(self._is_over, timeout.total_seconds())
             if self._exit is None and self._heard["gone"]:
@@ -101,6 +101,13 @@ class ProcessContainer:
             self._is_removed = True
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _connect(self) -> None:
+        """Begin the conversation; a supervisor that is gone is noted."""
+        with self._changed:
+            if self._control is None and not self._is_removed:
+                self._control = _connect(self._folder)
+                Thread(target=self._listen, args=(self._control,), name="process-container", daemon=True).start()
+
     def _ask(self, word: str, answer: str) -> None:
         with self._changed:
             heard = self._heard[answer]
@@ -108,7 +115,7 @@ class ProcessContainer:
         self._await(lambda: self._is_over() or self._heard[answer] > heard, _ANSWER_SECONDS)
 
     def _send(self, **order: object) -> None:
-        self.connect()
+        self._connect()
         # One that is gone has killed what it ran: there is nobody to tell.
         with self._changed, suppress(OSError):
             if self._control is not None:

@@ -1,9 +1,9 @@
 """The supervisor of one process container: a program that starts it, keeps its limits and lets nothing of it live on.
 
-Workers talk with it over connections to one socket, one JSON object per packet: `pause`, `resume`, `stop` and `leave`
-come in; `paused` and `resumed` go back to who asked, and the `exit` to everybody, now and later. The container outlives
-its worker: the next one connects and goes on. One that nobody has been connected to for long ends. It runs in a session
-of its own, and on the standard library alone, so that it is there within a few hundredths of a second.
+Others talk with it over connections to one socket, one JSON object per packet: `attend` (which a worker says first),
+`pause`, `resume`, `stop` and `leave` come in; `paused` and `resumed` go back to who asked, and the `exit` to everybody,
+now and later. The container outlives its worker: the next one connects and goes on. One that no worker has attended to
+for long ends. It runs in a session of its own, and on the standard library alone, so that it is there at once.
 """
 
 import ctypes
@@ -59,7 +59,8 @@ class _Supervisor:
     def __init__(self, listener: socket.socket, order: dict[str, Any]) -> None:
         self._listener = listener
         self._order = order
-        self._workers: list[socket.socket] = []
+        self._callers: list[socket.socket] = []
+        self._workers: set[socket.socket] = set()
         self._heard_at = time.monotonic()
         self._child = 0
         self._code: int | None = None
@@ -81,8 +82,8 @@ class _Supervisor:
         process_tree.kill_tree(os.getpid(), self._reap)
         code = _KILLED if self._verdict or self._code is None else self._code
         ended = {"event": "exit", "code": code, "memory_peak_bytes": self._peak_bytes, **self._verdict}
-        for worker in self._workers:
-            _tell(worker, ended)
+        for caller in self._callers:
+            _tell(caller, ended)
         while not self._is_told_to_leave and not self._is_forgotten():
             self._hear(_IDLE_SECONDS, alarm, greeting=ended)
 
@@ -99,46 +100,49 @@ class _Supervisor:
         return max(0.0, min(_LOOK_SECONDS, self._kill_at - time.monotonic()))
 
     def _hear(self, seconds: float, alarm: int, *, greeting: dict[str, Any] | None = None) -> None:
-        """Wait for what workers say; each new one is told `greeting`."""
-        sources: list[Any] = [alarm, self._listener, *self._workers]
+        """Wait for what callers say; each new one is told `greeting`."""
+        sources: list[Any] = [alarm, self._listener, *self._callers]
         readable, _, _ = select.select(sources, [], [], seconds)
         if alarm in readable:
             os.read(alarm, _PACKET_BYTES)
-        for worker in self._workers[:]:
-            if worker in readable and not self._obey(worker):
-                self._workers.remove(worker)
-                worker.close()
+        for caller in self._callers[:]:
+            if caller in readable and not self._obey(caller):
+                self._callers.remove(caller)
+                self._workers.discard(caller)
+                caller.close()
         if self._listener in readable:
-            worker, _ = self._listener.accept()
-            self._workers.append(worker)
+            caller, _ = self._listener.accept()
+            self._callers.append(caller)
             if greeting:
-                _tell(worker, greeting)
+                _tell(caller, greeting)
 
-    def _obey(self, worker: socket.socket) -> bool:
-        """Do what a worker says; return whether it is still there to say it."""
+    def _obey(self, caller: socket.socket) -> bool:
+        """Do what a caller says; return whether it is still there to say it."""
         try:
-            packet = worker.recv(_PACKET_BYTES)
+            packet = caller.recv(_PACKET_BYTES)
         except OSError:
             packet = b""
         if packet:
-            self._do(json.loads(packet), worker)
+            self._do(json.loads(packet), caller)
         return bool(packet)
 
-    def _do(self, order: dict[str, Any], worker: socket.socket) -> None:
-        if order["do"] == "pause":
-            process_tree.freeze_tree(os.getpid())
-            _tell(worker, {"event": "paused"})
-            return
-        if order["do"] == "leave":
-            self._is_told_to_leave = True
-            return
-        process_tree.thaw_tree(os.getpid())
-        if order["do"] == "resume":
-            _tell(worker, {"event": "resumed"})
-        elif self._code is None:
-            self._kill_at = time.monotonic() + order["grace_seconds"]
-            with suppress(ProcessLookupError):
-                os.kill(self._find_main(), signal.SIGTERM)
+    def _do(self, order: dict[str, Any], caller: socket.socket) -> None:
+        match order["do"]:
+            case "attend":
+                self._workers.add(caller)
+            case "leave":
+                self._is_told_to_leave = True
+            case "pause":
+                process_tree.freeze_tree(os.getpid())
+                _tell(caller, {"event": "paused"})
+            case "resume":
+                process_tree.thaw_tree(os.getpid())
+                _tell(caller, {"event": "resumed"})
+            case "stop" if self._code is None:
+                process_tree.thaw_tree(os.getpid())
+                self._kill_at = time.monotonic() + order["grace_seconds"]
+                with suppress(ProcessLookupError):
+                    os.kill(self._find_main(), signal.SIGTERM)
 
     def _find_main(self) -> int:
         pid = self._child
@@ -168,10 +172,10 @@ class _Supervisor:
                     self._code = code if code >= 0 else 128 - code
 
 
-def _tell(worker: socket.socket, event: dict[str, Any]) -> None:
-    # A worker that is stopped must not stop its container's supervisor.
+def _tell(caller: socket.socket, event: dict[str, Any]) -> None:
+    # A caller that is stopped must not stop the container's supervisor.
     with suppress(OSError):
-        worker.send(json.dumps(event).encode(), socket.MSG_DONTWAIT)
+        caller.send(json.dumps(event).encode(), socket.MSG_DONTWAIT)
 
 
 def _become(order: dict[str, Any]) -> NoReturn:
