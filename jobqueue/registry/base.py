@@ -58,7 +58,7 @@ class Record:
         reason, detail, exit_code, last_lines: of the end once final; else of the last attempt that was given back.
         progress: the last progress, a JSON object as text.
         started_at: when a container was first running; finished_at: when it became final.
-        is_cancelled: a tombstone lies; the holder will see it at its next renewal.
+        cancel_reason: a tombstone lies, for this reason; the holder will see it at its next renewal.
         user_failures, platform_failures: attempts spent from each budget.
     """
 
@@ -76,10 +76,15 @@ class Record:
     progress: str = ""
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    is_cancelled: bool = False
+    cancel_reason: Reason | None = None
     user_failures: int = 0
     platform_failures: int = 0
     history: tuple[PastAttempt, ...] = ()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Tell whether a tombstone lies."""
+        return self.cancel_reason is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +168,8 @@ class Leases(Protocol):
         """
         ...
 
-    def renew(self, lease: Lease, *, ttl: timedelta) -> bool:
-        """Hold on for `ttl` from now; returns True when a tombstone lies (stop it and commit CANCELLED)."""
+    def renew(self, lease: Lease, *, ttl: timedelta) -> Reason | None:
+        """Hold on for `ttl` from now; returns the reason of the tombstone that lies (stop it and commit CANCELLED)."""
         ...
 
     def advance(self, lease: Lease, state: State, *, phase: Phase | None = None, progress: str | None = None) -> None:
@@ -209,12 +214,19 @@ class Experiments(Protocol):
         """Return where each known one is, in one round trip."""
         ...
 
-    def find(self, *, prefix: str = "", name: str = "", project: str = "", limit: int = 100) -> list[Record]:
-        """Return matching records, newest first; empty criteria match everything. `prefix` is of the id."""
+    def find(
+        self, *, prefix: str = "", name: str = "", project: str = "", queue: str = "", limit: int = 100
+    ) -> list[Record]:
+        """Return matching records, newest first; empty criteria match everything.
+
+        `prefix` is of the id; `queue` is a request queue, of which only what is not final is returned.
+        """
         ...
 
-    def cancel(self, experiment_id: ExperimentId) -> State:
-        """Put a tombstone. Without a live lease the experiment is CANCELLED at once (CANCELLED_BY_USER).
+    def cancel(self, experiment_id: ExperimentId, *, reason: Reason = Reason.CANCELLED_BY_USER) -> State:
+        """Put a tombstone, unless one lies. Without a live lease the experiment is CANCELLED at once.
+
+        The reason is CANCELLED_BY_USER or QUEUE_DELETED.
 
         Returns:
             The state after the call; a final state never changes.

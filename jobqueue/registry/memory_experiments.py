@@ -6,7 +6,7 @@ from typing import Final
 
 from jobqueue.errors import IdempotencyMismatch
 from jobqueue.ids import ExperimentId
-from jobqueue.lifecycle import State
+from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
 from jobqueue.registry.memory_table import Entry, Table, without_message
 from jobqueue.registry.rules import not_found, refuse_key
@@ -73,7 +73,9 @@ class MemoryExperiments:
             found = {name: self._table.entry(name) for name in experiment_ids}
         return {name: entry.record.state for name, entry in found.items() if entry}
 
-    def find(self, *, prefix: str = "", name: str = "", project: str = "", limit: int = 100) -> list[Record]:
+    def find(
+        self, *, prefix: str = "", name: str = "", project: str = "", queue: str = "", limit: int = 100
+    ) -> list[Record]:
         """Return matching records, newest first."""
         with self._table.lock:
             entries = [self._table.entry(known) for known in sorted(self._table.entries, reverse=True)]
@@ -84,16 +86,17 @@ class MemoryExperiments:
             if record.submission.id.startswith(prefix)
             and name in {"", record.submission.name}
             and project in {"", record.submission.project}
+            and (not queue or (queue == record.submission.queue and not record.state.is_final))
         ]
         return [without_message(record) for record in matching[:limit]]
 
-    def cancel(self, experiment_id: ExperimentId) -> State:
+    def cancel(self, experiment_id: ExperimentId, *, reason: Reason = Reason.CANCELLED_BY_USER) -> State:
         """Put a tombstone; without a live lease the experiment is CANCELLED at once."""
         with self._table.lock:
             entry = self._table.entry(experiment_id)
             if entry is None:
                 raise not_found(experiment_id)
-            return self._table.cancel(entry)
+            return self._table.cancel(entry, reason=reason)
 
 
 def _same(older: Entry, submission: Submission) -> ExperimentId:

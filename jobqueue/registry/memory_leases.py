@@ -37,12 +37,12 @@ class MemoryLeases:
                 entry = self._table.give_back(entry, lost, delay=timedelta(0))
             return self._grant(entry, worker_id=worker_id, node_id=node_id, ttl=ttl, platform_budget=platform_budget)
 
-    def renew(self, lease: Lease, *, ttl: timedelta) -> bool:
-        """Hold on for `ttl` from now; returns True when a tombstone lies."""
+    def renew(self, lease: Lease, *, ttl: timedelta) -> Reason | None:
+        """Hold on for `ttl` from now; returns the reason of the tombstone that lies."""
         with self._table.lock:
             entry = self._table.held(lease)
             self._table.store(replace(entry, until=self._table.clock() + ttl, span=ttl))
-            return entry.record.is_cancelled
+            return entry.record.cancel_reason
 
     def advance(self, lease: Lease, state: State, *, phase: Phase | None = None, progress: str | None = None) -> None:
         """Record where the attempt is."""
@@ -84,7 +84,7 @@ class MemoryLeases:
         entry = self._table.add(submission)
         if self._table.clock() >= self._table.withdrawn.get(submission.id, EPOCH):
             return entry
-        return self._table.store(replace(entry, record=replace(entry.record, is_cancelled=True)))
+        return self._table.store(replace(entry, record=replace(entry.record, cancel_reason=Reason.CANCELLED_BY_USER)))
 
     def _grant(
         self, entry: Entry, *, worker_id: WorkerId, node_id: NodeId, ttl: timedelta, platform_budget: int

@@ -117,14 +117,15 @@ class Table:
         )
         self.store(Entry(record=record))
 
-    def cancel(self, entry: Entry) -> State:
-        """Put a tombstone; final at once where nobody holds the lease. Returns the state."""
+    def cancel(self, entry: Entry, *, reason: Reason = Reason.CANCELLED_BY_USER) -> State:
+        """Put a tombstone, unless one lies; final at once where nobody holds the lease. Returns the state."""
         if entry.record.state.is_final:
             return entry.record.state
-        entry = self.store(replace(entry, record=replace(entry.record, is_cancelled=True)))
+        reason = entry.record.cancel_reason or reason
+        entry = self.store(replace(entry, record=replace(entry.record, cancel_reason=reason)))
         if entry.record.worker_id is not None and entry.until > self.clock():
             return entry.record.state
-        self.make_final(entry, Outcome(reason=Reason.CANCELLED_BY_USER), state=State.CANCELLED)
+        self.make_final(entry, Outcome(reason=reason), state=State.CANCELLED)
         return State.CANCELLED
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from jobqueue.ids import ExperimentId
-from jobqueue.lifecycle import State
+from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
 from jobqueue.registry.redis_client import RedisClient, as_bytes, words
 from jobqueue.registry.redis_fields import parse_record, submission_arguments
@@ -48,14 +48,16 @@ class RedisExperiments:
         found = self._client.ask(*(("HGET", _EXPERIMENT + name, "state") for name in experiment_ids))
         return {name: State(state.decode()) for name, state in zip(experiment_ids, found, strict=True) if state}
 
-    def find(self, *, prefix: str = "", name: str = "", project: str = "", limit: int = 100) -> list[Record]:
+    def find(
+        self, *, prefix: str = "", name: str = "", project: str = "", queue: str = "", limit: int = 100
+    ) -> list[Record]:
         """Return matching records, newest first."""
-        found = self._client.run("find", as_bytes(project), as_bytes(name), as_bytes(prefix), limit)
+        found = self._client.run("find", as_bytes(project), as_bytes(name), as_bytes(prefix), limit, as_bytes(queue))
         return [parse_record(flat) for flat in found]
 
-    def cancel(self, experiment_id: ExperimentId) -> State:
+    def cancel(self, experiment_id: ExperimentId, *, reason: Reason = Reason.CANCELLED_BY_USER) -> State:
         """Put a tombstone; without a live lease the experiment is CANCELLED at once."""
-        word, rest = words(self._client.run("cancel", experiment_id))
+        word, rest = words(self._client.run("cancel", experiment_id, reason.name))
         if word == "unknown":
             raise not_found(experiment_id)
         return State(rest[0].decode())

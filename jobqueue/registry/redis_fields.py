@@ -24,6 +24,7 @@ def submission_arguments(submission: Submission) -> tuple[Argument, ...]:
         as_bytes(submission.name),
         submission.spec_digest,
         as_bytes(key),
+        as_bytes(submission.queue),
     )
 
 
@@ -58,7 +59,7 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
         progress=fields["progress"],
         started_at=_parse_instant(fields["started_at"]),
         finished_at=_parse_instant(fields["finished_at"]),
-        is_cancelled=bool(fields["is_cancelled"]),
+        cancel_reason=Reason[fields["cancel_reason"]] if fields["cancel_reason"] else None,
         user_failures=int(fields["user_failures"]),
         platform_failures=int(fields["platform_failures"]),
         history=tuple(_parse_past(past) for past in json.loads(fields["history"] or "[]")),

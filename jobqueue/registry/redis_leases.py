@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from jobqueue.ids import NodeId, WorkerId
-from jobqueue.lifecycle import Outcome, Phase, State
+from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.base import Answer, Cancelled, Exhausted, Granted, Held, Lease, Submission
 from jobqueue.registry.base import Final as FinalAnswer
 from jobqueue.registry.redis_client import Argument, RedisClient, as_bytes, words
@@ -51,9 +51,10 @@ class RedisLeases:
         lease = Lease(experiment_id=submission.id, token=record.token, attempt=record.attempt)
         return _WITH_LEASE[word](lease=lease, record=record)
 
-    def renew(self, lease: Lease, *, ttl: timedelta) -> bool:
-        """Hold on for `ttl` from now; returns True when a tombstone lies."""
-        return bool(self._write("renew", lease, milliseconds(ttl))[0])
+    def renew(self, lease: Lease, *, ttl: timedelta) -> Reason | None:
+        """Hold on for `ttl` from now; returns the reason of the tombstone that lies."""
+        (reason,) = self._write("renew", lease, milliseconds(ttl))
+        return Reason[reason.decode()] if reason else None
 
     def advance(self, lease: Lease, state: State, *, phase: Phase | None = None, progress: str | None = None) -> None:
         """Record where the attempt is."""

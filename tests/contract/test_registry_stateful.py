@@ -133,7 +133,8 @@ class Interleavings(RuleBasedStateMachine):
             with pytest.raises(Superseded):
                 self.registry.leases.renew(lease, ttl=LONG)
             return
-        assert self.registry.leases.renew(lease, ttl=LONG) is model.is_cancelled
+        reason = Reason.CANCELLED_BY_USER if model.is_cancelled else None
+        assert self.registry.leases.renew(lease, ttl=LONG) is reason
         model.must_wait = True
 
     @rule(lease=leases, reason=reasons, delay=delays)

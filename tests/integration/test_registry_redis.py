@@ -83,7 +83,7 @@ def test_a_restarted_server_is_found_again_and_knows_its_leases(registry: Regist
     with pytest.raises(RegistryUnavailable):
         registry.leases.renew(lease, ttl=LONG)
     redis_server.process.start()
-    assert registry.leases.renew(lease, ttl=LONG) is False
+    assert registry.leases.renew(lease, ttl=LONG) is None
     assert isinstance(acquire(registry, submission), Held)
 
 

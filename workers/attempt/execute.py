@@ -211,7 +211,7 @@ class Execution:
         if self._keeper.standing is Standing.LOST:
             raise Superseded("a newer attempt holds the lease")
         if self._keeper.standing is Standing.CANCELLED:
-            raise Stopped(Reason.CANCELLED_BY_USER)
+            raise Stopped(self._keeper.cancel_reason)
         if self._asked:
             raise Stopped(self._asked)
 

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Final
 
 from jobqueue.errors import RegistryUnavailable, Superseded
+from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Lease, Leases
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class LeaseKeeper:
         self.lease = lease
         self._leases = leases
         self._ttl = ttl
-        self._is_cancelled = False
+        self._cancel_reason: Reason | None = None
         self._is_lost = False
         self._closed = threading.Event()
         self._deadline_seconds = self._deadline(granted_at_seconds)
@@ -63,7 +64,12 @@ class LeaseKeeper:
             return Standing.LOST
         if clock_seconds() >= self._deadline_seconds:
             return Standing.IN_DOUBT
-        return Standing.CANCELLED if self._is_cancelled else Standing.HELD
+        return Standing.CANCELLED if self._cancel_reason else Standing.HELD
+
+    @property
+    def cancel_reason(self) -> Reason:
+        """Why it is to be stopped, once it is cancelled."""
+        return self._cancel_reason or Reason.CANCELLED_BY_USER
 
     def start(self) -> None:
         """Begin to renew."""
@@ -90,7 +96,7 @@ class LeaseKeeper:
     def _renew(self) -> None:
         sent_at_seconds = clock_seconds()
         try:
-            self._is_cancelled = self._leases.renew(self.lease, ttl=self._ttl)
+            self._cancel_reason = self._leases.renew(self.lease, ttl=self._ttl)
         except Superseded:
             self._is_lost = True
             log.warning("lease.lost", extra={"experiment": self.lease.experiment_id, "token": self.lease.token})

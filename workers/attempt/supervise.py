@@ -67,7 +67,7 @@ class Attempt:
         self._execution: Execution | None = None
 
     def ask(self, reason: Reason) -> None:
-        """Ask for the end: DRAINED or CANCELLED_BY_USER. Any thread; returns at once."""
+        """Ask for the end: DRAINED, CANCELLED_BY_USER or QUEUE_DELETED. Any thread; returns at once."""
         self._asked = self._asked or reason
         if self._execution:
             self._execution.ask(reason)
@@ -156,7 +156,7 @@ class Attempt:
     ) -> Ended | PutOff:
         match answer:
             case registry.Cancelled():
-                executed = Executed(outcome=Outcome(reason=Reason.CANCELLED_BY_USER))
+                executed = Executed(outcome=Outcome(reason=answer.record.cancel_reason or Reason.CANCELLED_BY_USER))
             case registry.Exhausted():
                 executed = Executed(outcome=_exhausted(answer.record))
             case registry.Granted():

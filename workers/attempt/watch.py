@@ -187,7 +187,7 @@ class Watch:
     def _decide(self, standing: Standing) -> None:
         now = time.monotonic()
         if standing is Standing.CANCELLED:
-            self._stop(Reason.CANCELLED_BY_USER)
+            self._stop(self._keeper.cancel_reason)
         elif self._asked:
             self._stop(self._asked)
         elif now - self._started_at >= self._spec.timeout.total_seconds():

@@ -1,15 +1,15 @@
 -- Asks for the lease of one experiment.
 local submission = read_submission(0)
 local id, key = submission.id, EXPERIMENT .. submission.id
-local worker_id, node_id = ARGV[8], ARGV[9]
-local ttl_ms, platform_budget, grant = tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12]
+local worker_id, node_id = ARGV[9], ARGV[10]
+local ttl_ms, platform_budget, grant = tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
 
 local record = load(id)
 if not record.state then
   add_record(submission)
   trim_indexes()
   if redis.call('EXISTS', WITHDRAWN .. id) == 1 then
-    store(id, 'is_cancelled', '1')
+    store(id, 'cancel_reason', 'CANCELLED_BY_USER')
   end
   record = load(id)
 end
@@ -41,7 +41,7 @@ if is_leased(record) then
 end
 
 local kind = 'granted'
-if record.is_cancelled == '1' then
+if record.cancel_reason ~= '' then
   kind = 'cancelled'
 elseif tonumber(record.platform_failures) >= platform_budget then
   kind = 'exhausted'

@@ -1,9 +1,11 @@
--- Lists records, newest first. ARGV: project, name, prefix of the id, limit.
-local project, name, prefix, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+-- Lists records, newest first. ARGV: project, name, prefix of the id, limit, queue: of what is not final.
+local project, name, prefix, limit, queue = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local PAGE, MOST_SKIPPED = 100, 10000
 
 local index = ALL
-if name ~= '' then
+if queue ~= '' then
+  index = OPEN .. queue
+elseif name ~= '' then
   index = NAME .. name
 elseif project ~= '' then
   index = PROJECT .. project
@@ -21,9 +23,10 @@ while #found < limit and seen < limit + MOST_SKIPPED do
   end
   for _, id in ipairs(ids) do
     local held_project = redis.call('HGET', EXPERIMENT .. id, 'project')
+    local is_named = name == '' or name == redis.call('HGET', EXPERIMENT .. id, 'name')
     if not held_project then
       expired[#expired + 1] = id
-    elseif #found < limit and (project == '' or project == held_project) then
+    elseif #found < limit and is_named and (project == '' or project == held_project) then
       found[#found + 1] = redis.call('HGETALL', EXPERIMENT .. id)
     end
   end

@@ -7,6 +7,8 @@
 local EXPERIMENT, MESSAGE, WITHDRAWN = 'jobqueue:experiment:', 'jobqueue:message:', 'jobqueue:withdrawn:'
 local ALL, PROJECT, NAME = 'jobqueue:experiments', 'jobqueue:project:', 'jobqueue:name:'
 local IDEMPOTENCY = 'jobqueue:idempotency:'
+-- What is not final, by request queue.
+local OPEN = 'jobqueue:open:'
 
 local DAY_MS = 24 * 3600 * 1000
 local RETENTION_MS = 30 * DAY_MS
@@ -58,15 +60,16 @@ end
 local function add_record(submission)
   local id = submission.id
   store(id,
-    'submission', submission.json, 'project', submission.project, 'name', submission.name,
+    'submission', submission.json, 'queue', submission.queue, 'project', submission.project, 'name', submission.name,
     'spec_digest', submission.spec_digest, 'idempotency', submission.idempotency,
     'state', 'QUEUED', 'attempt', '0', 'token', '0', 'worker_id', '', 'node_id', '', 'phase', '',
     'reason', '', 'detail', '', 'exit_code', '', 'last_lines', '', 'progress', '', 'history', '',
-    'started_at', '', 'finished_at', '', 'is_cancelled', '', 'user_failures', '0', 'platform_failures', '0',
+    'started_at', '', 'finished_at', '', 'cancel_reason', '', 'user_failures', '0', 'platform_failures', '0',
     'until_ms', '0', 'span_ms', '0', 'kind', '', 'grant', '')
   if submission.message ~= '' then
     redis.call('SET', MESSAGE .. id, submission.message)
   end
+  redis.call('ZADD', OPEN .. submission.queue, 0, id)
   add_to_index(ALL, id)
   add_to_index(PROJECT .. submission.project, id)
   if submission.name ~= '' then
@@ -74,14 +77,14 @@ local function add_record(submission)
   end
 end
 
-local SUBMISSION_LENGTH = 7
+local SUBMISSION_LENGTH = 8
 
 -- The arguments of `register`, `index` submissions further on, and the first ones of `acquire`.
 local function read_submission(index)
   local at = index * SUBMISSION_LENGTH
   return {
     id = ARGV[at + 1], json = ARGV[at + 2], message = ARGV[at + 3], project = ARGV[at + 4], name = ARGV[at + 5],
-    spec_digest = ARGV[at + 6], idempotency = ARGV[at + 7],
+    spec_digest = ARGV[at + 6], idempotency = ARGV[at + 7], queue = ARGV[at + 8],
   }
 end
 
@@ -135,20 +138,24 @@ local function make_final(id, record, ended)
     'until_ms', '0', 'span_ms', '0', 'finished_at', whole(now_ms))
   redis.call('PEXPIRE', EXPERIMENT .. id, whole(RETENTION_MS))
   redis.call('DEL', MESSAGE .. id)
+  redis.call('ZREM', OPEN .. record.queue, id)
   if record.idempotency ~= '' then
     redis.call('PEXPIRE', IDEMPOTENCY .. record.idempotency, whole(RETENTION_MS))
   end
 end
 
--- Puts a tombstone; final at once where nobody holds the lease. Returns the state.
-local function cancel(id, record)
+-- Puts a tombstone, unless one lies; final at once where nobody holds the lease. Returns the state.
+local function cancel(id, record, reason)
   if is_final(record) then
     return record.state
   end
-  store(id, 'is_cancelled', '1')
+  if record.cancel_reason ~= '' then
+    reason = record.cancel_reason
+  end
+  store(id, 'cancel_reason', reason)
   if is_leased(record) and remaining_ms(record) > 0 then
     return record.state
   end
-  make_final(id, record, {state = 'CANCELLED', reason = 'CANCELLED_BY_USER', detail = '', exit_code = '', last_lines = ''})
+  make_final(id, record, {state = 'CANCELLED', reason = reason, detail = '', exit_code = '', last_lines = ''})
   return 'CANCELLED'
 end

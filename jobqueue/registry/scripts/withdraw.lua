@@ -12,11 +12,12 @@ if record.idempotency ~= '' and redis.call('GET', IDEMPOTENCY .. record.idempote
   redis.call('DEL', IDEMPOTENCY .. record.idempotency)
 end
 if record.token ~= '0' then
-  cancel(id, record)
+  cancel(id, record, 'CANCELLED_BY_USER')
   return {'ok'}
 end
 redis.call('DEL', EXPERIMENT .. id, MESSAGE .. id)
 redis.call('ZREM', ALL, id)
 redis.call('ZREM', PROJECT .. record.project, id)
 redis.call('ZREM', NAME .. record.name, id)
+redis.call('ZREM', OPEN .. record.queue, id)
 return {'ok'}

@@ -1,7 +1,18 @@
 """Every registry keeps a tombstone: of a cancelled and of a withdrawn experiment."""
 
 import pytest
-from services.registries import AT_ONCE, DRAINED, LONG, SHORT, SUCCESS, acquire, found_ids, granted, registered
+from services.registries import (
+    AT_ONCE,
+    DRAINED,
+    LONG,
+    SHORT,
+    SUCCESS,
+    acquire,
+    found_ids,
+    granted,
+    make_submission,
+    registered,
+)
 from services.waiting import wait_until
 
 from jobqueue.errors import NotFound, Superseded
@@ -29,9 +40,47 @@ def test_cancelling_a_running_experiment_is_seen_at_the_next_renewal(registry: R
     registry.leases.advance(lease, State.RUNNING)
     assert registry.experiments.cancel(submission.id) is State.RUNNING
     assert registry.experiments.get(submission.id).is_cancelled
-    assert registry.leases.renew(lease, ttl=LONG) is True
+    assert registry.leases.renew(lease, ttl=LONG) is Reason.CANCELLED_BY_USER
     registry.leases.finish(lease, Outcome(reason=Reason.CANCELLED_BY_USER), state=State.CANCELLED)
     assert registry.experiments.get(submission.id).state is State.CANCELLED
+
+
+def test_what_a_deleted_queue_cancels_says_so(registry: Registry) -> None:
+    waiting, running = registered(registry), registered(registry)
+    lease = granted(registry, running).lease
+    for submission in (waiting, running):
+        registry.experiments.cancel(submission.id, reason=Reason.QUEUE_DELETED)
+    assert registry.experiments.get(waiting.id).reason is Reason.QUEUE_DELETED
+    registry.experiments.cancel(running.id)
+    assert registry.experiments.get(running.id).cancel_reason is Reason.QUEUE_DELETED
+    assert registry.leases.renew(lease, ttl=LONG) is Reason.QUEUE_DELETED
+    registry.leases.release(lease, DRAINED, delay=AT_ONCE)
+    answer = acquire(registry, running)
+    assert isinstance(answer, Cancelled)
+    assert answer.record.cancel_reason is Reason.QUEUE_DELETED
+
+
+def test_the_open_ones_of_a_queue_are_found(registry: Registry) -> None:
+    queue = f"{make_experiment_id()}_cpu"
+    ids = sorted((registered(registry, queue=queue, name=f"n{number}").id for number in range(4)), reverse=True)
+    registered(registry, queue=f"{queue}2")
+    assert found_ids(registry, queue=queue) == ids
+    assert found_ids(registry, queue=queue, name="n1", limit=1) == ids[2:3]
+    registry.experiments.cancel(ids[0])
+    registry.experiments.withdraw(ids[1])
+    submission = registry.experiments.get(ids[2]).submission
+    registry.leases.finish(granted(registry, submission).lease, SUCCESS, state=State.SUCCEEDED)
+    assert found_ids(registry, queue=queue) == ids[3:]
+    registry.leases.release(
+        granted(registry, registry.experiments.get(ids[3]).submission).lease, DRAINED, delay=AT_ONCE
+    )
+    assert found_ids(registry, queue=queue) == ids[3:]
+
+
+def test_an_unknown_experiment_that_a_worker_brings_is_open_in_its_queue(registry: Registry) -> None:
+    submission = make_submission(queue=f"{make_experiment_id()}_cpu")
+    granted(registry, submission)
+    assert found_ids(registry, queue=submission.queue) == [submission.id]
 
 
 def test_cancelling_waits_for_no_holder_that_went_silent(registry: Registry) -> None:
@@ -84,7 +133,7 @@ def test_withdrawing_what_a_worker_has_taken_cancels_it(registry: Registry) -> N
     submission = registered(registry)
     lease = granted(registry, submission).lease
     registry.experiments.withdraw(submission.id)
-    assert registry.leases.renew(lease, ttl=LONG) is True
+    assert registry.leases.renew(lease, ttl=LONG) is Reason.CANCELLED_BY_USER
 
 
 def test_a_withdrawn_experiment_may_be_submitted_again(registry: Registry) -> None:

@@ -62,7 +62,7 @@ def test_a_lease_that_ran_out_counts_as_a_lost_worker_and_the_next_attempt_has_a
 def test_a_lease_that_ran_out_is_still_its_holders_until_somebody_asks(registry: Registry) -> None:
     submission = registered(registry)
     lease = granted(registry, submission, ttl=timedelta(milliseconds=1)).lease
-    assert registry.leases.renew(lease, ttl=LONG) is False
+    assert registry.leases.renew(lease, ttl=LONG) is None
     assert isinstance(acquire(registry, submission), Held)
 
 

@@ -9,7 +9,7 @@ from services.redis import RedisServer
 from services.registries import LONG, acquire, registered
 
 from jobqueue.ids import make_experiment_id
-from jobqueue.lifecycle import State
+from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import (
     Answer,
     Final,
@@ -53,7 +53,7 @@ def test_a_cancel_and_an_acquire_at_once_agree(registry: Registry) -> None:
         thread.join()
         if isinstance(answer, Granted):
             assert states == [State.PREPARING]
-            assert registry.leases.renew(answer.lease, ttl=LONG) is True
+            assert registry.leases.renew(answer.lease, ttl=LONG) is Reason.CANCELLED_BY_USER
         else:
             assert isinstance(answer, Final)
             assert states == [State.CANCELLED]

@@ -84,7 +84,7 @@ def test_a_row_says_the_reason_with_the_exit_code() -> None:
     row = as_row(_record(state=State.FAILED, reason=Reason.EXITED_NONZERO, exit_code=3))
     assert row["REASON"] == "EXITED_NONZERO (exit code 3)"
     assert as_row(_record())["REASON"] == "-"
-    assert as_row(_record(is_cancelled=True))["REASON"] == "cancelling"
+    assert as_row(_record(cancel_reason=Reason.CANCELLED_BY_USER))["REASON"] == "cancelling"
 
 
 def test_json_holds_everything_but_the_message() -> None:

@@ -8,6 +8,7 @@ from services.waiting import wait_until
 
 from jobqueue.errors import RegistryUnavailable, Superseded
 from jobqueue.ids import make_experiment_id
+from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Lease
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
 
@@ -20,13 +21,13 @@ class Leases:
     def __init__(self) -> None:
         self.renewals = 0
         self.error: Exception | None = None
-        self.is_cancelled = False
+        self.cancel_reason: Reason | None = None
 
-    def renew(self, lease: Lease, *, ttl: timedelta) -> bool:
+    def renew(self, lease: Lease, *, ttl: timedelta) -> Reason | None:
         self.renewals += 1
         if self.error:
             raise self.error
-        return self.is_cancelled
+        return self.cancel_reason
 
 
 @contextmanager
@@ -77,6 +78,7 @@ def test_a_superseded_lease_is_lost_for_good() -> None:
 
 def test_a_tombstone_is_seen_at_the_next_renewal() -> None:
     leases = Leases()
-    leases.is_cancelled = True
+    leases.cancel_reason = Reason.QUEUE_DELETED
     with kept(leases) as keeper:
         wait_until(lambda: keeper.standing is Standing.CANCELLED, what="the tombstone")
+        assert keeper.cancel_reason is Reason.QUEUE_DELETED
