@@ -48,6 +48,8 @@ class _Connection:
         errors: tuple[type[BaseException], ...] = (KombuError, OSError, *known)
         try:
             yield
+        except BrokerUnavailable:
+            raise
         except errors as error:
             raise BrokerUnavailable(f"the broker did not take the message: {type(error).__name__}: {error}") from None
 

@@ -22,7 +22,7 @@ from jobqueue.brokers.copies import UNREADABLE, pack, unpack
 from jobqueue.brokers.sqs_client import MAX_MESSAGE_BYTES, Receipt, SqsServer
 from jobqueue.brokers.sqs_deliveries import RECEIPT, receipt_of
 from jobqueue.brokers.sqs_receiver import Question, Receiver
-from jobqueue.errors import BrokerUnavailable, InvalidSpec, JobqueueError, NoSuchQueue, Problem
+from jobqueue.errors import BrokerUnavailable, InvalidSpec, JobqueueError, Problem
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,6 @@ class Transport(virtual.Transport):
     can_parse_url = True
     driver_type = driver_name = "jobqueue-sqs"
     connection_errors = (*virtual.Transport.connection_errors, BrokerUnavailable)
-    channel_errors = (*virtual.Transport.channel_errors, NoSuchQueue)
     implements = virtual.Transport.implements.extend(
         asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"])
     )

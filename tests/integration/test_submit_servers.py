@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from services.moto import SqsServer
 from services.process import Process
 from services.rabbitmq import RabbitServer
 from services.redis import RedisServer
@@ -26,13 +27,13 @@ SPEC: dict[str, Any] = {"image": "python:3.12-slim", "command": ["python", "trai
 TOLD_WITHIN_SECONDS = 2.0
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", "rabbitmq", "sqs"])
 def servers(request: pytest.FixtureRequest, redis_server: RedisServer) -> tuple[str, str, Process]:
     """The broker's and the registry's address, and the broker's process."""
     if request.param == "redis":
         return redis_server.url, redis_server.url, redis_server.process
-    rabbit: RabbitServer = request.getfixturevalue("rabbitmq_server")
-    return rabbit.url, redis_server.url, rabbit.process
+    server: RabbitServer | SqsServer = request.getfixturevalue(f"{request.param}_server")
+    return server.url, redis_server.url, server.process
 
 
 @pytest.fixture
@@ -169,6 +170,7 @@ def test_of_many_the_error_names_those_that_went_before(client: Client, servers:
     assert len(client.list(project=client.settings.project)) == 1
 
 
+@pytest.mark.parametrize("servers", ["redis", "rabbitmq"], indirect=True)  # moto forgets its queues
 def test_a_broker_that_was_restarted_meanwhile_takes_the_next_one(
     client: Client, servers: tuple[str, str, Process]
 ) -> None:
