@@ -20,6 +20,7 @@ from jobqueue.registry.base import Lease, WorkerRecord
 from jobqueue.storage import open_store
 from jobqueue.storage.base import check_store
 from workers.attempt.lease import RENEWALS_PER_LEASE
+from workers.attempt.queue_watch import QueueWatch
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import Labels
@@ -30,6 +31,8 @@ from workers.hardware.machine import measure_offer
 log = logging.getLogger(__name__)
 
 FLUSH_REPORTS: Final = timedelta(seconds=5)
+# Short enough that work whose queue was deleted ends within a minute.
+LONGEST_BEAT: Final = timedelta(seconds=15)
 _ATTRIBUTE: Final = "jobqueue_node"
 
 
@@ -52,6 +55,7 @@ class Node:
         self._is_draining = False
         self._running: dict[str, Attempt] = {}
         self._properties: dict[str, Mapping[str, Any]] = {}
+        self._queue_watch = QueueWatch(self.broker.queues)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -133,15 +137,23 @@ class Node:
         self.site.registry.close()
 
     def _beat(self) -> None:
-        """Keep the deliveries of what runs, and the worker's own record, alive."""
-        interval_seconds = self.settings.lease.total_seconds() / RENEWALS_PER_LEASE
-        while not self._closed.wait(interval_seconds):
+        """Keep the deliveries of what runs, and the worker's own record, alive; end what has lost its queue."""
+        interval = min(self.settings.lease / RENEWALS_PER_LEASE, LONGEST_BEAT)
+        while not self._closed.wait(interval.total_seconds()):
+            self._abort_deleted()
             for properties in tuple(self._properties.values()):
                 try:
                     self.site.deliveries.keep_alive(properties)
                 except JobqueueError as error:
                     log.warning("delivery.not_kept_alive", extra={"error": error.message})
             self._announce()
+
+    def _abort_deleted(self) -> None:
+        attempts = tuple(self._running.values())
+        gone = self._queue_watch.gone(attempt.queue for attempt in attempts)
+        for attempt in attempts:
+            if attempt.queue in gone:
+                attempt.ask(Reason.QUEUE_DELETED)
 
     def _announce(self) -> None:
         site = self.site

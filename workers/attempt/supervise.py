@@ -66,6 +66,11 @@ class Attempt:
         self._asked: Reason | None = None
         self._execution: Execution | None = None
 
+    @property
+    def queue(self) -> str:
+        """The request queue that its message came from."""
+        return self._message.header.queue
+
     def ask(self, reason: Reason) -> None:
         """Ask for the end: DRAINED, CANCELLED_BY_USER or QUEUE_DELETED. Any thread; returns at once."""
         self._asked = self._asked or reason
