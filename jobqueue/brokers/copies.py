@@ -16,6 +16,7 @@ REASON_HEADER: Final = "jobqueue-reason"
 DETAIL_HEADER: Final = "jobqueue-detail"
 # The content type of what is no message, but the body of one that says so.
 UNREADABLE: Final = "application/octet-stream"
+_ENCODINGS: Final = (None, "", "base64", "utf-8")
 _OURS: Final = "jobqueue-"
 _STALE_PREFIXES: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-", "x-acquired-")
 _STALE: Final = ("CC", "BCC")
@@ -90,8 +91,38 @@ def unpack_json(raw: bytes, *, handle: object) -> Mail:
     """Return the mail in a message of theirs as JSON; bytes that are none become the body, for the reader to refuse."""
     try:
         return unpack(json.loads(raw), handle=handle)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Mail(body=raw, content_type=UNREADABLE, handle=handle)
+
+
+def as_message(raw: bytes, *, queue: str, tag: str) -> dict[str, Any]:
+    """Return what lay in a queue as a message of kombu's: itself, or one with it as its body."""
+    try:
+        payload = json.loads(raw)
+        _check(payload)
+    except (ValueError, RecursionError):
+        payload = pack(queue, raw, content_type=UNREADABLE, headers={})
+    properties = payload["properties"]
+    given = properties.get("delivery_info")
+    properties["delivery_info"] = {**(given if isinstance(given, dict) else {}), "exchange": "", "routing_key": queue}
+    properties["delivery_tag"] = tag
+    message: dict[str, Any] = payload
+    return message
+
+
+def _check(payload: Any) -> None:
+    """Raise ValueError when kombu could not make a message of it."""
+    parts = payload if isinstance(payload, dict) else {}
+    match parts:
+        case {"properties": dict(properties)} if isinstance(parts.get("headers"), dict | None):
+            encoding, body = properties.get("body_encoding"), parts.get("body") or ""
+        case _:
+            raise ValueError("its parts are not those of a message")
+    if encoding not in _ENCODINGS or not isinstance(body, str):
+        raise ValueError("its body is encoded in an unknown way")
+    if encoding == "base64":
+        base64.b64decode(body)
+    body.encode()
 
 
 def _bounded(text: str, limit: int) -> str:

@@ -7,8 +7,6 @@ kombu would raise, and lose it. Each delivery gets a tag of our own and the name
 sender's tag could be that of another delivery, its queue one that it is trusted for.
 """
 
-import base64
-import json
 from queue import Empty
 from time import monotonic
 from typing import Any, Final
@@ -16,7 +14,7 @@ from uuid import uuid4
 
 from kombu.transport import redis
 
-from jobqueue.brokers.copies import UNREADABLE, pack
+from jobqueue.brokers.copies import as_message
 from jobqueue.brokers.redis_server import RECEIVE, mail_hash, mail_index, mail_keys
 
 # Its stubs know a small part of it.
@@ -26,7 +24,6 @@ _kombu: Any = redis
 _NOWHERE: Final = "jobqueue:nowhere"
 # One list can be waited for; the others are looked at when the wait is over.
 _WAIT_AMONG_SEVERAL_SECONDS: Final = 0.2
-_ENCODINGS: Final = (None, "", "base64", "utf-8")
 
 
 class _Noted(_kombu.QoS):  # type: ignore[misc]  # a class, untyped
@@ -112,33 +109,3 @@ class Transport(_kombu.Transport):  # type: ignore[misc]  # a class, untyped
     """kombu's transport over these channels."""
 
     Channel = Channel
-
-
-def as_message(raw: bytes, *, queue: str, tag: str) -> dict[str, Any]:
-    """Return what lay in a queue as a message of kombu's: itself, or one with it as its body."""
-    try:
-        payload = json.loads(raw)
-        _check(payload)
-    except (ValueError, RecursionError):
-        payload = pack(queue, raw, content_type=UNREADABLE, headers={})
-    properties = payload["properties"]
-    given = properties.get("delivery_info")
-    properties["delivery_info"] = {**(given if isinstance(given, dict) else {}), "exchange": "", "routing_key": queue}
-    properties["delivery_tag"] = tag
-    message: dict[str, Any] = payload
-    return message
-
-
-def _check(payload: Any) -> None:
-    """Raise ValueError when kombu could not make a message of it."""
-    parts = payload if isinstance(payload, dict) else {}
-    match parts:
-        case {"properties": dict(properties)} if isinstance(parts.get("headers"), dict | None):
-            encoding, body = properties.get("body_encoding"), parts.get("body") or ""
-        case _:
-            raise ValueError("its parts are not those of a message")
-    if encoding not in _ENCODINGS or not isinstance(body, str):
-        raise ValueError("its body is encoded in an unknown way")
-    if encoding == "base64":
-        base64.b64decode(body)
-    body.encode()

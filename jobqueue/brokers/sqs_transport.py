@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from kombu.transport import virtual
 
-from jobqueue.brokers.copies import UNREADABLE, pack, unpack
+from jobqueue.brokers.copies import as_message
 from jobqueue.brokers.sqs_client import MAX_MESSAGE_BYTES, Receipt, SqsServer
 from jobqueue.brokers.sqs_deliveries import RECEIPT, receipt_of
 from jobqueue.brokers.sqs_receiver import Question, Receiver
@@ -258,13 +258,7 @@ class Transport(virtual.Transport):
 
 
 def to_payload(receipt: Receipt) -> dict[str, Any]:
-    """Return a message as kombu wants it; what no producer of ours has written becomes the body, to be refused."""
-    try:
-        payload = json.loads(receipt.body)
-        unpack(payload, handle=None)
-    except ValueError:
-        payload = pack(receipt.queue, receipt.body.encode(), content_type=UNREADABLE, headers={})
-    # It is what came by this queue, whatever it says of itself.
-    info = {"exchange": "", "routing_key": receipt.queue, RECEIPT: receipt}
-    properties = {**payload["properties"], "delivery_tag": receipt.handle, "delivery_info": info}
-    return {**payload, "properties": properties}
+    """Return a message as kombu wants it, whatever it says of itself: it came by this queue, and has this receipt."""
+    message = as_message(receipt.body.encode(), queue=receipt.queue, tag=receipt.handle)
+    message["properties"]["delivery_info"][RECEIPT] = receipt
+    return message

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 from redis import Redis
+from services.moto import SqsServer
 from services.process import Process
 from services.redis import RedisServer
 from services.site import Site, open_site
@@ -28,7 +29,8 @@ from jobqueue.keys import ensure_laptop_keys
 from producers.client import Client
 
 LONG = timedelta(seconds=40)
-BOMB_BYTES = 200 * 2**20
+BOMB_BYTES = 180 * 2**20
+SQS_BYTES = 190_000
 
 
 def task_headers(**changes: object) -> dict[str, Any]:
@@ -89,7 +91,7 @@ POISON: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["rabbitmq", "redis"])
+@pytest.fixture(params=["rabbitmq", "redis", "sqs"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     registry = request.getfixturevalue("redis_server")
     broker = request.getfixturevalue(f"{request.param}_server")
@@ -97,8 +99,15 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         yield opened
 
 
+def connected(site: Site) -> Connection:
+    """Return a connection of whoever speaks to the broker as Celery does."""
+    with opened(site) as broker:
+        settings = broker.celery_settings()
+    return Connection(settings["broker_url"], transport_options=settings["broker_transport_options"])
+
+
 def publish_raw(site: Site, message: dict[str, Any]) -> None:
-    with Connection(site.settings.broker) as connection, connection.Producer() as producer:
+    with connected(site) as connection, connection.Producer() as producer:
         producer.publish(
             message["body"],
             routing_key=site.queue,
@@ -125,18 +134,20 @@ def succeeds(site: Site) -> None:
 
 
 def test_no_malformed_message_ends_the_worker_or_is_lost(site: Site) -> None:
+    is_sqs = site.settings.broker.startswith("sqs")
+    poison = [message for message in POISON.values() if len(message["body"]) < SQS_BYTES or not is_sqs]
     with opened(site) as broker, site.make_worker() as worker:
         broker.queues.create(site.queue)
-        for message in POISON.values():
+        for message in poison:
             publish_raw(site, message)
         pid = worker.pid
         dead = f"{site.queue}_dead"
-        wait_until(lambda: depth(site, dead) == len(POISON), what="all of it set aside", within=LONG)
+        wait_until(lambda: depth(site, dead) == len(poison), what="all of it set aside", within=LONG)
         succeeds(site)
         assert (worker.running, worker.pid) == (True, pid)
-        found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in POISON]
+        found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in poison]
         assert {mail.headers["jobqueue-reason"] for mail in found if mail} == {"BAD_ENVELOPE"}
-        assert sorted(mail.body for mail in found if mail) == sorted(message["body"] for message in POISON.values())
+        assert sorted(mail.body for mail in found if mail) == sorted(message["body"] for message in poison)
         for mail in found:
             assert mail is not None
             broker.post.acknowledge(mail)
@@ -187,6 +198,31 @@ def test_what_is_no_message_at_all_is_set_aside_as_it_came(redis_server: RedisSe
         assert "Connection to broker lost" not in worker.log.read_text()
         found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in expected]
         assert sorted(mail.body for mail in found if mail) == expected
+        assert {mail.headers["jobqueue-reason"] for mail in found if mail} == {"BAD_ENVELOPE"}
+
+
+def test_what_is_no_message_at_sqs_is_set_aside_as_it_came(
+    redis_server: RedisServer, sqs_server: SqsServer, tmp_path: Path
+) -> None:
+    texts = {raw.decode() for name, raw in RAW.items() if name not in ("bytes", "nothing")}
+    with (
+        open_site(tmp_path, broker=sqs_server.url, registry=redis_server.url, runtime="process") as site,
+        opened(site) as broker,
+        closing(sqs_server.client()) as client,
+        site.make_worker() as worker,
+    ):
+        broker.queues.create(site.queue)
+        url = client.get_queue_url(QueueName=site.queue)["QueueUrl"]
+        forged = {"jobqueue-reason": {"DataType": "String", "StringValue": "FORGED"}}
+        for text in texts:
+            client.send_message(QueueUrl=url, MessageBody=text, MessageAttributes=forged)
+        pid, dead = worker.pid, f"{site.queue}_dead"
+        wait_until(lambda: depth(site, dead) == len(texts), what="all of it set aside", within=LONG)
+        succeeds(site)
+        assert (worker.running, worker.pid) == (True, pid)
+        found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in texts]
+        raw = client.receive_message(QueueUrl=client.get_queue_url(QueueName=dead)["QueueUrl"], MaxNumberOfMessages=10)
+        assert "Messages" not in raw
         assert {mail.headers["jobqueue-reason"] for mail in found if mail} == {"BAD_ENVELOPE"}
 
 
@@ -268,7 +304,7 @@ def test_no_plaintext_of_an_experiment_lies_in_the_queue(site: Site) -> None:
         )
     with opened(site) as broker:
         queue = broker.request_queue(site.queue)
-    with Connection(site.settings.broker) as connection, connection.channel() as channel:
+    with connected(site) as connection, connection.channel() as channel:
         message = queue.bind(channel).get(accept=["json", CONTENT_TYPE])
         assert message is not None
         everything = bytes(message.body) + json.dumps([message.headers, message.properties], default=str).encode()
