@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
+from urllib.parse import quote
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
@@ -198,7 +199,7 @@ def _make_site(settings: Settings, *, broker: Broker, worker_name: str) -> Site:
         store=open_store(settings.storage, endpoint=settings.storage_endpoint),
         runtime=runtime,
         keys=KeyRing(settings.keys_dir),
-        outbox=Outbox(broker.post),
+        outbox=Outbox(broker.post, settings.state_dir / "reports" / quote(worker_name, safe="@")),
         offer=measure_offer(settings.cache_dir),
         policy=Policy(
             images=settings.images,

@@ -197,7 +197,7 @@ def open_fake_node(folder: Path) -> Iterator[FakeNode]:
     clock = Clock()
     registry = MemoryRegistry(clock=clock)
     store, runtime = BreakableStore(open_store(f"memory://{queue}")), FakeRuntime()
-    outbox = Outbox(broker.post)
+    outbox = Outbox(broker.post, folder / "reports")
     site = Site(
         worker_id=WorkerId("cpu@host"),
         node_id=NodeId("host"),

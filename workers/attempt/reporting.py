@@ -1,119 +1,157 @@
 """Telling whoever keeps books: numbered reports of an attempt, sent in order by a thread of their own.
 
-Reports go to `<request queue>_reporting` only if somebody has created it. The broker may be away: what carries a state
-is kept and sent later, what only tells progress gives way first when the outbox is full.
+Reports go to `<request queue>_reporting` only if somebody has created it. The broker may be away, and the worker may be
+killed meanwhile: reports wait on disk. What carries a state is always kept; what only tells progress is not, when there
+is much already.
 """
 
 import logging
 import threading
-from collections import deque
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 from jobqueue.brokers.base import Post
-from jobqueue.codec import encode_report
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.report import LogEntry, Progress, Report, Severity, TaskState
 from jobqueue.routing import reporting_queue
+from workers.attempt.spool import Spool, UnreadableLetterError
 
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "application/vnd.jobqueue.report"
-OUTBOX_REPORTS: Final = 10_000
+SPOOL_REPORTS: Final = 10_000
+SPOOL_BYTES: Final = 64 * 2**20
 RETRY_EVERY: Final = timedelta(seconds=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Letter:
-    queue: str
-    body: bytes
-    is_vital: bool
+LOG_EVERY: Final = timedelta(minutes=1)
 
 
 class Outbox:
-    """Sends reports in the order they were given, for a whole worker process.
+    """Sends reports in the order they were given, for a whole worker process, and what an earlier one could not send.
 
     Args:
         post: the broker's port.
+        folder: where reports wait; of this worker alone, and the same each time that it starts.
+
+    Attributes:
+        dropped: how many were not kept because there were too many, or not sent because nobody has made the queue.
+
+    Raises:
+        InvalidSetting: on construction: another process has the folder, or it cannot be used.
     """
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: Post, folder: Path) -> None:
         self.dropped = 0
         self._post = post
-        self._letters: deque[_Letter] = deque()
+        self._spool = Spool(folder)
         self._changed = threading.Condition()
         self._is_closing = False
+        self._logged_at: float | None = None
         self._thread = threading.Thread(target=self._send_all, name="reports", daemon=True)
         self._thread.start()
 
-    def put(self, queue: str, report: Report, *, is_vital: bool) -> None:
-        """Take a report; it is sent soon."""
-        letter = _Letter(queue=reporting_queue(queue), body=encode_report(report), is_vital=is_vital)
+    def put(self, queue: str, report: Report, *, is_vital: bool, on_kept: Callable[[], object] = lambda: None) -> bool:
+        """Take a report; when this returns True it is on disk, and it is sent soon.
+
+        Args:
+            queue: the request queue that the experiment came from.
+            report: numbered.
+            is_vital: it is kept however many wait already.
+            on_kept: called when it is on disk, before it may be sent.
+
+        Returns:
+            Whether it was kept; the number of one that was not is to be given to the next.
+        """
         with self._changed:
-            if len(self._letters) >= OUTBOX_REPORTS and not self._make_room(letter):
-                return
-            self._letters.append(letter)
+            if not is_vital and (len(self._spool) >= SPOOL_REPORTS or self._spool.size_bytes >= SPOOL_BYTES):
+                self._count_dropped("too many wait for the broker")
+                return False
+            self._spool.add(reporting_queue(queue), report)
+            on_kept()
             self._changed.notify_all()
+            return True
+
+    def next_sequence(self, attempt_id: str) -> int:
+        """Return the number that comes after those of an attempt that an earlier process left; 0 where it left none."""
+        return self._spool.next_sequence(attempt_id)
 
     def flush(self, timeout: timedelta) -> bool:
         """Wait until all is sent; returns whether it was."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._letters, timeout.total_seconds())
+            return self._changed.wait_for(lambda: not len(self._spool), timeout.total_seconds())
 
     def close(self, timeout: timedelta) -> None:
-        """Send what can be sent within `timeout`, then stop."""
+        """Send what can be sent within `timeout`, then stop; the rest is sent by the next process of this name."""
         self.flush(timeout)
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
         self._thread.join(timeout.total_seconds())
-
-    def _make_room(self, letter: _Letter) -> bool:
-        victim = letter if not letter.is_vital else next((other for other in self._letters if not other.is_vital), None)
-        if victim is None:
-            return True
-        self.dropped += 1
-        if victim is not letter:
-            self._letters.remove(victim)
-        return victim is not letter
+        if not self._thread.is_alive():
+            self._spool.close()
 
     def _send_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._letters or self._is_closing)
+                self._changed.wait_for(lambda: len(self._spool) or self._is_closing)
                 if self._is_closing:
                     return
-                letter = self._letters[0]
-            if self._send(letter):
-                with self._changed:
-                    if self._letters and self._letters[0] is letter:
-                        self._letters.popleft()
-                    self._changed.notify_all()
+            try:
+                self._send_first()
+            except BrokerUnavailable as error:
+                log.warning("reports.broker_unavailable", extra={"waiting": len(self._spool), "error": error.message})
+                self._pause()
+            except Exception as error:  # the edge of a thread: no report may keep all others back for ever
+                log.exception("reports.not_sendable")
+                self._set_aside(type(error).__name__)
 
-    def _send(self, letter: _Letter) -> bool:
-        """Send one; returns False when it has to be tried again."""
+    def _send_first(self) -> None:
+        """Send the oldest one; it stays the first until the broker has it."""
         try:
-            if not self._post.send(letter.queue, letter.body, content_type=CONTENT_TYPE):
-                self.dropped += 1
-        except BrokerUnavailable as error:
-            log.warning("reports.broker_unavailable", extra={"waiting": len(self._letters), "error": error.message})
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closing, RETRY_EVERY.total_seconds())
-            return False
-        return True
+                queue, body = self._spool.read(self._spool.first)
+        except UnreadableLetterError as error:
+            self._set_aside(str(error))
+            return
+        is_sent = self._post.send(queue, body, content_type=CONTENT_TYPE)
+        with self._changed:
+            self._spool.remove()
+            if not is_sent:
+                self._count_dropped(f"there is no queue {queue}")
+            self._changed.notify_all()
+
+    def _set_aside(self, why: str) -> None:
+        with self._changed:
+            self._spool.set_aside(why)
+            self._changed.notify_all()
+
+    def _pause(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing, RETRY_EVERY.total_seconds())
+
+    def _count_dropped(self, why: str) -> None:
+        """Count one; say so now and then."""
+        self.dropped += 1
+        if self._logged_at is None or time.monotonic() - self._logged_at >= LOG_EVERY.total_seconds():
+            self._logged_at = time.monotonic()
+            log.info("reports.dropped", extra={"why": why, "total": self.dropped})
 
 
 class Reporter:
-    """Numbers the statements about one attempt.
+    """Numbers the statements about one attempt, those that are kept, without a gap.
 
     Args:
         outbox: what sends them.
         queue: the request queue that the experiment came from.
         experiment_id, attempt, token: whose statements.
         worker_id: who says it.
+        told: how many were numbered by an earlier worker of this attempt.
+        on_number: called with how many are numbered, before the newest one may be sent.
     """
 
     def __init__(
@@ -125,15 +163,20 @@ class Reporter:
         worker_id: WorkerId,
         attempt: int = 0,
         token: int = 0,
+        told: int = 0,
+        on_number: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._outbox = outbox
         self._queue = queue
-        self._sequence = 0
+        self._sequence = told
+        self._on_number = on_number
         self._lock = threading.Lock()
         self._experiment_id = experiment_id
         self._worker_id = worker_id
         self._attempt = attempt
         self._token = token
+        if told:  # the earlier worker may have been killed between keeping a report and saying that it was numbered
+            self._sequence = max(told, outbox.next_sequence(f"{experiment_id}-{attempt}-{token}"))
 
     def entered(self, state: State) -> None:
         """Say that the attempt is in a state that is not final."""
@@ -202,5 +245,5 @@ class Reporter:
                 exit_code=exit_code,
                 manifest=manifest,
             )
-            self._sequence += 1
-            self._outbox.put(self._queue, report, is_vital=is_vital)
+            on_kept = partial(self._on_number, self._sequence + 1)
+            self._sequence += self._outbox.put(self._queue, report, is_vital=is_vital, on_kept=on_kept)
