@@ -152,6 +152,10 @@ class Post(Protocol):
         """Remove a received message for good."""
         ...
 
+    def give_back(self, mail: Mail) -> None:
+        """Let a received message be received again at once, before what came after it where the broker keeps order."""
+        ...
+
 
 class Line(Protocol):
     """A way into the request queues over one kombu connection; used by one thread at a time, dropped after an error."""

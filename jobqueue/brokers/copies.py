@@ -7,6 +7,7 @@ a cycle, and `CC` would let a sender address our copy to further queues.
 import base64
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from jobqueue.brokers.base import Mail
 
 REASON_HEADER: Final = "jobqueue-reason"
 DETAIL_HEADER: Final = "jobqueue-detail"
+TIME_HEADER: Final = "jobqueue-dead-at"
 # The content type of what is no message, but the body of one that says so.
 UNREADABLE: Final = "application/octet-stream"
 _ENCODINGS: Final = (None, "", "base64", "utf-8")
@@ -29,10 +31,22 @@ def fresh_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in headers.items() if key not in _STALE and not key.startswith(_STALE_PREFIXES)}
 
 
-def dead_headers(headers: Mapping[str, Any], *, reason: str, detail: str) -> dict[str, Any]:
-    """Return the headers of a dead letter: the sender's, and why it lies there, bounded."""
+def dead_headers(headers: Mapping[str, Any], *, reason: str, detail: str, at: str | None = None) -> dict[str, Any]:
+    """Return the headers of a dead letter: the sender's, and why it lies there, bounded, and since when.
+
+    Args:
+        headers: of the message.
+        reason: the name of a `Reason`.
+        detail: a sentence.
+        at: when it was set aside, as written then, or empty; None: now.
+    """
     kept = {key: value for key, value in fresh_headers(headers).items() if not key.startswith(_OURS)}
-    return {**kept, REASON_HEADER: _bounded(reason, _REASON_LIMIT), DETAIL_HEADER: _bounded(detail, _DETAIL_LIMIT)}
+    return {
+        **kept,
+        REASON_HEADER: _bounded(reason, _REASON_LIMIT),
+        DETAIL_HEADER: _bounded(detail, _DETAIL_LIMIT),
+        TIME_HEADER: datetime.now(UTC).isoformat(timespec="seconds") if at is None else at,
+    }
 
 
 def text_headers(headers: Mapping[str, Any]) -> dict[str, str]:

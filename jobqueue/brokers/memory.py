@@ -138,14 +138,21 @@ class MemoryPost:
         """Forget a received message."""
         self._unacknowledged.pop(cast("int", mail.handle), None)
 
+    def give_back(self, mail: Mail) -> None:
+        """Put a received message back to where it was."""
+        self._give_back(cast("int", mail.handle))
+
     def close(self) -> None:
         """Put what was received and not acknowledged back to where it was."""
         for handle in sorted(self._unacknowledged, reverse=True):
-            queue, payload = self._unacknowledged.pop(handle)
-            found = _all_queues().get(queue)
-            if found is not None:
-                with found.mutex:
-                    found.queue.appendleft(payload)
+            self._give_back(handle)
+
+    def _give_back(self, handle: int) -> None:
+        queue, payload = self._unacknowledged.pop(handle, ("", {}))
+        found = _all_queues().get(queue)
+        if found is not None:
+            with found.mutex:
+                found.queue.appendleft(payload)
 
     def _fetch(self, queue: str) -> Mail | None:
         try:

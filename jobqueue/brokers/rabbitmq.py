@@ -17,7 +17,8 @@ from jobqueue.brokers.rabbitmq_post import RabbitPost
 from jobqueue.routing import dead_letter_queue, deferred_queue
 
 _QUORUM: Final = {"x-queue-type": "quorum"}
-# The registry counts attempts; a limit here would drop an experiment that is only put off often.
+# The registry counts attempts; a limit here would drop an experiment that is only put off often, or a dead letter that
+# is only looked at often.
 _DELIVERY_LIMIT: Final = 1_000_000
 _CONSUMER_TIMEOUT: Final = timedelta(days=30)
 _SHORTEST_DELAY: Final = timedelta(milliseconds=100)
@@ -91,7 +92,7 @@ class RabbitQueues:
         declared = self._declare(
             {
                 LEDGER: {**_QUORUM, "x-delivery-limit": _DELIVERY_LIMIT},
-                dead_letter_queue(queue): _QUORUM,
+                dead_letter_queue(queue): {**_QUORUM, "x-delivery-limit": _DELIVERY_LIMIT},
                 deferred_queue(queue): {**_QUORUM, **_dead_lettering(queue)},
                 queue: {
                     **_QUORUM,

@@ -59,6 +59,13 @@ class RabbitPost:
             raise TypeError("this mail was not received from RabbitMQ")
         receipt.receiver.acknowledge(receipt)
 
+    def give_back(self, mail: Mail) -> None:
+        """Put a received message back; one whose connection is gone is back already."""
+        receipt = mail.handle
+        if not isinstance(receipt, _Receipt):
+            raise TypeError("this mail was not received from RabbitMQ")
+        receipt.receiver.give_back(receipt)
+
     def close(self) -> None:
         """Close the receiving connections of this process."""
         for (pid, _), receiver in list(self._receivers.items()):
@@ -99,6 +106,11 @@ class _Receiver:
             if receipt.link is not self._link:
                 raise BrokerUnavailable(f"the connection over which mail of {self._queue} came is gone; it comes again")
             receipt.link.channel.basic_ack(receipt.delivery_tag)
+
+    def give_back(self, receipt: _Receipt) -> None:
+        with self._lock, translated(self._url):
+            if receipt.link is self._link:
+                receipt.link.channel.basic_reject(receipt.delivery_tag, requeue=True)
 
     def close(self) -> None:
         with self._lock:

@@ -249,6 +249,15 @@ class RedisPost:
             pipe.zrem(mail_index(receipt.queue), receipt.tag)
             pipe.execute()
 
+    def give_back(self, mail: Mail) -> None:
+        """Put a received message back to where it was taken."""
+        receipt = mail.handle
+        if not isinstance(receipt, _Receipt):
+            raise TypeError("this mail was not received from Redis")
+        keys = [mail_hash(receipt.queue), mail_index(receipt.queue), receipt.queue]
+        with self._server.translated():
+            self._server.give_back(keys=keys, args=[receipt.tag])
+
     def _fetch(self, queue: str) -> Mail | None:
         tag = str(uuid4())
         with self._server.translated():

@@ -43,6 +43,15 @@ for i = 4, #KEYS do
 end
 return false
 """
+# KEYS: the mail that is not acknowledged, when it comes back, and the queue's list. Mail that is back stays as it is.
+_GIVE_BACK: Final = """
+local mail = redis.call('hget', KEYS[1], ARGV[1])
+if not mail then return 0 end
+redis.call('rpush', KEYS[3], mail)
+redis.call('hdel', KEYS[1], ARGV[1])
+redis.call('zrem', KEYS[2], ARGV[1])
+return 1
+"""
 # What was put off and has come back since was received anew, or is acknowledged.
 _COUNT_DEFERRED: Final = """
 local count = 0
@@ -82,6 +91,11 @@ class RedisServer:
     def receive(self) -> Any:
         """The script that takes mail: None when there is none, 0 when there is no such queue."""
         return self.client.register_script(RECEIVE)
+
+    @cached_property
+    def give_back(self) -> Any:
+        """The script that puts mail back to where it was taken."""
+        return self.client.register_script(_GIVE_BACK)
 
     @cached_property
     def count_deferred(self) -> Any:

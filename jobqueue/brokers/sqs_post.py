@@ -9,7 +9,15 @@ from datetime import timedelta
 from typing import Final
 
 from jobqueue.brokers.base import Mail
-from jobqueue.brokers.copies import DETAIL_HEADER, REASON_HEADER, dead_headers, pack, text_headers, unpack_json
+from jobqueue.brokers.copies import (
+    DETAIL_HEADER,
+    REASON_HEADER,
+    TIME_HEADER,
+    dead_headers,
+    pack,
+    text_headers,
+    unpack_json,
+)
 from jobqueue.brokers.sqs_client import Receipt, Refusal, SqsServer
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 
@@ -59,6 +67,15 @@ class SqsPost:
         self._server.delete(receipt)
         self._unacknowledged.pop(receipt.handle, None)
 
+    def give_back(self, mail: Mail) -> None:
+        """Let a received message be received again at once."""
+        receipt = mail.handle
+        if not isinstance(receipt, Receipt):
+            raise TypeError("this mail was not received from SQS")
+        with suppress(Refusal):  # it is back already
+            self._server.hide(receipt, seconds=0)
+        self._unacknowledged.pop(receipt.handle, None)
+
     def close(self) -> None:
         """Give back what was received and not acknowledged, as far as SQS answers; it comes back anyway."""
         receipts, self._unacknowledged = self._unacknowledged, {}
@@ -75,5 +92,7 @@ def _to_mail(receipt: Receipt) -> Mail:
         return mail
     # A dead letter lies there as it came, with the reason beside it.
     detail = receipt.attributes.get(DETAIL_HEADER, "")
-    headers = text_headers(dead_headers(mail.headers, reason=reason, detail=detail))
+    headers = text_headers(
+        dead_headers(mail.headers, reason=reason, detail=detail, at=receipt.attributes.get(TIME_HEADER, ""))
+    )
     return Mail(body=mail.body, content_type=mail.content_type, headers=headers, handle=receipt)

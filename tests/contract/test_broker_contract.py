@@ -13,6 +13,7 @@ from services.broker_client import (
     HEADERS,
     LEASE,
     NOT_YET,
+    SOON,
     Consumer,
     consumers,
     plain_queue,
@@ -220,6 +221,21 @@ def test_mail_that_was_not_acknowledged_comes_back_when_its_receiver_is_gone(
     assert receive(broker, plain, NOT_YET) is None
 
 
+def test_mail_that_is_given_back_is_received_again_at_once(broker: Broker, plain: str) -> None:
+    for body in (b"one", b"two", b"three"):
+        send(broker, plain, body)
+    taken = [mail for mail in (receive(broker, plain) for _ in range(3)) if mail]
+    broker.post.acknowledge(taken[1])
+    for mail in (taken[2], taken[0]):
+        broker.post.give_back(mail)
+    again = [mail for mail in (receive(broker, plain) for _ in range(2)) if mail]
+    assert {mail.body for mail in again} == {b"one", b"three"}
+    assert all(mail.headers == {"n": "1"} for mail in again)
+    for mail in again:
+        broker.post.acknowledge(mail)
+    assert receive(broker, plain, timedelta()) is None
+
+
 def test_threads_share_one_broker(broker: Broker, plain: str) -> None:
     failures: list[BaseException] = []
 
@@ -339,6 +355,7 @@ def test_a_dead_letter_carries_its_reason_and_its_body(
     assert mail.headers["jobqueue-detail"].startswith("not an envelope: ")
     assert len(mail.headers["jobqueue-detail"]) == 1000
     assert mail.headers["id"] == "exp-1"
+    assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(mail.headers["jobqueue-dead-at"]) < SOON
     assert "jobqueue-token" not in mail.headers
     assert "x-death" not in mail.headers
     broker.post.acknowledge(mail)
