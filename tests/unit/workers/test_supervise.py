@@ -566,7 +566,7 @@ def test_what_a_lost_worker_of_this_machine_has_left_running_goes_before_the_nex
     message = node.message()
     lease = hold_elsewhere(node, message, ttl=timedelta(seconds=5)).lease
     labels = [
-        Labels(experiment_id=experiment_id, attempt=1, token=lease.token, node_id="cpu@other")
+        Labels(experiment_id=experiment_id, attempt=1, token=lease.token, node_id=node.site.node_id)
         for experiment_id in (lease.experiment_id, "another")
     ]
     left = [FakeContainer(replace(PLAN, labels=each), HELD, node.runtime.check) for each in labels]
@@ -761,10 +761,10 @@ def test_the_end_has_one_order(node: FakeNode, monkeypatch: pytest.MonkeyPatch) 
 
         return noting
 
-    def note_report(queue: str, report: Any, **options: Any) -> None:
+    def note_report(queue: str, report: Any, **options: Any) -> bool:
         if report.state and report.state.is_final:
             order.append("report")
-        put(queue, report, **options)
+        return put(queue, report, **options)
 
     def note_store(method: str, key: str) -> None:
         if method.startswith("put"):
