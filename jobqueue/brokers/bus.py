@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -40,6 +41,8 @@ class Bus:
         if url and not url.startswith(("redis://", "rediss://", "redis+socket://")):
             scheme = url.partition("://")[0]
             raise InvalidSetting(f"events cannot go over '{scheme}://…'", hint="name a Redis: JOBQUEUE_EVENTS_URL")
+        self._url = url
+        # Listeners have connections of their own: closing this one must not break off what they read.
         self._server = RedisServer(url) if url else None
         self._prefix = f"{_CHANNEL}{urlsplit(url).path.strip('/') or '0'}:"
         self._waiting: deque[tuple[str, str]] = deque(maxlen=_KEPT)
@@ -47,6 +50,10 @@ class Bus:
         self._is_closed = threading.Event()
         self._relay: threading.Thread | None = None
         self._logged_at = float("-inf")
+
+    def __json__(self) -> str:
+        """Return what `celery inspect` shows of it."""
+        return "bus"
 
     def relay(self) -> None:
         """Never wait for the bus from now on: this process is a worker."""
@@ -80,39 +87,31 @@ class Bus:
             ready.wait(_READY_SECONDS)
 
     def close(self) -> None:
-        """Stop its threads; what was not sent yet is lost."""
+        """Stop its threads, which may take a moment; what was not sent yet is lost."""
         self._is_closed.set()
         self._is_waiting.set()
-        if self._server is not None and self._relay is None:
-            self._server.close()
+        if self._relay is None:
+            self._close_server()
 
     def _send(self, letter: tuple[str, str]) -> None:
         if self._server is not None:
-            with self._server.translated() as client:
+            with _translated(self._server) as client:
                 client.publish(*letter)
 
     def _send_all(self) -> None:
         while self._is_waiting.wait() and not self._is_closed.is_set():
             self._is_waiting.clear()
-            while self._waiting:
-                try:
-                    self._send(self._waiting.popleft())
-                except BrokerUnavailable as error:
-                    self._complain(error)
-                    self._is_closed.wait(_AGAIN_SECONDS)
+            while self._waiting and not self._is_closed.is_set():
+                self._try(self._send, self._waiting.popleft())
+        self._close_server()
 
     def _hear(self, channel: str, listener: Listener, until: threading.Event, ready: threading.Event) -> None:
         while not (until.is_set() or self._is_closed.is_set()):
-            try:
-                self._subscribe(channel, listener, until, ready)
-            except BrokerUnavailable as error:
-                self._complain(error)
-                self._is_closed.wait(_AGAIN_SECONDS)
+            self._try(self._subscribe, channel, listener, until, ready)
 
     def _subscribe(self, channel: str, listener: Listener, until: threading.Event, ready: threading.Event) -> None:
-        if self._server is None:
-            return
-        with self._server.translated() as client, client.pubsub() as pubsub:
+        server = RedisServer(self._url)
+        with closing(server), _translated(server) as client, client.pubsub() as pubsub:
             pubsub.subscribe(channel)
             while not (until.is_set() or self._is_closed.is_set()):
                 heard = pubsub.get_message(timeout=_TICK_SECONDS)
@@ -121,10 +120,35 @@ class Bus:
                 if heard and heard["type"] == "message":
                     _tell(listener, heard["data"])
 
+    def _try(self, act: Callable[..., None], *words: Any) -> None:
+        """Do something for which the bus must be there; when it is not, wait a moment."""
+        try:
+            act(*words)
+        except BrokerUnavailable as error:
+            self._complain(error)
+            self._is_closed.wait(_AGAIN_SECONDS)
+        except Exception:  # the edge of a thread: what is said over the bus must not end it
+            log.exception("bus.failed")
+            self._is_closed.wait(_AGAIN_SECONDS)
+
+    def _close_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
     def _complain(self, error: BrokerUnavailable) -> None:
         if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:
             self._logged_at = time.monotonic()
             log.warning("bus.unavailable", extra={"error": error.message})
+
+
+@contextmanager
+def _translated(server: RedisServer) -> Iterator[Any]:
+    try:
+        with server.translated() as client:
+            yield client
+    except BrokerUnavailable as error:
+        hint = "Celery's events and remote control go over it; is JOBQUEUE_EVENTS_URL right, or JOBQUEUE_REGISTRY_URL?"
+        raise BrokerUnavailable(error.message, hint=hint) from None
 
 
 def _tell(listener: Listener, raw: bytes) -> None:

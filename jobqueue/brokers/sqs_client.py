@@ -102,6 +102,10 @@ class SqsServer:
         self._clients: dict[tuple[int, bool], Any] = {}
         self._urls: dict[str, str] = {}
 
+    def __json__(self) -> str:
+        """Return what `celery inspect` shows of it."""
+        return self.address.name
+
     def call(self, operation: str, **parameters: Any) -> Any:
         """Return the answer to one request, as `botocore` names and shapes it.
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from kombu.transport import virtual
 
+from jobqueue.brokers.bus import Bus
 from jobqueue.brokers.copies import as_message
 from jobqueue.brokers.sqs_client import MAX_MESSAGE_BYTES, Receipt, SqsServer
 from jobqueue.brokers.sqs_deliveries import RECEIPT, receipt_of
@@ -135,6 +136,7 @@ class Channel(virtual.Channel):
 class Transport(virtual.Transport):
     """One connection of Celery's: its channels, its one receiving thread, and what that has brought."""
 
+    client: Any
     channels: Any
     state: Any
     _callbacks: Any
@@ -148,14 +150,24 @@ class Transport(virtual.Transport):
 
     def __init__(self, client: Any, **options: Any) -> None:
         super().__init__(client, **options)
-        self.server: SqsServer = client.transport_options["server"]
-        self.bus = client.transport_options["bus"]
         self._arrived: SimpleQueue[Callable[[], bool]] = SimpleQueue()
         self._receiver: Receiver | None = None
         self._is_asking = False
         self._heard: set[str] = set()
         self._is_closed = threading.Event()
         self._loop: Any = None
+
+    @property
+    def server(self) -> SqsServer:
+        """Where the queues lie; Celery also makes connections without options, only to show their address."""
+        server: SqsServer = self.client.transport_options["server"]
+        return server
+
+    @property
+    def bus(self) -> Bus:
+        """What carries events and remote control."""
+        bus: Bus = self.client.transport_options["bus"]
+        return bus
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Hand on what comes on the main loop of a worker, which never waits for SQS or the bus."""

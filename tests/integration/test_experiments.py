@@ -3,10 +3,12 @@
 import json
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -260,6 +262,8 @@ def test_inspect_shows_the_experiment_and_no_secret(place: Served) -> None:
     with make_app(place.site.settings) as app:
         inspect = app.control.inspect(timeout=5, limit=1)
         active, stats = inspect.active(), inspect.stats()
+    assert active
+    assert stats
     said = json.dumps([active, stats])
     assert experiment.id in said
     assert "hunter" not in said
@@ -268,6 +272,24 @@ def test_inspect_shows_the_experiment_and_no_secret(place: Served) -> None:
     experiment.wait(40)
     assert "hunter" not in place.worker.log.read_text()
     assert list(experiment.logs()) == ["[secret]"]
+
+
+def test_events_tell_when_an_experiment_came_started_and_ended(place: Served) -> None:
+    seen: list[dict[str, Any]] = []
+    with make_app(place.site.settings) as app, app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+        listening = threading.Thread(target=receiver.capture, kwargs={"limit": None, "timeout": None, "wakeup": False})
+        listening.start()
+        wait_until(lambda: seen, what="a heartbeat", within=LONG)
+        experiment = place.submit("true")
+        types = ["task-received", "task-started", "task-succeeded"]
+        wait_until(lambda: types_of(seen, experiment.id) == types, what="its events", within=LONG)
+        receiver.should_stop = True
+        listening.join()
+
+
+def types_of(events: list[dict[str, Any]], task_id: str) -> list[str]:
+    return [event["type"] for event in events if event.get("uuid") == task_id]
 
 
 @pytest.mark.parametrize("terminate", [False, True])

@@ -1,6 +1,7 @@
 """What stands between a client and SQS: it counts what is asked, and answers as a test wants, or not at all."""
 
 import http.client
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -29,21 +30,21 @@ class SqsProxy:
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)
     most_at_once: Counter[str] = field(default_factory=Counter)
-    _faults: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    _faults: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
     _open: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fail(self, operation: str, status: int, name: str = "", *, times: int = 1) -> None:
+    def fail(self, operation: str, status: int, name: str = "", *, times: int = 1, text: str = "as told") -> None:
         """Answer the next requests of an operation with an error."""
         with self._lock:
-            self._faults.setdefault(operation, []).extend([(status, name)] * times)
+            self._faults.setdefault(operation, []).extend([(status, name, text)] * times)
 
     def is_through(self, operation: str) -> bool:
         """Tell whether an operation has had all of its errors, and was asked for again."""
         with self._lock:
             return not self._faults.get(operation)
 
-    def begin(self, operation: str) -> tuple[int, str] | None:
+    def begin(self, operation: str) -> tuple[int, str, str] | None:
         """Note a request; return the error that it gets."""
         with self._lock:
             self.asked[operation] += 1
@@ -90,14 +91,13 @@ def open_sqs_proxy(target_port: int) -> Iterator[SqsProxy]:
             self._answer(answer.status, answer.read(), kept)
             target.close()
 
-        def _refuse(self, status: int, name: str) -> None:
+        def _refuse(self, status: int, name: str, text: str) -> None:
             if status == RESET:
                 self.close_connection = True
                 self.connection.close()
             else:
-                self._answer(
-                    status, b'{"__type": "com.amazonaws.sqs#%s", "message": "as the test wants"}' % name.encode(), []
-                )
+                answer = {"__type": f"com.amazonaws.sqs#{name}", "message": text}
+                self._answer(status, json.dumps(answer).encode(), [])
 
         def _answer(self, status: int, body: bytes, headers: list[tuple[str, str]]) -> None:
             self.send_response(status)
