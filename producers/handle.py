@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from html import escape
 from typing import Any, Final
 
@@ -58,7 +59,8 @@ class Experiment(concurrent.futures.Future[Any]):
         self._connections, self._watcher, self._reopen = connections, watcher, reopen
         self._submission: Submission | None = None
         self._last: Record | None = None
-        self._settling = threading.Lock()
+        self._settling = threading.RLock()
+        self._is_settled = self._has_callbacks = False
         self._value: Any = _UNREAD
 
     @property
@@ -114,7 +116,7 @@ class Experiment(concurrent.futures.Future[Any]):
         self.introduce(record.submission)
         self._last = record
         if record.state.is_final:
-            self._resolve(record)
+            self.resolve(make_error(record))
 
     def _look_into_store(self) -> Record:
         """Return what the result marker says, for an experiment that the registry has forgotten."""
@@ -127,20 +129,27 @@ class Experiment(concurrent.futures.Future[Any]):
         return apply_marker(Record(submission=self._submission), marker)
 
     def settle(self) -> bool:
-        """Look at the experiment, and return whether it is over: what the watcher calls."""
-        with suppress(NotFound, StoreUnavailable):
-            return self.look().state.is_final
-        return False
+        """Look at the experiment, and return whether there is nothing more to learn: what the watcher calls."""
+        with suppress(StoreUnavailable):
+            try:
+                return self.look().state.is_final
+            except NotFound as error:
+                if self._submission is None:  # there has never been one, and no waiting makes it
+                    self.resolve(error)
+        return self._is_settled
 
-    def _resolve(self, record: Record) -> None:
+    def resolve(self, error: JobqueueError | None) -> None:
+        """End the waiting of everybody, with success or with what ended the experiment or the asking."""
         with self._settling:
-            if super().done():
+            if self._is_settled:
                 return
-            error = make_error(record)
-            if error is None:
-                self.set_result(None)
-            else:
-                self.set_exception(error)
+            self._is_settled = True
+            end = partial(self.set_exception, error) if error else partial(self.set_result, None)
+            if not (self._has_callbacks and self._watcher.is_this_thread):
+                end()
+                return
+        # A callback may wait for another experiment, whose end only the watcher's thread would see.
+        threading.Thread(target=end, name="jobqueue-callbacks", daemon=True).start()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is over, for at most `timeout` seconds; return whether it is.
@@ -148,6 +157,7 @@ class Experiment(concurrent.futures.Future[Any]):
         Raises:
             RegistryUnavailable: it has not answered for half a minute.
             NotFound: there has never been such an experiment.
+            JobqueueError: the client of this handle has been closed.
         """
         until = None if timeout is None else time.monotonic() + timeout
         if self._submission is None:
@@ -158,7 +168,7 @@ class Experiment(concurrent.futures.Future[Any]):
                 return False
             self._watcher.check()
             concurrent.futures.wait([self], timeout=min(left, _CHECK_EVERY_SECONDS))
-        return True
+        return self.look().state.is_final
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait until it is over, and return its `outputs/result.json`, parsed; `{"exit_code": 0}` when it wrote none.
@@ -171,8 +181,7 @@ class Experiment(concurrent.futures.Future[Any]):
             ExperimentCancelled: it was cancelled.
             ExperimentTimeout: it was not over in time; it goes on.
         """
-        error = self.exception(timeout)
-        if error is not None:
+        if error := self.exception(timeout):
             raise error
         if self._value is _UNREAD:
             self._value = read_result(self.outputs, exit_code=self.look().exit_code)
@@ -211,6 +220,8 @@ class Experiment(concurrent.futures.Future[Any]):
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
         """Call `fn` with this handle when the experiment is over, even when nobody else holds the handle."""
         self._watcher.keep(self)
+        with self._settling:
+            self._has_callbacks = True
         super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -272,7 +283,7 @@ class Experiment(concurrent.futures.Future[Any]):
     def start_in_child(self) -> None:
         """Take new locks in a forked process, where a thread that is not there may hold the old ones."""
         self._condition = threading.Condition()
-        self._settling = threading.Lock()
+        self._settling = threading.RLock()
 
     def __reduce__(self) -> tuple[Callable[[str], "Experiment"], tuple[str]]:
         return self._reopen, (self.id,)

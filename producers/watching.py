@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol
 
-from jobqueue.errors import Unavailable
+from jobqueue.errors import JobqueueError, Unavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
 
@@ -38,7 +38,11 @@ class Watched(Protocol):
         ...
 
     def settle(self) -> bool:
-        """Look at the experiment, and return whether it is over."""
+        """Look at the experiment, and return whether there is nothing more to learn."""
+        ...
+
+    def resolve(self, error: JobqueueError) -> None:
+        """Tell whoever waits that nothing more will be learned."""
         ...
 
 
@@ -95,6 +99,11 @@ class Watcher:
             if entry := self._entries.get(watched.id):
                 entry.kept = watched
 
+    @property
+    def is_this_thread(self) -> bool:
+        """Tell whether the caller is the thread that asks: it must not wait for what only it can see."""
+        return threading.current_thread() is self._thread
+
     def check(self) -> None:
         """Return when the registry answers, or has not been silent for long.
 
@@ -115,13 +124,16 @@ class Watcher:
                 self.add(handle)
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching; who still waits is told."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-            thread = self._thread
+            thread, entries = self._thread, list(self._entries.values())
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        for watched in (entry.watched() for entry in entries):
+            if watched is not None:
+                watched.resolve(JobqueueError("this client has been closed", hint="make another one: Client()"))
 
     def _run(self) -> None:
         while due := self._next():

@@ -17,6 +17,7 @@ from jobqueue.errors import (
     ExperimentCancelled,
     ExperimentFailed,
     ExperimentTimeout,
+    JobqueueError,
     NotFound,
     RegistryUnavailable,
 )
@@ -248,6 +249,50 @@ def test_a_forgetful_registry_is_made_up_for_by_the_marker(client: Client, exp: 
 def test_an_id_that_was_never_given_is_an_error_and_not_a_wait(client: Client) -> None:
     with pytest.raises(NotFound):
         client.handle(make_experiment_id()).result(timeout=SOON)
+
+
+def test_an_id_that_was_never_given_ends_every_other_kind_of_waiting_too(client: Client) -> None:
+    unknown = client.handle(make_experiment_id())
+
+    assert list(concurrent.futures.as_completed([unknown], timeout=SOON)) == [unknown]
+    with pytest.raises(NotFound):
+        asyncio.run(_await(unknown))
+    assert unknown.id not in client._watcher._entries
+
+
+def test_a_closed_client_ends_the_waiting_for_its_handles(client: Client, exp: Experiment) -> None:
+    timer = threading.Timer(0.05, client.close)
+    timer.start()
+
+    with pytest.raises(JobqueueError, match="closed"):
+        exp.result(timeout=SOON)
+    timer.join()
+    assert list(concurrent.futures.as_completed([exp], timeout=SOON)) == [exp]
+    with pytest.raises(JobqueueError, match="closed"):
+        asyncio.run(_await(exp))
+
+
+async def _await(exp: Experiment) -> Any:
+    return await asyncio.wait_for(asyncio.ensure_future(exp), SOON)  # type: ignore[arg-type]
+
+
+def test_a_callback_may_wait_for_another_experiment(client: Client, take: Callable[[Experiment], Any]) -> None:
+    first, second = client.submit_many([SPEC] * 2)
+    workers = [take(first), take(second)]
+    entered, results = threading.Event(), []
+
+    def chain(_: object) -> None:
+        entered.set()
+        results.append(second.result(timeout=SOON))
+
+    first.add_done_callback(chain)
+    for worker in workers:
+        worker.run()
+    workers[0].finish(exit_code=0)
+    assert entered.wait(SOON)
+    workers[1].finish(exit_code=0)
+
+    wait_until(lambda: results == [{"exit_code": 0}], what="the callback's end")
 
 
 def test_the_short_text_asks_nobody(client: Client, exp: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from services.waiting import wait_until
 
+from jobqueue.errors import JobqueueError
 from jobqueue.ids import ExperimentId, make_experiment_id
 from jobqueue.lifecycle import State
 from producers.watching import Watcher
@@ -22,6 +23,9 @@ class Watched:
     def settle(self) -> bool:
         self.settled.set()
         return True
+
+    def resolve(self, error: JobqueueError) -> None:
+        self.error = error
 
 
 class Registry:
