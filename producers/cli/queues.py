@@ -1,23 +1,29 @@
-"""`jobqueue queues`: what waits in the project's request queues, and making and deleting them."""
+"""`jobqueue queues`: what waits in request queues, and making, deleting and sweeping them."""
 
 import re
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from jobqueue.errors import InvalidSpec, NoSuchQueue, Problem
-from jobqueue.routing import COMPANIONS, is_request_queue, reporting_queue, request_queues
-from producers.cli.arguments import read_settings
-from producers.cli.output import format_option, write_rows
+from jobqueue.routing import COMPANIONS, dead_letter_queue, is_request_queue, reporting_queue, request_queues
+from producers.cli.arguments import Duration, open_records, read_settings
+from producers.cli.output import format_option, write_instant, write_rows
 
 if TYPE_CHECKING:
-    from jobqueue.brokers.base import Broker, Depth
+    from jobqueue.brokers.base import Broker, Depth, QueueRecord
     from jobqueue.config import Settings
+    from jobqueue.registry.base import Experiments
+    from jobqueue.storage.base import Store
+    from producers.cli.deletion import Deleted
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,69}")
 _RULE: Final = f"use letters, digits, - and _, at most 70, not ending in {', '.join(COMPANIONS)}"
 _UNKNOWN: Final = "-"
+_EXPIRED: Final = "deleted"
+_LETTERS_AT_ONCE: Final = 1000
 
 
 @click.group()
@@ -27,14 +33,15 @@ def queues() -> None:
 
 @queues.command()
 @click.argument("names", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="Every project's.")
 @format_option
-def ls(*, names: tuple[str, ...], form: str) -> None:
+def ls(*, names: tuple[str, ...], is_all: bool, form: str) -> None:
     """Show how much waits in NAMES and in their companions; the project's own queues when none are given."""
     settings = read_settings()
     with closing(_open(settings)) as broker:
-        found = {
-            name: _depth(broker, name) for queue in names or request_queues(settings.project) for name in _all(queue)
-        }
+        records = {record.queue: record for record in broker.queues.listed()}
+        wanted = names or (sorted(records) if is_all else request_queues(settings.project))
+        found = {name: _depth(broker, name) for queue in wanted for name in _all(queue)}
     there = {name: depth for name, depth in found.items() if depth}
     if missing := [name for name in names if name not in there]:
         raise NoSuchQueue(f"no such queue: {', '.join(missing)}")
@@ -46,11 +53,18 @@ def ls(*, names: tuple[str, ...], form: str) -> None:
             "READY": str(depth.ready),
             "UNACKED": _count(depth.unacked),
             "CONSUMERS": _count(depth.consumers),
+            **_noted(records.get(name)),
         }
         for name, depth in there.items()
     ]
     objects: list[dict[str, Any]] = [
-        {"queue": name, "ready": depth.ready, "unacked": depth.unacked, "consumers": depth.consumers}
+        {
+            "queue": name,
+            "ready": depth.ready,
+            "unacked": depth.unacked,
+            "consumers": depth.consumers,
+            **{key.lower(): value for key, value in _noted(records.get(name)).items() if value != _UNKNOWN},
+        }
         for name, depth in there.items()
     ]
     write_rows(form, rows=rows, objects=objects, name="QUEUE")
@@ -59,12 +73,28 @@ def ls(*, names: tuple[str, ...], form: str) -> None:
 @queues.command()
 @click.argument("names", nargs=-1)
 @click.option("--reporting", is_flag=True, help="Make the reporting queue of each as well: workers report only then.")
-def create(*, names: tuple[str, ...], reporting: bool) -> None:
-    """Make the request queues NAMES with their companions; the project's own pair when none are given."""
+@click.option(
+    "--expires", type=Duration(), help="Let the sweep delete it after so long when nothing needs it, as in 7d."
+)
+@click.option("--owner", default="", help="Whose it is, in words.")
+@click.option("--retention", type=Duration(), help="Let the sweep remove dead letters after so long, as in 14d.")
+def create(
+    *,
+    names: tuple[str, ...],
+    reporting: bool,
+    expires: timedelta | None,
+    owner: str,
+    retention: timedelta | None,
+) -> None:
+    """Make the request queues NAMES with their companions; the project's own pair when none are given.
+
+    A queue that is there keeps what lies in it; its expiry, owner and retention become what is given now.
+    """
     settings = read_settings()
+    expires_at = datetime.now(UTC) + expires if expires is not None else None
     with closing(_open(settings)) as broker:
         for name in _checked(names) or request_queues(settings.project):
-            broker.queues.create(name)
+            broker.queues.create(name, expires_at=expires_at, owner=owner, retention=retention)
             click.echo(name)
             if reporting:
                 broker.queues.create_plain(reporting_queue(name))
@@ -75,18 +105,98 @@ def create(*, names: tuple[str, ...], reporting: bool) -> None:
 @click.argument("names", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(*, names: tuple[str, ...], yes: bool) -> None:
-    """Delete the request queues NAMES, their companions, and all that waits in them."""
-    with closing(_open(read_settings())) as broker:
+    """Delete the request queues NAMES, their companions, and all that waits in them.
+
+    Their experiments that are not over are cancelled (QUEUE_DELETED); those that run are stopped within a minute.
+    """
+    from producers.cli.deletion import delete_queue
+
+    settings = read_settings()
+    with closing(_open(settings)) as broker, open_records() as experiments:
+        experiments.find(limit=1)  # a registry that is away is told of before anything is deleted
         for name in _checked(names):
             if not broker.queues.exists(name):
                 raise NoSuchQueue(f"no such queue: {name}", hint="`jobqueue queues ls` shows the project's")
             waiting = broker.queues.depth(name).ready
             if not yes:
                 click.confirm(f"delete {name} and the {waiting} messages in it?", abort=True, err=True)
-            broker.queues.delete(name)
-            if broker.queues.exists(reporting_queue(name)):
-                broker.queues.delete(reporting_queue(name))
+            done = delete_queue(name, broker=broker, experiments=experiments, store=_store(settings))
             click.echo(name)
+            _tell(name, done)
+
+
+@queues.command()
+@click.option("--force", is_flag=True, help="Delete expired queues although something waits or runs in them.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@format_option
+def sweep(*, force: bool, dry_run: bool, form: str) -> None:
+    """Delete request queues whose time is over, and dead letters that are older than their queue's retention.
+
+    A queue in which something waits or runs is left for the next sweep. Let a timer call this once an hour.
+    """
+    from producers.cli.deletion import delete_queue
+
+    settings = read_settings()
+    rows = []
+    with closing(_open(settings)) as broker, open_records() as experiments:
+        for record in broker.queues.listed():
+            verdict = _judge(record, broker, experiments, force=force)
+            if verdict == _EXPIRED and not dry_run:
+                done = delete_queue(record.queue, broker=broker, experiments=experiments, store=_store(settings))
+                _tell(record.queue, done)
+            elif verdict != _EXPIRED:
+                removed = _remove_old_letters(record, broker, dry_run=dry_run)
+                verdict = "; ".join(
+                    part for part in (verdict, f"dead letters removed: {removed}" if removed else "") if part
+                )
+            if verdict:
+                rows.append({"QUEUE": record.queue, "WHAT": verdict})
+    objects = [{key.lower(): value for key, value in row.items()} for row in rows]
+    write_rows(form, rows=rows, objects=objects, name="QUEUE")
+
+
+def _judge(record: "QueueRecord", broker: "Broker", experiments: "Experiments", *, force: bool) -> str:
+    """Return whether a queue is to be deleted, or why not although its time is over; empty while it is not over."""
+    if not broker.queues.exists(record.queue):
+        return _EXPIRED  # somebody deleted it by other means: its companions and experiments are still there
+    if record.expires_at is None or datetime.now(UTC) < record.expires_at:
+        return ""
+    depth = broker.queues.depth(record.queue)
+    if force or not (depth.ready or depth.unacked or experiments.find(queue=record.queue, limit=1)):
+        return _EXPIRED
+    return "expired, and kept: something waits or runs in it"
+
+
+def _remove_old_letters(record: "QueueRecord", broker: "Broker", *, dry_run: bool) -> int:
+    from producers.cli.dead_letters import open_pile
+
+    if record.retention is None or not broker.queues.exists(dead_letter_queue(record.queue)):
+        return 0
+    oldest = datetime.now(UTC) - record.retention
+    with open_pile(broker, [record.queue], limit=_LETTERS_AT_ONCE) as pile:
+        old = [letter for letter in pile.letters if letter.set_aside_at and letter.set_aside_at < oldest]
+        for letter in () if dry_run else old:
+            pile.remove(letter)
+    return len(old)
+
+
+def _tell(queue: str, done: "Deleted") -> None:
+    if done.cancelled or done.stopping:
+        told = f"{queue}: experiments cancelled: {done.cancelled}, being stopped: {done.stopping}"
+        click.echo(told, err=True)
+
+
+def _store(settings: "Settings") -> "Store":
+    from jobqueue.storage import open_store
+
+    return open_store(settings.storage, endpoint=settings.storage_endpoint)
+
+
+def _noted(record: "QueueRecord | None") -> dict[str, str]:
+    return {
+        "EXPIRES": (write_instant(record.expires_at) if record else "") or _UNKNOWN,
+        "OWNER": (record.owner if record else "") or _UNKNOWN,
+    }
 
 
 def _open(settings: "Settings") -> "Broker":
