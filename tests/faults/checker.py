@@ -1,0 +1,56 @@
+"""Judges a history, without any server: every violation has the name of its invariant and what shows it."""
+
+from collections.abc import Iterator, Sequence
+
+from faults.history import Fact, of_kind
+from faults.invariants import Violation, judge_experiment
+from faults.seen import Run, put_in_order
+
+_INJECTED = 0.9
+_MORE_FILES = 100
+
+
+def judge(facts: Sequence[Fact]) -> list[Violation]:
+    """Return everything in a history that must not be."""
+    run = put_in_order(facts)
+    found = [violation for seen in run.experiments.values() for violation in judge_experiment(run, seen)]
+    return [*found, *_judge_site(run)]
+
+
+def is_void(facts: Sequence[Fact]) -> bool:
+    """Tell whether too few of the planned faults hit anything, so that the run proves nothing."""
+    run = put_in_order(facts)
+    hit = sum(1 for fact in of_kind(facts, "fault") if fact["phase"] == "hit")
+    return hit < _INJECTED * len(run.about.get("faults", ())) or not run.experiments
+
+
+def _judge_site(run: Run) -> Iterator[Violation]:
+    def violation(invariant: str, evidence: str) -> Violation:
+        return Violation(invariant=invariant, experiment="site", evidence=evidence)
+
+    if not run.end:
+        yield violation("I1", "the history has no end")
+    elif not run.end["is_converged"]:
+        late = ", ".join(run.end["unfinished"]) or "none"
+        yield violation("I1", f"not everything was final after {run.end['allowed_seconds']:.0f} s; unfinished: {late}")
+    for fact in of_kind(run.facts, "residue"):
+        yield violation("I5", f"{fact['what']} was left: {fact['item']}")
+    for fact in of_kind(run.facts, "queue"):
+        if fact["messages"] != fact["expected"]:
+            yield violation("I6", f"{fact['queue']} holds {fact['messages']} messages instead of {fact['expected']}")
+    yield from (violation("I13", evidence) for evidence in _leaks(run))
+    for fact in of_kind(run.facts, "worker"):
+        if fact["event"] == "died":
+            yield violation("I14", f"the worker of {fact['node']} ended with {fact['code']}; nobody had asked it to")
+
+
+def _leaks(run: Run) -> Iterator[str]:
+    first: dict[int, Fact] = {}
+    last: dict[int, Fact] = {}
+    for fact in of_kind(run.facts, "sample"):
+        first.setdefault(fact["pid"], fact)
+        last[fact["pid"]] = fact
+    for pid, fact in last.items():
+        grown = fact["files"] - first[pid]["files"]
+        if grown > _MORE_FILES:
+            yield f"the worker of {fact['node']} opened {grown} files and did not close them"
