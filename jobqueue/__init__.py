@@ -8,6 +8,8 @@ from importlib import import_module
 
 _WORDS = {
     "Client": "producers",
+    "Experiment": "producers",
+    "JobqueueWarning": "producers",
     "get": "producers",
     "grid": "producers",
     "submit_experiment": "producers",
@@ -16,8 +18,12 @@ _WORDS = {
     "State": "jobqueue.lifecycle",
     "Reason": "jobqueue.lifecycle",
     "JobqueueError": "jobqueue.errors",
+    "InvalidSetting": "jobqueue.errors",
     "InvalidSpec": "jobqueue.errors",
     "BrokerUnavailable": "jobqueue.errors",
+    "RegistryUnavailable": "jobqueue.errors",
+    "StoreUnavailable": "jobqueue.errors",
+    "ArtifactRefused": "jobqueue.errors",
     "NoSuchQueue": "jobqueue.errors",
     "NotFound": "jobqueue.errors",
     "IdempotencyMismatch": "jobqueue.errors",

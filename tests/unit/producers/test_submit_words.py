@@ -1,14 +1,19 @@
 """Submitting with every server in this process."""
 
+import ast
 import inspect
 import pickle
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import jobqueue
+import producers
 from jobqueue.artifacts import Artifact
 from jobqueue.brokers.memory import MemoryBroker
 from jobqueue.envelope import open_sealed, verify
@@ -327,3 +332,13 @@ def test_the_words_of_the_project_lead_to_the_words_here() -> None:
     assert producers.Client is Client
     with pytest.raises(AttributeError):
         _ = producers.nonsense
+
+
+@pytest.mark.parametrize("package", [jobqueue, producers], ids=lambda package: package.__name__)
+def test_type_checkers_and_editors_see_the_words_that_there_are(package: Any) -> None:
+    stub = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text())
+    seen = {name.asname: node for node in stub.body if isinstance(node, ast.ImportFrom) for name in node.names}
+
+    assert set(seen) == set(package.__all__)
+    for word, node in seen.items():
+        assert getattr(package, word) is getattr(import_module(str(node.module)), word)
