@@ -169,7 +169,6 @@ def _restart_engine(scene: Scene) -> Iterator[None]:
 @contextmanager
 def _restart_broker(scene: Scene) -> Iterator[None]:
     scene.world.broker.process.restart()
-    _repair(scene.world)
     yield
 
 
@@ -274,9 +273,3 @@ def poison(scene: Scene, witness: Witness) -> None:
     scene.node.kill()
     _kill_container(scene.world, witness)
     scene.node.start()
-
-
-def _repair(world: World) -> None:
-    """Make the queues again where the broker keeps them in its memory only."""
-    if world.broker.kind == "sqs":
-        world.make_queues()

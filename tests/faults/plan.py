@@ -48,7 +48,7 @@ KINDS: Final = (
     Kind(name="store.loses_answers", weight=3, lasts_leases=0.5),
     Kind(name="disk.full", weight=2, lasts_leases=0.5),
     Kind(name="engine.restart", weight=3, is_of_node=False),
-    Kind(name="broker.restart", weight=3, is_of_node=False, is_gentle=True),
+    Kind(name="broker.restart", weight=3, is_of_node=False, brokers=("rabbitmq", "redis"), is_gentle=True),
     Kind(name="broker.kill", weight=3, is_of_node=False, brokers=("rabbitmq",)),
     Kind(name="broker.wipe", weight=1, is_of_node=False),
     Kind(name="queue.delete", weight=1, is_of_node=False, brokers=("rabbitmq", "redis")),
@@ -58,7 +58,8 @@ KINDS: Final = (
     Kind(name="registry.clock", weight=3, is_of_node=False),
     Kind(name="duplicates.burst", weight=5, is_of_node=False, is_gentle=True),
 )
-BY_NAME: Final = {kind.name: kind for kind in KINDS}
+# Either of them may lose everything, but not both: a run empties the one or the other.
+_EMPTIES: Final = ({"registry.wipe"}, {"broker.wipe", "queue.delete"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,9 @@ def make_plan(
     """
     chance = random.Random(f"faults {seed}")
     eligible = [kind for kind in KINDS if _fits(kind, broker=broker, kinds=kinds, is_gentle=is_gentle)]
+    if not kinds:
+        spared = chance.choice(_EMPTIES)
+        eligible = [kind for kind in eligible if kind.name not in spared]
     chosen = _choose(eligible, count, chance)
     faults, at_seconds = [], 4.0
     for index, kind in enumerate(chosen):

@@ -204,9 +204,17 @@ def test_the_same_seed_is_the_same_plan_and_another_one_is_not() -> None:
     assert plan(1) == plan(1)
     assert plan(1) != plan(2)
     assert make_orders(40, seed=1) == make_orders(40, seed=1)
-    assert {fault.kind.name for fault in plan(1)} == {
-        kind.name for kind in KINDS if "rabbitmq" in kind.brokers or not kind.brokers
-    }
+
+
+def test_a_run_empties_the_broker_or_the_registry_but_never_both() -> None:
+    emptied = []
+    for seed in range(20):
+        names = {fault.kind.name for fault in make_plan(60, seed=seed, broker="redis", lease_seconds=6)}
+        emptied.append(("registry.wipe" in names, "broker.wipe" in names))
+        assert names | {"registry.wipe", "broker.wipe", "queue.delete"} == {
+            kind.name for kind in KINDS if "redis" in (kind.brokers or ("redis",))
+        }
+    assert set(emptied) == {(True, False), (False, True)}
 
 
 def test_half_of_the_containers_outlive_a_lease() -> None:
