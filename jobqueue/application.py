@@ -37,7 +37,7 @@ def make_app(settings: Settings) -> "Celery":
 
 def _general(settings: Settings) -> dict[str, Any]:
     return {
-        "imports": ("workers.delivery.tasks", "workers.delivery.signals"),
+        "imports": ("workers.delivery.tasks", "workers.delivery.signals", "workers.node.signals"),
         "task_serializer": "json",
         "result_serializer": "json",
         "event_serializer": "json",

@@ -1,10 +1,10 @@
 """The composition root of the compute-node side: from settings to everything that a worker process needs."""
 
-import contextlib
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import quote
@@ -12,19 +12,19 @@ from urllib.parse import quote
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.config import Settings
-from jobqueue.errors import JobqueueError, StoreUnavailable, Superseded
-from jobqueue.ids import ExperimentId, NodeId, WorkerId
+from jobqueue.errors import JobqueueError, StoreUnavailable
+from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.keys import KeyRing
-from jobqueue.lifecycle import Outcome, Reason
+from jobqueue.lifecycle import Reason
 from jobqueue.registry import open_registry
-from jobqueue.registry.base import Lease, WorkerRecord
+from jobqueue.registry.base import WorkerRecord
 from jobqueue.storage import open_store
 from jobqueue.storage.base import check_store
 from workers.attempt.lease import RENEWALS_PER_LEASE
+from workers.attempt.node_folder import NodeFolder, open_node_folder
 from workers.attempt.queue_watch import QueueWatch
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes import open_runtime
-from workers.attempt.runtimes.base import Labels
 from workers.attempt.site import Policy, Site
 from workers.attempt.supervise import Attempt
 from workers.hardware.machine import measure_offer
@@ -44,25 +44,36 @@ class Node:
         settings: of this process.
         worker_name: Celery's node name, such as `cpu@host`.
         queues: the request queues it consumes.
+
+    Attributes:
+        folder: what this machine's workers share.
+        companions: what was opened beside it, closed before it is.
+
+    Raises:
+        InvalidSetting: on construction: a live worker of this node has the name, or a folder cannot be used.
     """
 
     def __init__(self, settings: Settings, *, worker_name: str, queues: tuple[str, ...]) -> None:
         self.settings = settings
         self.queues = queues
+        self.folder = open_node_folder(settings.state_dir)
+        self.companions = ExitStack()
+        self._claim = self.folder.claim(WorkerId(worker_name))
         self.broker: Broker = open_broker(settings.broker, lease=settings.lease)
-        self.site = _make_site(settings, broker=self.broker, worker_name=worker_name)
+        self.site = _make_site(settings, broker=self.broker, worker_name=worker_name, folder=self.folder)
         self.is_hurried = False
         self._is_stopping = False
         self._is_draining = False
         self._running: dict[str, Attempt] = {}
         self._properties: dict[str, Mapping[str, Any]] = {}
+        self._adopted: set[str] = set()
         self._queue_watch = QueueWatch(self.broker.queues)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def start(self) -> None:
-        """Remove what an earlier worker of this name left on the engine, and say that it is there.
+        """Say that it is there.
 
         Raises:
             InvalidSetting: the store cannot be trusted with results.
@@ -74,25 +85,43 @@ class Node:
             check_store(self.site.store)
         except StoreUnavailable as error:
             log.warning("store.unavailable", extra={"error": error.message})
-        self._remove_orphans()
         self._announce()
         self._pulse.start()
 
     @contextmanager
     def running(
-        self, experiment_id: ExperimentId, attempt: Attempt, properties: Mapping[str, Any]
+        self, experiment_id: ExperimentId, attempt: Attempt, properties: Mapping[str, Any] | None
     ) -> Iterator[Attempt]:
-        """Let others ask something of an attempt, and keep its delivery alive, while it runs."""
+        """Let others ask something of an attempt, and keep its delivery alive, while it runs.
+
+        An attempt without `properties` was adopted: it has no delivery. Another one of its experiment finds the lease
+        held, and is not what others ask for.
+        """
         with self._lock:
-            self._running[experiment_id] = attempt
-            self._properties[experiment_id] = properties
+            is_first = self._running.setdefault(experiment_id, attempt) is attempt
+            if is_first and properties is None:
+                self._adopted.add(experiment_id)
+            if is_first and properties is not None:
+                self._properties[experiment_id] = properties
         if self._is_draining:
             attempt.ask(Reason.DRAINED)
         try:
             yield attempt
         finally:
             with self._lock:
-                del self._running[experiment_id], self._properties[experiment_id]
+                if is_first:
+                    del self._running[experiment_id]
+                    self._properties.pop(experiment_id, None)
+                    self._adopted.discard(experiment_id)
+
+    @property
+    def adopted(self) -> int:
+        """How many attempts run here that an earlier worker has started; each takes a place."""
+        return len(self._adopted)
+
+    def is_running(self, experiment_id: str) -> bool:
+        """Tell whether an attempt of it runs here."""
+        return experiment_id in self._running
 
     def redelivered(self, experiment_id: str, properties: Mapping[str, Any]) -> None:
         """Keep the newer delivery of a running experiment alive from now on."""
@@ -125,6 +154,7 @@ class Node:
 
     def close(self) -> None:
         """Say that it has gone, send what is left to send, close everything."""
+        self.companions.close()
         self._closed.set()
         if self._pulse.is_alive():
             self._pulse.join()
@@ -136,6 +166,7 @@ class Node:
         self.site.runtime.close()
         self.broker.close()
         self.site.registry.close()
+        os.close(self._claim)
 
     def _beat(self) -> None:
         """Keep the deliveries of what runs, and the worker's own record, alive; end what has lost its queue."""
@@ -172,28 +203,12 @@ class Node:
         except JobqueueError as error:
             log.warning("worker.not_announced", extra={"error": error.message})
 
-    def _remove_orphans(self) -> None:
-        """Remove the containers that a worker of this name has left, and give their leases back."""
-        try:
-            for container in self.site.runtime.find(self.site.node_id):
-                log.warning("container.orphan", extra={"experiment": container.labels.experiment_id})
-                container.remove()
-                self._give_back(container.labels)
-        except JobqueueError as error:
-            log.warning("container.orphans_not_removed", extra={"error": error.message})
 
-    def _give_back(self, labels: Labels) -> None:
-        lease = Lease(experiment_id=ExperimentId(labels.experiment_id), token=labels.token, attempt=labels.attempt)
-        outcome = Outcome(reason=Reason.WORKER_LOST, detail=self.site.worker_id)
-        with contextlib.suppress(Superseded):
-            self.site.registry.leases.release(lease, outcome, delay=timedelta(0))
-
-
-def _make_site(settings: Settings, *, broker: Broker, worker_name: str) -> Site:
+def _make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: NodeFolder) -> Site:
     runtime = open_runtime(settings.runtime, state_dir=settings.state_dir)
     return Site(
         worker_id=WorkerId(worker_name),
-        node_id=NodeId(worker_name),
+        node_id=folder.node_id,
         registry=open_registry(settings.registry),
         deliveries=broker.deliveries,
         store=open_store(settings.storage, endpoint=settings.storage_endpoint),
@@ -210,6 +225,7 @@ def _make_site(settings: Settings, *, broker: Broker, worker_name: str) -> Site:
         lease=settings.lease,
         grace=settings.grace,
         folder=settings.cache_dir,
+        leases=folder.leases,
         endpoint=settings.storage_endpoint,
     )
 

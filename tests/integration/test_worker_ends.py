@@ -97,23 +97,6 @@ def most_alive(experiment: Experiment, *seconds: str) -> int:
 # Killed
 
 
-@pytest.mark.parametrize("place", BOTH[:1], indirect=True, ids="-".join)
-@with_settings(lease="90s")
-def test_a_killed_worker_that_comes_back_gives_its_lease_back_at_once(place: Place) -> None:
-    first, second = number(), f"1.{secrets.randbelow(10**9):09d}"
-    with place.make_worker() as worker:
-        experiment = place.submit(twice(first, second))
-        wait_for_sleep(first)
-        worker.kill()
-        assert len(sleepers(first)) == 1
-        worker.start()
-        assert most_alive(experiment, first, second) == 1
-    record = record_of(place, experiment)
-    assert (record.state, record.attempt, record.platform_failures) == (State.SUCCEEDED, 2, 1)
-    assert [past.reason for past in record.history] == [Reason.WORKER_LOST]
-    assert (sleepers(first), place.depth()) == ([], 0)
-
-
 @on_each
 @with_settings(lease="4s")
 def test_what_a_killed_worker_left_is_run_by_another_one_after_the_lease(place: Place) -> None:

@@ -218,6 +218,7 @@ def open_fake_node(folder: Path) -> Iterator[FakeNode]:
         lease=LEASE,
         grace=timedelta(seconds=1),
         folder=folder / "node",
+        leases=folder / "node" / "leases",
     )
     yield FakeNode(clock=clock, registry=registry, store=store, runtime=runtime, broker=broker, site=site, queue=queue)
     outbox.close(timedelta(seconds=1))
@@ -227,3 +228,4 @@ def open_fake_node(folder: Path) -> Iterator[FakeNode]:
     left = [container for container in runtime.containers if not container.is_removed]
     assert not left, "a container is left on the engine"
     assert not list((folder / "node" / "attempts").glob("*")), "a folder is left on the node"
+    assert not list((folder / "node" / "leases").glob("*")), "a lease file is left on the node"

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ from typing import TypeVar
 from jobqueue.artifacts import attempt_prefix, manifest_key
 from jobqueue.envelope import Verified, open_sealed
 from jobqueue.errors import JobqueueError, RegistryUnavailable, RuntimeFailure, StoreUnavailable, Superseded
-from jobqueue.ids import NodeId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.base import Record
 from jobqueue.spec import ExperimentSpec
 from workers.attempt import workspace
 from workers.attempt.ending import outcome_of_error, outcome_of_exit
-from workers.attempt.lease import LeaseKeeper, Standing
-from workers.attempt.logs import LogWriter
+from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
+from workers.attempt.lease_files import LeaseFile
+from workers.attempt.log_resume import StoredLog, find_stored
+from workers.attempt.logs import STREAMS, LogWriter
 from workers.attempt.patience import patiently
 from workers.attempt.planning import PROGRESS_FILE, make_plan, refuse
 from workers.attempt.progress import ProgressFile
@@ -59,13 +60,27 @@ class Executed:
 
 
 class Execution:
-    """One execution under one lease, on the calling thread; `ask` may come from any."""
+    """One execution under one lease, on the calling thread; `ask` may come from any.
+
+    Args:
+        file: of the lease.
+        left: the container that an earlier worker has started for this attempt, to go on with.
+    """
 
     def __init__(
-        self, site: Site, message: Verified, *, record: Record, keeper: LeaseKeeper, reporter: Reporter
+        self,
+        site: Site,
+        message: Verified,
+        *,
+        record: Record,
+        keeper: LeaseKeeper,
+        reporter: Reporter,
+        file: LeaseFile,
+        left: Container | None = None,
     ) -> None:
         self._site, self._message, self._record = site, message, record
         self._keeper, self._reporter = keeper, reporter
+        self._file, self._left = file, left
         self._lease = keeper.lease
         self._prefix = attempt_prefix(self._lease.experiment_id, self._lease.attempt, self._lease.token)
         self._asked: Reason | None = None
@@ -84,7 +99,7 @@ class Execution:
         """Return how it went; nothing of it is left on this node but what an adapter could not remove."""
         folder = workspace.attempt_folder(self._site.folder, self._lease)
         try:
-            outcome = self._run(folder)
+            outcome = self._run(folder) if self._left is None else self._go_on(self._left, folder)
         except Stopped as stop:
             outcome = Outcome(reason=stop.reason)
         except JobqueueError as error:
@@ -127,15 +142,33 @@ class Execution:
         )
         self._remove_left()
         self._await_trust()
+        # Before there is a container, because a worker that finds one asks how old it is.
+        self._file.update(started_at_seconds=clock_seconds())
         container = self._site.runtime.start(plan)
         try:
             return self._supervise(container, spec, staged.workspace)
         finally:
             self._remove(container)
 
+    def _go_on(self, container: Container, folder: Path) -> Outcome:
+        """Supervise to the end what an earlier worker has started, as if nothing had happened."""
+        try:
+            spec = self._spec = open_sealed(self._message, keys=self._site.keys)
+            return self._supervise(container, spec, workspace.workspace_folder(folder))
+        finally:
+            self._remove(container)
+
     def _supervise(self, container: Container, spec: ExperimentSpec, folder: Path) -> Outcome:
-        progress = ProgressRelay(self._site.registry.leases, self._keeper, self._reporter)
+        was = self._record.state if self._left else State.PREPARING
+        now = State.FINALIZING if was is State.FINALIZING else State.RUNNING
         secrets = tuple(value.encode() for value in spec.secrets.values())
+        progress = ProgressRelay(
+            self._site.registry.leases,
+            self._keeper,
+            self._reporter,
+            file=ProgressFile(folder / PROGRESS_FILE, secrets=secrets),
+            state=now,
+        )
         logs = LogWriter(
             self._lease,
             store=self._site.store,
@@ -144,6 +177,7 @@ class Execution:
             limit_bytes=self._site.policy.log_limit_bytes,
             secrets=secrets,
             on_progress=progress.offer,
+            stored=self._find_stored() if self._left else None,
         )
         watch = Watch(
             container,
@@ -152,15 +186,16 @@ class Execution:
             keeper=self._keeper,
             logs=logs,
             progress=progress,
-            progress_file=ProgressFile(folder / PROGRESS_FILE, secrets=secrets),
             grace=self._site.grace,
             tick=timedelta(seconds=self._tick_seconds),
+            started_at_seconds=self._file.kept.started_at_seconds,
         )
         self._watch = watch
         if self._asked:
             watch.ask(self._asked)
         try:
-            self._reporter.entered(State.RUNNING)
+            if was is State.PREPARING:
+                self._reporter.entered(State.RUNNING)
             progress.send(now=True)
             ended = watch.run()
         finally:
@@ -195,6 +230,9 @@ class Execution:
                 reason=watch.stop_reason, detail=watch.stop_detail, exit_code=ended.code, last_lines=logs.last_lines
             )
         return outcome_of_exit(ended, resources=spec.resources, logs=logs)
+
+    def _find_stored(self) -> Mapping[str, StoredLog]:
+        return patiently(StoreUnavailable, lambda: find_stored(self._site.store, self._prefix, STREAMS))
 
     def _note(self, state: State, phase: Phase | None = None) -> None:
         """Tell the registry where the attempt is; one that is away learns the end all the same."""
@@ -232,12 +270,10 @@ class Execution:
 
     def _remove_left(self) -> None:
         """Remove what earlier attempts of this experiment, lost workers' or this one's own, have left here."""
-        lost = {past.detail for past in self._record.history if past.reason is Reason.WORKER_LOST}
-        for worker_id in sorted({*lost, self._site.node_id} if self._record.history else lost):
-            for container in self._site.runtime.find(NodeId(worker_id)):
-                if container.labels.experiment_id == self._lease.experiment_id:
-                    log.warning("container.orphan", extra={"experiment": self._lease.experiment_id})
-                    container.remove()
+        for container in self._site.runtime.find(self._site.node_id) if self._record.history else ():
+            if container.labels.experiment_id == self._lease.experiment_id:
+                log.warning("container.orphan", extra={"experiment": self._lease.experiment_id})
+                container.remove()
 
     def _remove(self, container: Container) -> None:
         try:

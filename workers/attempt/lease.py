@@ -2,7 +2,8 @@
 
 The deadline is local and monotonic: the moment of *sending* the last renewal that was answered, plus the lease, less a
 margin, on a clock that counts suspended time too. Past it the lease is in doubt, whatever the thread is busy with: the
-supervisor then freezes the container until an answer says that the lease is still held, or lost.
+supervisor then freezes the container until an answer says that the lease is still held, or lost. It stands in the
+attempt's lease file as well: where this whole process is stopped or dead, the node's guard freezes the container.
 """
 
 import logging
@@ -15,6 +16,7 @@ from typing import Final
 from jobqueue.errors import RegistryUnavailable, Superseded
 from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Lease, Leases
+from workers.attempt.lease_files import LeaseFile
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,11 @@ def clock_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def local_deadline(sent_at_seconds: float, ttl: timedelta) -> float:
+    """Return until when a lease is beyond doubt whose renewal was sent then, on `clock_seconds()`."""
+    return sent_at_seconds + ttl.total_seconds() * (1 - MARGIN)
+
+
 class LeaseKeeper:
     """Renews one lease until it is closed or lost.
 
@@ -44,17 +51,34 @@ class LeaseKeeper:
         leases: the registry's port.
         lease: as granted just now.
         ttl: how long it lasts from each renewal.
-        granted_at_seconds: `clock_seconds()` before `acquire` was sent.
+        granted_at_seconds: `clock_seconds()` before `acquire`, or the renewal that took it over, was sent.
+        file: where the deadline is kept on disk.
+        is_taken_over: whether it was an earlier worker's, so that its container may be frozen.
+
+    Attributes:
+        lapses: how often the deadline had passed before a renewal was answered: the guard may have frozen the
+            container, and only its holder thaws it.
     """
 
-    def __init__(self, leases: Leases, lease: Lease, *, ttl: timedelta, granted_at_seconds: float) -> None:
+    def __init__(
+        self,
+        leases: Leases,
+        lease: Lease,
+        *,
+        ttl: timedelta,
+        granted_at_seconds: float,
+        file: LeaseFile | None = None,
+        is_taken_over: bool = False,
+    ) -> None:
         self.lease = lease
+        self.lapses = int(is_taken_over)
+        self._file = file
         self._leases = leases
         self._ttl = ttl
         self._cancel_reason: Reason | None = None
         self._is_lost = False
         self._closed = threading.Event()
-        self._deadline_seconds = self._deadline(granted_at_seconds)
+        self._deadline_seconds = local_deadline(granted_at_seconds, ttl)
         self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.experiment_id}", daemon=True)
 
     @property
@@ -81,9 +105,6 @@ class LeaseKeeper:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _deadline(self, sent_at_seconds: float) -> float:
-        return sent_at_seconds + self._ttl.total_seconds() * (1 - MARGIN)
-
     def _keep(self) -> None:
         while not self._is_lost and not self._closed.wait(self._interval.total_seconds()):
             self._renew()
@@ -103,4 +124,14 @@ class LeaseKeeper:
         except RegistryUnavailable as error:
             log.warning("lease.renewal_failed", extra={"experiment": self.lease.experiment_id, "error": error.message})
         else:
-            self._deadline_seconds = self._deadline(sent_at_seconds)
+            self._hold_until(local_deadline(sent_at_seconds, self._ttl))
+
+    def _hold_until(self, deadline_seconds: float) -> None:
+        """Move the deadline: on disk first, so that what the guard froze before that is known to be frozen."""
+        if self._file is not None:
+            try:
+                self._file.update(deadline_seconds=deadline_seconds)
+            except OSError as error:
+                log.warning("lease_file.not_written", extra={"error": error.strerror})
+        self.lapses += clock_seconds() >= self._deadline_seconds
+        self._deadline_seconds = deadline_seconds

@@ -74,6 +74,7 @@ class LeaseFile:
     def __init__(self, folder: Path, kept: KeptLease) -> None:
         self._folder = folder
         self._kept = kept
+        self._is_removed = False
         self._lock = threading.Lock()
 
     @property
@@ -95,11 +96,15 @@ class LeaseFile:
         """Change some of what it says; `deadline_seconds`, `started_at_seconds` or `reports`."""
         with self._lock:
             self._kept = replace(self._kept, **changes)  # type: ignore[arg-type]  # the names are the fields'
+            if self._is_removed:
+                return
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write(self._folder / f"{self._kept.name}{_LEASE}", json.dumps(asdict(self._kept)).encode())
 
     def remove(self) -> None:
         """Remove it at the end of the attempt."""
         with self._lock:
+            self._is_removed = True
             forget(self._folder, self._kept.name)
 
 

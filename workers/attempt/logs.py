@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -18,6 +18,7 @@ from jobqueue.artifacts import log_key
 from jobqueue.errors import JobqueueError, StoreUnavailable
 from jobqueue.registry.base import Lease, LiveLogs
 from jobqueue.storage.base import Store
+from workers.attempt.log_resume import Skip, StoredLog
 from workers.attempt.progress import MAX_PROGRESS_BYTES, PROGRESS_MARK, parse_progress_line
 from workers.attempt.redaction import Redactor
 
@@ -66,15 +67,18 @@ class _Lines:
 class _Stream:
     """One stream of one attempt: what is not yet in the store, what is not yet live."""
 
-    def __init__(self, name: str, secrets: tuple[bytes, ...], on_line: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, name: str, secrets: tuple[bytes, ...], on_line: Callable[[bytes], None], stored: StoredLog
+    ) -> None:
         self.name = name
+        self.skip = Skip(stored)
         self.redactor = Redactor(secrets)
         self.lines = _Lines(on_line)
         self.chunk = bytearray()
-        self.chunk_offset = 0
+        self.chunk_offset = stored.size_bytes
         self.chunk_since = time.monotonic()
         self.live = bytearray()
-        self.live_offset = 0
+        self.live_offset = stored.size_bytes
         self.is_arriving = False
 
     @property
@@ -83,6 +87,7 @@ class _Stream:
         return len(self.chunk) >= 2 * CHUNK_BYTES
 
     def take(self, data: bytes) -> None:
+        data = self.skip.feed(data)
         self.chunk += data
         self.live += data
         if len(self.live) > LIVE_BYTES:
@@ -101,6 +106,7 @@ class LogWriter:
         limit_bytes: of both streams together; past it the output is cut and `is_over_limit` is set.
         secrets: values that must not appear.
         on_progress: called with a JSON object for each progress line.
+        stored: what the store has of each stream already, when an earlier worker began the log.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class LogWriter:
         limit_bytes: int,
         secrets: tuple[bytes, ...] = (),
         on_progress: Callable[[str], None],
+        stored: Mapping[str, StoredLog] | None = None,
     ) -> None:
         self.is_over_limit = False
         self.is_gpu_out_of_memory = False
@@ -122,7 +129,9 @@ class LogWriter:
         self.limit_bytes = limit_bytes
         self._on_progress = on_progress
         self._last_lines: deque[bytes] = deque(maxlen=LAST_LINES)
-        self._streams = {name: _Stream(name, secrets, self._take_line) for name in STREAMS}
+        self._streams = {
+            name: _Stream(name, secrets, self._take_line, (stored or {}).get(name, StoredLog())) for name in STREAMS
+        }
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name=f"logs-{lease.experiment_id}", daemon=True)

@@ -41,6 +41,7 @@ class Site:
         lease: how long a lease lasts from each renewal.
         grace: between SIGTERM and SIGKILL.
         folder: where attempts and caches lie.
+        leases: where the node's lease files lie.
         endpoint: of the S3 server that `s3://` inputs lie on, when it is not Amazon's.
     """
 
@@ -57,4 +58,5 @@ class Site:
     lease: timedelta
     grace: timedelta
     folder: Path
+    leases: Path
     endpoint: str = ""

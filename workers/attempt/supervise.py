@@ -6,50 +6,44 @@ may be interrupted and repeated by the next attempt.
 """
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Final
 
 from jobqueue.envelope import Verified
 from jobqueue.errors import ArtifactRefused, RegistryUnavailable, StoreUnavailable, Superseded
-from jobqueue.lifecycle import Budget, Message, Outcome, Reason, State
+from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry import base as registry
 from jobqueue.registry.base import Lease, Record, Submission
 from jobqueue.storage.markers import read_marker
-from workers.attempt.commit import commit, follow_marker, outcome_of
-from workers.attempt.ending import back_off
+from workers.attempt.commit import follow_marker, outcome_of
+from workers.attempt.conclude import LOOK_AGAIN, Ended, PutOff, conclude, exhausted, give_back
+from workers.attempt.ending import back_off, outcome_of_error
 from workers.attempt.execute import Executed, Execution
-from workers.attempt.lease import LeaseKeeper, clock_seconds
-from workers.attempt.patience import PATIENCE_SECONDS, patiently
+from workers.attempt.lease import LeaseKeeper, clock_seconds, local_deadline
+from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.attempt.reporting import Reporter
+from workers.attempt.runtimes.base import Container
 from workers.attempt.site import Site
+
+__all__ = ["Attempt", "Ended", "Left", "PutOff", "submission_of"]
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN: Final = timedelta(seconds=5)
-MISFIT_DELAY: Final = timedelta(seconds=15)
-DRAIN_PATIENCE_SECONDS: Final = 10.0
-
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """The experiment is final; the message may go, or is set aside when `is_dead_letter`."""
+class Left:
+    """What a lost worker of this name has left of a running attempt.
 
-    state: State
-    outcome: Outcome
+    Attributes:
+        kept: its lease as it stands in its file; the registry has accepted a renewal of it.
+        renewed_at_seconds: `clock_seconds()` before that renewal was sent.
+    """
 
-    @property
-    def is_dead_letter(self) -> bool:
-        """Tell whether the message is kept aside for an operator."""
-        return self.outcome.reason.verdict.message is Message.DEAD_LETTER
-
-
-@dataclass(frozen=True, kw_only=True)
-class PutOff:
-    """The experiment is not final; the message comes back after `delay`."""
-
-    delay: timedelta
-    outcome: Outcome | None = None
+    kept: KeptLease
+    container: Container
+    record: Record
+    renewed_at_seconds: float
 
 
 class Attempt:
@@ -86,7 +80,7 @@ class Attempt:
         site = self._site
         asked_at_seconds = clock_seconds()
         answer = site.registry.leases.acquire(
-            _submission(self._message),
+            submission_of(self._message),
             worker_id=site.worker_id,
             node_id=site.node_id,
             ttl=site.lease,
@@ -97,15 +91,61 @@ class Attempt:
                 return self._over(record)
             case registry.Held(remaining=remaining) | registry.Quarantined(remaining=remaining):
                 return PutOff(delay=remaining)
-        keeper = LeaseKeeper(site.registry.leases, answer.lease, ttl=site.lease, granted_at_seconds=asked_at_seconds)
+        file = LeaseFile(site.leases, self._keep(answer.lease, asked_at_seconds))
+        keeper = LeaseKeeper(
+            site.registry.leases, answer.lease, ttl=site.lease, granted_at_seconds=asked_at_seconds, file=file
+        )
+        return self._under(
+            keeper,
+            file,
+            answer.record,
+            lambda reporter: (
+                self._follow(answer.record, keeper, reporter) or self._proceed(answer, keeper, file, reporter)
+            ),
+        )
+
+    def resume(self, left: Left) -> Ended | PutOff:
+        """Go on with an attempt whose worker was lost, under its lease: no attempt is used up."""
+        log.warning("attempt.adopted", extra={"experiment": left.kept.experiment_id, "attempt": left.kept.attempt})
+        file = LeaseFile(self._site.leases, left.kept)
+        # At once: until then the guard takes it for overdue.
+        with suppress(OSError):
+            file.update(deadline_seconds=local_deadline(left.renewed_at_seconds, self._site.lease))
+        keeper = LeaseKeeper(
+            self._site.registry.leases,
+            left.kept.lease,
+            ttl=self._site.lease,
+            granted_at_seconds=left.renewed_at_seconds,
+            file=file,
+            is_taken_over=True,
+        )
+        return self._under(keeper, file, left.record, lambda reporter: self._go_on(left, keeper, file, reporter))
+
+    def _keep(self, lease: Lease, asked_at_seconds: float) -> KeptLease:
+        return KeptLease(
+            experiment_id=lease.experiment_id,
+            attempt=lease.attempt,
+            token=lease.token,
+            worker_id=self._site.worker_id,
+            queue=self.queue,
+            boot_id=read_boot_id(),
+            deadline_seconds=local_deadline(asked_at_seconds, self._site.lease),
+        )
+
+    def _under(
+        self, keeper: LeaseKeeper, file: LeaseFile, record: Record, step: Callable[[Reporter], Ended | PutOff]
+    ) -> Ended | PutOff:
+        """Do a step while the lease is renewed; what the node keeps of it goes with it."""
+        reporter = self._reporter(keeper.lease, file)
         keeper.start()
         try:
-            return self._hold(answer, keeper)
+            return self._hold(keeper, reporter, record, step)
         except (RegistryUnavailable, Superseded) as error:
             log.warning("attempt.put_off", extra={"experiment": keeper.lease.experiment_id, "error": error.message})
             return PutOff(delay=LOOK_AGAIN)
         finally:
             keeper.close()
+            file.remove()
 
     def _over(self, record: Record) -> Ended:
         """Return the end that the registry knows, and report it: whoever was to do that may have died before.
@@ -134,15 +174,15 @@ class Attempt:
         return marker.manifest if marker else ""
 
     def _hold(
-        self, answer: registry.Granted | registry.Cancelled | registry.Exhausted, keeper: LeaseKeeper
+        self, keeper: LeaseKeeper, reporter: Reporter, record: Record, step: Callable[[Reporter], Ended | PutOff]
     ) -> Ended | PutOff:
-        record, reporter = answer.record, self._reporter(keeper.lease)
         try:
-            return self._follow(answer.record, keeper, reporter) or self._proceed(answer, keeper, reporter)
+            return step(reporter)
         except StoreUnavailable as error:
             # The end cannot be looked up or written now; a lease that is given back is not taken for a lost worker's.
             outcome = Outcome(reason=Reason.STORE_UNAVAILABLE, detail=error.message)
-            return self._give_back(outcome, keeper, reporter, delay=back_off(record.platform_failures))
+            delay = back_off(record.platform_failures)
+            return give_back(outcome, site=self._site, keeper=keeper, reporter=reporter, delay=delay)
 
     def _follow(self, record: Record, keeper: LeaseKeeper, reporter: Reporter) -> Ended | None:
         """Return the end that an earlier attempt has written, told to everybody, or None when there is none."""
@@ -157,70 +197,48 @@ class Attempt:
         self,
         answer: registry.Granted | registry.Cancelled | registry.Exhausted,
         keeper: LeaseKeeper,
+        file: LeaseFile,
         reporter: Reporter,
     ) -> Ended | PutOff:
         match answer:
             case registry.Cancelled():
                 executed = Executed(outcome=Outcome(reason=answer.record.cancel_reason or Reason.CANCELLED_BY_USER))
             case registry.Exhausted():
-                executed = Executed(outcome=_exhausted(answer.record))
+                executed = Executed(outcome=exhausted(answer.record))
             case registry.Granted():
-                executed = self._execute(keeper, reporter, answer.record)
-        return self._conclude(executed, answer.record, keeper=keeper, reporter=reporter)
+                executed = self._execute(keeper, file, reporter, answer.record)
+        return conclude(executed, answer.record, site=self._site, keeper=keeper, reporter=reporter)
 
-    def _execute(self, keeper: LeaseKeeper, reporter: Reporter, record: Record) -> Executed:
+    def _go_on(self, left: Left, keeper: LeaseKeeper, file: LeaseFile, reporter: Reporter) -> Ended | PutOff:
+        executed = self._run(keeper, file, reporter, left.record, left=left.container)
+        return conclude(executed, left.record, site=self._site, keeper=keeper, reporter=reporter)
+
+    def _execute(self, keeper: LeaseKeeper, file: LeaseFile, reporter: Reporter, record: Record) -> Executed:
         log.info("attempt.leased", extra={"experiment": keeper.lease.experiment_id, "attempt": keeper.lease.attempt})
         if record.history and record.history[-1].reason is Reason.WORKER_LOST:
             reporter.logged(f"attempt {record.history[-1].attempt} was lost with its worker")
-        self._execution = Execution(self._site, self._message, record=record, keeper=keeper, reporter=reporter)
+        try:
+            file.create(self._message.message)
+        except OSError as error:
+            return Executed(outcome=outcome_of_error(error))
+        return self._run(keeper, file, reporter, record)
+
+    def _run(
+        self,
+        keeper: LeaseKeeper,
+        file: LeaseFile,
+        reporter: Reporter,
+        record: Record,
+        left: Container | None = None,
+    ) -> Executed:
+        self._execution = Execution(
+            self._site, self._message, record=record, keeper=keeper, reporter=reporter, file=file, left=left
+        )
         if self._asked:
             self._execution.ask(self._asked)
         return self._execution.run()
 
-    def _conclude(
-        self, executed: Executed, record: Record, *, keeper: LeaseKeeper, reporter: Reporter
-    ) -> Ended | PutOff:
-        outcome, verdict = executed.outcome, executed.outcome.reason.verdict
-        if outcome.reason is Reason.SUPERSEDED:
-            return PutOff(delay=LOOK_AGAIN)
-        delay = self._next_delay(executed, record)
-        if delay is not None:
-            return self._give_back(outcome, keeper, reporter, delay=delay)
-        if verdict.state is None:
-            outcome = _exhausted(record, outcome)
-        marker = commit(
-            keeper.lease,
-            outcome,
-            state=outcome.reason.verdict.state or State.FAILED,
-            manifest=executed.manifest,
-            store=self._site.store,
-            leases=self._site.registry.leases,
-            reporter=reporter,
-        )
-        return Ended(state=marker.state, outcome=outcome_of(marker))
-
-    def _give_back(self, outcome: Outcome, keeper: LeaseKeeper, reporter: Reporter, *, delay: timedelta) -> PutOff:
-        """End the attempt, not the experiment; a worker that has to go does not wait long for the registry."""
-        reporter.ended(outcome.reason, state=None, sentence=outcome.sentence, exit_code=outcome.exit_code)
-        patiently(
-            RegistryUnavailable,
-            lambda: self._site.registry.leases.release(keeper.lease, outcome, delay=delay),
-            seconds=DRAIN_PATIENCE_SECONDS if outcome.reason is Reason.DRAINED else PATIENCE_SECONDS,
-        )
-        return PutOff(delay=delay, outcome=outcome)
-
-    def _next_delay(self, executed: Executed, record: Record) -> timedelta | None:
-        """Return how long until another attempt, or None when there is none."""
-        match executed.outcome.reason.verdict.budget:
-            case Budget.FREE:
-                return timedelta(0) if executed.outcome.reason is Reason.DRAINED else MISFIT_DELAY
-            case Budget.USER if record.user_failures < executed.retries:
-                return back_off(record.user_failures)
-            case Budget.PLATFORM if record.platform_failures + 1 < self._site.policy.platform_budget:
-                return back_off(record.platform_failures)
-        return None
-
-    def _reporter(self, lease: Lease) -> Reporter:
+    def _reporter(self, lease: Lease, file: LeaseFile | None = None) -> Reporter:
         return Reporter(
             self._site.outbox,
             queue=self._message.header.queue,
@@ -228,10 +246,24 @@ class Attempt:
             worker_id=self._site.worker_id,
             attempt=lease.attempt,
             token=lease.token,
+            told=file.kept.reports if file else 0,
+            on_number=_counting(file),
         )
 
 
-def _submission(message: Verified) -> Submission:
+def _counting(file: LeaseFile | None) -> Callable[[int], None]:
+    """Return what keeps the number of reports, so that a worker that takes over goes on counting."""
+
+    def count(reports: int) -> None:
+        with suppress(OSError):
+            if file:
+                file.update(reports=reports)
+
+    return count
+
+
+def submission_of(message: Verified) -> Submission:
+    """Return what a message tells the registry of its experiment, should that not know it."""
     header = message.header
     return Submission(
         id=header.experiment_id,
@@ -241,10 +273,3 @@ def _submission(message: Verified) -> Submission:
         submitted_at=header.submitted_at,
         expires_at=header.expires_at,
     )
-
-
-def _exhausted(record: Record, last: Outcome | None = None) -> Outcome:
-    """Return the outcome of an experiment whose platform budget is spent; it names each attempt's reason."""
-    reasons = [past.reason.name for past in record.history] + ([last.reason.name] if last else [])
-    last_lines = last.last_lines if last else ()
-    return Outcome(reason=Reason.ATTEMPTS_EXHAUSTED, detail=", ".join(reasons), last_lines=last_lines)

@@ -14,7 +14,7 @@ from jobqueue.lifecycle import Reason, State
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.registry.base import Leases
 from jobqueue.spec import ExperimentSpec
-from workers.attempt.lease import LeaseKeeper, Standing
+from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
 from workers.attempt.logs import LogWriter
 from workers.attempt.patience import PATIENCE_SECONDS
 from workers.attempt.progress import ProgressFile
@@ -33,16 +33,30 @@ ENGINE_PATIENCE: Final = timedelta(minutes=10)
 class ProgressRelay:
     """Tells the registry that the container runs, and passes the newest progress on, at most once a second.
 
+    Args:
+        file: where the experiment may write it.
+        state: what the registry is told: an earlier worker of the attempt may have come further than RUNNING.
+
     Attributes:
         is_told: whether the registry knows that it runs, and the newest progress.
     """
 
-    def __init__(self, leases: Leases, keeper: LeaseKeeper, reporter: Reporter) -> None:
+    def __init__(
+        self, leases: Leases, keeper: LeaseKeeper, reporter: Reporter, *, file: ProgressFile, state: State
+    ) -> None:
         self.is_told = False
         self._leases, self._keeper, self._reporter = leases, keeper, reporter
+        self._file, self._state = file, state
         self._newest = ""
         self._sent = ""
         self._sent_at = 0.0
+
+    def poll(self) -> bool:
+        """Take the newest one of the file; returns whether there was one."""
+        newest = self._file.poll()
+        if newest:
+            self.offer(newest)
+        return bool(newest)
 
     def offer(self, progress_json: str) -> None:
         """Take one; a newer one replaces it."""
@@ -61,7 +75,7 @@ class ProgressRelay:
 
     def _tell(self) -> None:
         try:
-            self._leases.advance(self._keeper.lease, State.RUNNING, progress=self._sent or None)
+            self._leases.advance(self._keeper.lease, self._state, progress=self._sent or None)
         except JobqueueError:
             self.is_told = False
         else:
@@ -75,6 +89,7 @@ class Watch:
         container: started.
         grace: between SIGTERM and SIGKILL.
         tick: how often to look, at least.
+        started_at_seconds: when it was started, on `clock_seconds()`: maybe by an earlier worker.
     """
 
     def __init__(
@@ -86,19 +101,20 @@ class Watch:
         keeper: LeaseKeeper,
         logs: LogWriter,
         progress: ProgressRelay,
-        progress_file: ProgressFile,
         grace: timedelta,
         tick: timedelta,
+        started_at_seconds: float,
     ) -> None:
         self.stop_reason: Reason | None = None
         self.stop_detail = ""
         self._asked: Reason | None = None
         self._container, self._runtime, self._spec = container, runtime, spec
         self._keeper, self._logs = keeper, logs
-        self._progress, self._progress_file = progress, progress_file
+        self._progress = progress
         self._grace, self._tick = grace, min(tick, LONGEST_TICK)
         self._is_paused = False
-        self._started_at = time.monotonic()
+        self._lapses = 0
+        self._started_at_seconds = started_at_seconds
         self._follower = threading.Thread(target=self._follow, name="output", daemon=True)
 
     def ask(self, reason: Reason) -> None:
@@ -156,7 +172,11 @@ class Watch:
 
     def _is_overdue(self) -> bool:
         allowed = self._spec.timeout + ENGINE_PATIENCE
-        return time.monotonic() - self._started_at >= allowed.total_seconds()
+        return self._age_seconds >= allowed.total_seconds()
+
+    @property
+    def _age_seconds(self) -> float:
+        return clock_seconds() - self._started_at_seconds
 
     def _look(self) -> None:
         standing = self._keeper.standing
@@ -168,29 +188,30 @@ class Watch:
             self._decide(standing)
 
     def _freeze(self, in_doubt: bool) -> None:  # noqa: FBT001 - a state, not an option
-        if in_doubt == self._is_paused:
+        lapses = self._keeper.lapses
+        # After a lapse the guard may have frozen it, or an earlier worker.
+        if in_doubt == self._is_paused and (in_doubt or lapses == self._lapses):
             return
         if in_doubt:
             self._container.pause()
         else:
             self._container.resume()
+            self._logs.mark_alive()
+            self._lapses = lapses
         self._is_paused = in_doubt
         log.warning("container.frozen" if in_doubt else "container.thawed")
 
     def _take_progress(self, *, now: bool = False) -> None:
-        newest = self._progress_file.poll()
-        if newest:
+        if self._progress.poll():
             self._logs.mark_alive()
-            self._progress.offer(newest)
         self._progress.send(now=now)
 
     def _decide(self, standing: Standing) -> None:
-        now = time.monotonic()
         if standing is Standing.CANCELLED:
             self._stop(self._keeper.cancel_reason)
         elif self._asked:
             self._stop(self._asked)
-        elif now - self._started_at >= self._spec.timeout.total_seconds():
+        elif self._age_seconds >= self._spec.timeout.total_seconds():
             self._stop(Reason.TIMED_OUT, f"its timeout is {format_duration(self._spec.timeout)}")
         elif self._logs.is_over_limit:
             self._stop(Reason.LIMIT_EXCEEDED, f"more than {describe_size(self._logs.limit_bytes)} of output")

@@ -20,7 +20,7 @@ from workers.attempt.planning import PROGRESS_FILE
 from workers.attempt.runtimes.hardening import run_as
 from workers.attempt.trees import own, remove
 
-__all__ = ["Staged", "attempt_folder", "own", "remove", "stage_in", "stage_out"]
+__all__ = ["Staged", "attempt_folder", "own", "remove", "stage_in", "stage_out", "workspace_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,11 @@ class Staged:
 def attempt_folder(root: Path, lease: Lease) -> Path:
     """Return where an attempt lies below the node's folder; its name tells whose it is."""
     return root / "attempts" / f"{lease.experiment_id}-{lease.attempt}-{lease.token}"
+
+
+def workspace_folder(folder: Path) -> Path:
+    """Return where the container's working folder lies in an attempt's."""
+    return folder / "workspace"
 
 
 def stage_in(
@@ -71,7 +76,7 @@ def stage_in(
         OSError: the node's disk does not take it.
     """
     remove(folder)
-    workspace = folder / "workspace"
+    workspace = workspace_folder(folder)
     workspace.mkdir(parents=True)
     folder.chmod(0o700)
     workspace.chmod(0o755)

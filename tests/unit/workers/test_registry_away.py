@@ -149,7 +149,7 @@ def test_no_container_starts_while_the_lease_is_in_doubt(node: FakeNode, monkeyp
 def test_a_drain_ends_the_wait_for_a_registry_that_is_away(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     message = node.message()
     Outage(node, monkeypatch, "renew", "advance", "release")
-    monkeypatch.setattr("workers.attempt.supervise.DRAIN_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("workers.attempt.conclude.DRAIN_PATIENCE_SECONDS", 0.2)
     pull_slowly(node, monkeypatch)
     running = node.start(message)
     wait_until(lambda: list((node.site.folder / "attempts").glob("*/workspace")), what="everything but the container")

@@ -1,0 +1,85 @@
+"""Keeping a guard on the node: whichever worker sees that there is none starts one, within a second or two."""
+
+import logging
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread
+from typing import Final
+
+from workers.attempt.node_folder import NodeFolder, is_locked
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = timedelta(seconds=1)
+LONGEST_PAUSE: Final = timedelta(seconds=30)
+# It opens the engine, and nothing else: no broker, no registry, no store.
+_VARIABLES: Final = ("PATH", "HOME", "LANG", "TMPDIR", "SSL_CERT_FILE")
+_ENGINE_VARIABLES: Final = "DOCKER_"
+
+
+class GuardStarter:
+    """Sees to it that a guard runs, as long as this worker does; the guard stays when the worker is gone.
+
+    Args:
+        node: whose.
+        state_dir: of this worker.
+        runtime: what the worker starts containers with.
+    """
+
+    def __init__(self, node: NodeFolder, *, state_dir: Path, runtime: str) -> None:
+        self._node = node
+        self._words = [sys.executable, "-m", "workers.node.guard", str(state_dir), runtime]
+        self._closed = Event()
+        self._started: subprocess.Popen[bytes] | None = None
+        self._failures = 0
+        self._thread = Thread(target=self._stay, name="guard", daemon=True)
+
+    def start(self) -> None:
+        """Start a guard if there is none, and look again and again."""
+        self._look()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking; a guard that runs goes on until nothing is left to guard."""
+        self._closed.set()
+        self._thread.join()
+
+    def _stay(self) -> None:
+        while not self._closed.wait(self._pause.total_seconds()):
+            self._look()
+
+    @property
+    def _pause(self) -> timedelta:
+        """How long until the next look: longer and longer while guards fail at their start."""
+        return min(LOOK_EVERY * (1 << min(self._failures, 10)), LONGEST_PAUSE)
+
+    def _look(self) -> None:
+        if self._started is not None and self._started.poll() is not None:
+            self._failures = self._failures + 1 if self._started.returncode > 0 else 0
+            self._started = None
+        if self._started is None and not is_locked(self._node.guard):
+            self._spawn()
+
+    def _spawn(self) -> None:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name in _VARIABLES or name.startswith(_ENGINE_VARIABLES)
+        }
+        try:
+            self._started = subprocess.Popen(  # noqa: S603 - our own program
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._failures += 1
+            log.warning("guard.not_started", extra={"error": error.strerror})
+        else:
+            log.info("guard.started", extra={"pid": self._started.pid})
