@@ -45,7 +45,7 @@ def dead_headers(headers: Mapping[str, Any], *, reason: str, detail: str, at: st
         **kept,
         REASON_HEADER: _bounded(reason, _REASON_LIMIT),
         DETAIL_HEADER: _bounded(detail, _DETAIL_LIMIT),
-        TIME_HEADER: datetime.now(UTC).isoformat(timespec="seconds") if at is None else at,
+        TIME_HEADER: datetime.now(UTC).isoformat(timespec="milliseconds") if at is None else at,
     }
 
 

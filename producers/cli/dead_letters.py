@@ -15,6 +15,7 @@ from jobqueue.header import Header
 from jobqueue.ids import is_experiment_id
 from jobqueue.routing import dead_letter_queue
 
+_LONG_AGO: Final = datetime.fromtimestamp(0, UTC)
 _NUMBER_DIGITS: Final = 8
 _SHORTEST_NUMBER: Final = 4
 # A broker may hold a message back for a moment, and tell of it already.
@@ -81,6 +82,8 @@ def open_pile(broker: Broker, queues: Sequence[str], *, limit: int) -> Iterator[
     try:
         for queue in queues:
             _take(broker, pile, queue, limit)
+        # What was given back by an earlier look lies in another order at some brokers.
+        pile.letters.sort(key=lambda letter: (letter.set_aside_at or _LONG_AGO, letter.number))
         yield pile
     finally:
         for letter in reversed(pile.letters):
