@@ -4,6 +4,7 @@
 import argparse
 import logging
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ def main(arguments: list[str]) -> int:
     """Do what was asked for and return the exit status."""
     asked = _parse(arguments)
     logging.disable(logging.CRITICAL)
+    # So that what was started is ended also when this is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="jobqueue-faults-"))
     if asked.judge:
         return _report(asked.judge)

@@ -32,11 +32,10 @@ def collect(world: World, names: list[str], watcher: Watcher) -> None:
             _collect_one(world, name)
             with suppress(JobqueueError):
                 history.add("record", **_describe_record(registry.experiments.get(name)))
-    exhausted = _count_exhausted(world, names)
     for queue, messages in world.broker.depths().items():
         if queue.startswith(PROJECT) or queue == "unacked":
-            expected = exhausted if queue.endswith(DEAD) and not queue.endswith(REPORTING + DEAD) else 0
-            history.add("queue", queue=queue, messages=messages, expected=expected)
+            is_dead = queue.endswith(DEAD) and not queue.endswith(REPORTING + DEAD)
+            history.add("queue", queue=queue, messages=messages, is_dead_letters=is_dead)
     for residue in find_residue(world):
         history.add("residue", **residue)
 
@@ -124,8 +123,3 @@ def _describe_record(record: Record) -> Fact:
         "platform_failures": record.platform_failures,
         "history": [{"token": past.token, "reason": past.reason.name} for past in record.history],
     }
-
-
-def _count_exhausted(world: World, names: list[Any]) -> int:
-    markers = (read_marker(world.store, name) for name in names)
-    return sum(1 for marker in markers if marker and marker.reason.name == "ATTEMPTS_EXHAUSTED")

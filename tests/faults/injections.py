@@ -225,6 +225,12 @@ def _step_clock(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
+def _publish_malformed(scene: Scene) -> Iterator[None]:
+    scene.world.history.add("malformed", messages=scene.world.publish_malformed())
+    yield
+
+
+@contextmanager
 def _duplicate(scene: Scene) -> Iterator[None]:
     scene.duplicate(5)
     yield
@@ -258,6 +264,7 @@ INJECTIONS: Final[Mapping[str, Injection]] = {
     "registry.wipe": _wipe_registry,
     "registry.away": _stop_registry,
     "registry.clock": _step_clock,
+    "messages.malformed": _publish_malformed,
     "duplicates.burst": _duplicate,
 }
 

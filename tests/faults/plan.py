@@ -56,6 +56,7 @@ KINDS: Final = (
     Kind(name="registry.wipe", weight=3, is_of_node=False, is_gentle=True),
     Kind(name="registry.away", weight=2, lasts_leases=3, is_of_node=False),
     Kind(name="registry.clock", weight=3, is_of_node=False),
+    Kind(name="messages.malformed", weight=3, is_of_node=False, is_gentle=True),
     Kind(name="duplicates.burst", weight=5, is_of_node=False, is_gentle=True),
 )
 # Either of them may lose everything, but not both: a run empties the one or the other.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import kombu
 import redis
 from services.engine import Engine, open_engine
 from services.moto import open_moto
@@ -32,6 +33,8 @@ from jobqueue.storage.base import Store
 
 UNSAFE: Final = "JOBQUEUE_UNSAFE_FOR_TESTS"
 PROJECT: Final = "faults"
+# Each of them ends a stock worker, and then the next one.
+MALFORMED: Final = (b'{"foo": 1}', b"null", b"", b"[1, 2]")
 _BUCKET: Final = "faults"
 _DISK: Final = "128m"
 
@@ -89,6 +92,17 @@ class World:
         """Delete the request queue with everything in it."""
         with closing(open_broker(self.settings.broker, lease=self.settings.lease)) as broker:
             broker.queues.delete(self.queue)
+
+    def publish_malformed(self) -> int:
+        """Publish what a worker must set aside, and return how many messages that were."""
+        settings = open_broker(self.settings.broker, lease=self.settings.lease).celery_settings()
+        options = settings["broker_transport_options"]
+        with kombu.Connection(settings["broker_url"], transport_options=options, heartbeat=0) as connection:
+            for body in MALFORMED:
+                connection.Producer().publish(
+                    body, routing_key=self.queue, exchange="", content_type="application/json", content_encoding="utf-8"
+                )
+        return len(MALFORMED)
 
     def redis(self) -> "closing[redis.Redis]":
         """Open the registry's own server, for `with`."""

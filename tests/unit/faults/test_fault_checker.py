@@ -71,7 +71,9 @@ def good() -> list[Fact]:
             "kind": "record", "experiment": NAME, "state": "SUCCEEDED", "reason": "EXITED_ZERO", "attempt": 2,
             "token": SECOND, "worker": None, "history": [{"token": FIRST, "reason": "WORKER_LOST"}],
         },
-        {"kind": "queue", "queue": "faults_cpu", "messages": 0, "expected": 0},
+        {"kind": "malformed", "messages": 4},
+        {"kind": "queue", "queue": "faults_cpu", "messages": 0, "is_dead_letters": False},
+        {"kind": "queue", "queue": "faults_cpu_dead", "messages": 4, "is_dead_letters": True},
     ]  # fmt: skip
 
 
@@ -122,7 +124,7 @@ BAD = {
     "a success without its output": ("I4", change("outputs", result=None)),
     "a container that was left": ("I5", add({"kind": "residue", "what": "container", "item": "c1 running"})),
     "a message that was left": ("I6", change("queue", messages=1)),
-    "a dead letter that was lost": ("I6", change("queue", messages=0, expected=1)),
+    "a dead letter that was lost": ("I6", change("queue", 1, messages=3)),
     "a gap in the reports": ("I7", change("report", 2, sequence=3)),
     "reports whose times go back": ("I7", change("report", 1, at=9.0)),
     "an end that nobody reported": ("I7", change("report", 5, state=None)),
@@ -165,6 +167,7 @@ def test_giving_up_after_attempts_is_an_end_that_any_experiment_may_have() -> No
     for kind in ("marker", "record"):
         change(kind, **end)(facts)
     change("report", -1, **end)(facts)
+    change("queue", 1, messages=5)(facts)
     assert judge(facts) == []
 
 
