@@ -126,7 +126,7 @@ def read_result(outputs: Outputs, *, exit_code: int | None) -> Any:
         return {"exit_code": exit_code or 0}
     try:
         return json.loads(outputs.read_bytes(RESULT_FILE))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactRefused(
             f"{RESULT_FILE} is not JSON: {error}", hint="exp.outputs.read_bytes() gives it as it is"
         ) from None

@@ -77,11 +77,22 @@ class Duration(click.ParamType[timedelta]):
             self.fail(str(error), param, ctx)
 
 
+class _ExperimentText(click.ParamType[str]):
+    """What may mean an experiment; an empty text, of a variable that is not set, would mean any."""
+
+    name = "experiment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text; an empty one is a usage error."""
+        text = str(value)
+        return text if text.strip() else self.fail(f"{text!r} means no experiment", param, ctx)
+
+
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 experiment_argument: Final[_Decorator] = click.argument(
-    "experiment", default="last", shell_complete=_complete_experiment
+    "experiment", default="last", type=_ExperimentText(), shell_complete=_complete_experiment
 )
 experiments_argument: Final[_Decorator] = click.argument(
-    "experiments", nargs=-1, required=True, shell_complete=_complete_experiment
+    "experiments", nargs=-1, required=True, type=_ExperimentText(), shell_complete=_complete_experiment
 )

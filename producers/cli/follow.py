@@ -10,6 +10,7 @@ from producers.cli.arguments import Duration, experiment_argument, experiments_a
 from producers.cli.group import EXIT_CANCELLED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_FINISHED
 from producers.cli.output import format_option, write_rows
 from producers.cli.records import as_json, as_row
+from producers.timeline import explain
 
 
 @click.command()
@@ -22,6 +23,9 @@ from producers.cli.records import as_json, as_row
 def logs(ctx: click.Context, /, *, experiment: str, follow: bool, stream: str) -> None:
     """Print the output of EXPERIMENT: an id, the beginning of one, a name, or `last`."""
     found = open_client(ctx).get(experiment)
+    record = found.look()
+    if not record.attempt:  # an empty page would say nothing
+        click.echo(explain(record), err=True)
     try:
         for line in found.logs(follow=follow, stream=stream):
             click.echo(line)

@@ -103,6 +103,13 @@ class LazyGroup(click.Group):
             ctx.exit(EXIT_INTERRUPTED)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
+        except (
+            OSError
+        ) as error:  # of the user's own disk: a folder that is a file, a full one, one that is not writable
+            name = f": {error.filename2 or error.filename}" if error.filename else ""
+            click.echo(f"{click.style('error:', fg='red')} {error.strerror or error}{name}", err=True)
+            click.echo("hint: `jobqueue --debug ...` shows where", err=True)
+            ctx.exit(EXIT_ERROR)
         except Exception as error:  # noqa: BLE001 - the outer edge: a traceback helps nobody who only typed a command
             click.echo(f"{click.style('error:', fg='red')} {type(error).__name__}: {error}", err=True)
             click.echo("hint: this is a fault of jobqueue; `jobqueue --debug ...` shows where", err=True)
@@ -116,9 +123,12 @@ def exit_code(error: JobqueueError) -> int:
 
 def show_error(error: JobqueueError) -> None:
     """Write what happened and what to do, on stderr."""
-    click.echo(f"{click.style('error:', fg='red')} {error.message}", err=True)
+    from producers.cli.output import plain
+
+    message = "\n".join(map(plain, error.message.splitlines()))
+    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
     for line in error.last_lines if isinstance(error, ExperimentFailed) else ():
-        click.echo(f"  | {line}", err=True)
+        click.echo(f"  | {plain(line.expandtabs())}", err=True)
     if hint := _hint(error):
         click.echo(f"hint: {hint}", err=True)
 

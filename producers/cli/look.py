@@ -1,17 +1,22 @@
 """`jobqueue ls`, `show` and `why`: what is known of experiments."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from jobqueue.errors import NotFound, StoreUnavailable
+from jobqueue.errors import ArtifactRefused, NotFound, StoreUnavailable
 from producers.cli.arguments import experiment_argument, open_client, open_records
 from producers.cli.output import Format, format_option, write_fields, write_json, write_rows
 from producers.cli.records import as_fields, as_json, as_row
 from producers.timeline import explain
 
 if TYPE_CHECKING:
+    from jobqueue.registry.base import Record
     from producers.handle import Experiment
+
+_FURTHER: Final = 4
 
 
 @click.command()
@@ -23,8 +28,8 @@ if TYPE_CHECKING:
 def ls(*, limit: int, name: str, project: str, active: bool, form: str) -> None:
     """List experiments, newest first."""
     with open_records() as experiments:
-        records = experiments.find(name=name, project=project, limit=limit)
-    records = [record for record in records if not (active and record.state.is_final)]
+        find = partial(experiments.find, name=name, project=project)
+        records = _find_active(find, limit=limit) if active else find(limit=limit)
     if not records and form == Format.TABLE:
         click.echo("no experiments", err=True)
     write_rows(
@@ -59,10 +64,21 @@ def why(ctx: click.Context, /, *, experiment: str) -> None:
     click.echo(explain(open_client(ctx).get(experiment).look()))
 
 
+def _find_active(find: Callable[..., list["Record"]], *, limit: int) -> list["Record"]:
+    """Return the newest records that are not over, however many newer ones are."""
+    asked = limit
+    while True:
+        found = find(limit=asked)
+        active = [record for record in found if not record.state.is_final]
+        if len(active) >= limit or len(found) < asked:
+            return active[:limit]
+        asked *= _FURTHER
+
+
 def _sizes(experiment: "Experiment") -> dict[str, int]:
-    """Return the size in bytes of each output by path; none when the store does not answer or has no end of it."""
+    """Return the size in bytes of each output by path; none when the store does not answer or does not know them."""
     try:
         return {file.path: file.size_bytes for file in experiment.outputs.files}
-    except (NotFound, StoreUnavailable) as error:
+    except (ArtifactRefused, NotFound, StoreUnavailable) as error:
         click.echo(f"no outputs: {error.message}", err=True)
         return {}

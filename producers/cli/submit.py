@@ -107,7 +107,8 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
         click.echo(f"submitted {experiment.id}", err=True)
     try:
         copy_output(experiment)
-        experiment.result()
+        if error := experiment.exception():  # what its result file holds is nothing to a shell
+            raise error
     except KeyboardInterrupt:
         click.echo(f"\ndetached; {experiment.id} goes on", err=True)
         click.echo(f"  look again:  jobqueue logs -f {experiment.id}", err=True)
@@ -151,8 +152,9 @@ def make_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         if given[name] is not None:
             fields[name] = given[name]
     for name in (option.strip("-") for option in _PAIRS):
-        if pairs := _pairs(given[name], option=name):
-            fields[_PLURALS[name]] = {**fields.get(_PLURALS[name], {}), **pairs}
+        pairs, before = _pairs(given[name], option=name), fields.get(_PLURALS[name], {})
+        if pairs and isinstance(before, Mapping):  # what is no mapping is told with all else that is wrong
+            fields[_PLURALS[name]] = {**before, **pairs}
     for name in (option.strip("-") for option in _LISTS):
         if given[name]:
             fields[_PLURALS[name]] = list(given[name])
@@ -175,16 +177,16 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise InvalidSpec([Problem(path=str(path), message=f"not TOML or JSON: {error}")]) from None
     if not isinstance(fields, dict):
         raise InvalidSpec([Problem(path=str(path), message='not a table of fields (write image = "...")')])
-    if isinstance(fields.get("workspace"), str):
-        fields["workspace"] = str(path.parent / fields["workspace"])
+    if "workspace" in fields:
+        fields["workspace"] = _beside(path, fields["workspace"])
     if isinstance(fields.get("inputs"), dict):
         fields["inputs"] = {name: _beside(path, place) for name, place in fields["inputs"].items()}
     return fields
 
 
 def _beside(path: Path, place: Any) -> Any:
-    is_path = isinstance(place, str) and "://" not in place and not place.startswith("store:")
-    return str(path.parent / place) if is_path else place
+    is_elsewhere = not isinstance(place, str) or "://" in place or place.startswith(("store:", "~"))
+    return place if is_elsewhere or not place else str(path.parent / place)
 
 
 def _pairs(texts: Iterable[str], *, option: str) -> dict[str, str]:

@@ -262,11 +262,20 @@ def test_get_downloads_the_outputs_and_lists_them(project: str, tmp_path: Path) 
     assert (tmp_path / "out/outputs/b/c.txt").read_bytes() == b"c"
 
 
+def test_get_into_a_file_says_so(project: str) -> None:
+    done = _submit()
+    _take(done).finish(_GOOD, files={"model.pt": b"weights"})
+    Path("taken").write_text("")
+    result = _call("get", done, "taken")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: File exists: taken")
+
+
 def test_get_of_what_is_not_over_is_102(project: str) -> None:
     assert _call("get", _submit()).exit_code == 102
 
 
-def _run(outcome: Outcome, *options: str, name: str) -> Result:
+def _run(outcome: Outcome, *options: str, name: str, files: dict[str, bytes] | None = None) -> Result:
     """Run `jobqueue run` with a thread that takes the experiment, prints a line and ends it."""
 
     def work() -> None:
@@ -274,7 +283,7 @@ def _run(outcome: Outcome, *options: str, name: str) -> Result:
         found: list[Record] = wait_until(lambda: experiments.find(name=name), what=f"{name} is submitted")
         held = _take(found[0].submission.id)
         held.print_line("hello\n")
-        held.finish(outcome)
+        held.finish(outcome, files=files)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -288,6 +297,12 @@ def test_run_succeeds_with_the_experiment(project: str) -> None:
     result = _run(_GOOD, name=f"good-{project}")
     assert result.exit_code == 0, result.stderr
     assert "submitted exp-" in result.stderr
+    assert "SUCCEEDED" in result.stderr
+
+
+def test_a_result_file_that_is_not_json_is_nothing_to_run(project: str) -> None:
+    result = _run(_GOOD, name=f"broken-{project}", files={"outputs/result.json": b"{"})
+    assert result.exit_code == 0, result.stderr
     assert "SUCCEEDED" in result.stderr
 
 

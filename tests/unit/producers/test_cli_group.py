@@ -63,6 +63,21 @@ def test_a_failed_experiment_shows_its_last_lines() -> None:
     assert result.stderr.splitlines()[1:3] == ["  | Traceback", "  | ValueError: x"]
 
 
+def test_what_others_wrote_cannot_drive_the_terminal() -> None:
+    error = errors.ExperimentFailed("a\x1b]0;b", last_lines=("\x1b[2Jgone",))
+    result = CliRunner().invoke(_group(error), ["fail"])
+    assert "\x1b" not in result.stderr
+    assert "  | ?[2Jgone" in result.stderr
+
+
+def test_a_disk_that_refuses_is_no_fault_of_our_own() -> None:
+    error = FileExistsError(17, "File exists", "results")
+    result = CliRunner().invoke(_group(error), ["fail"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == "error: File exists: results"
+    assert "fault of jobqueue" not in result.stderr
+
+
 def test_debug_lets_the_error_through() -> None:
     result = CliRunner().invoke(_group(errors.NotFound("nothing")), ["--debug", "fail"])
     assert isinstance(result.exception, errors.NotFound)

@@ -54,9 +54,10 @@ def test_without_a_result_file_the_result_is_the_exit_code(exp: Experiment, work
     assert list(exp.outputs) == []
 
 
-def test_a_result_file_that_is_not_json_is_said_to_be_so(exp: Experiment, worker: Any) -> None:
+@pytest.mark.parametrize("content", [b"nan?", b"\xff\xfe", b"[" * 100_000], ids=["words", "no text", "too deep"])
+def test_a_result_file_that_is_not_json_is_said_to_be_so(exp: Experiment, worker: Any, content: bytes) -> None:
     worker.run()
-    worker.put_outputs({"outputs/result.json": b"nan?"})
+    worker.put_outputs({"outputs/result.json": content})
     worker.finish(exit_code=0)
 
     with pytest.raises(ArtifactRefused, match="not JSON"):
