@@ -1,7 +1,7 @@
 # The commands of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types layers bench proto proto-check lock clean
+.PHONY: help demo test check lint format types layers bench faults faults-selftest proto proto-check lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 CHECK_ARGS ?= -n 4 --dist worksteal
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp ## run a real experiment on this machine: no root, no server, no engine needed
 	@$(BIN)/python examples/demo.py
@@ -39,6 +39,16 @@ layers: .venv/test.stamp
 
 bench: .venv/test.stamp ## measure, and write what was measured
 	$(BIN)/python -m bench
+
+N ?= 40
+BROKER ?= rabbitmq
+faults: .venv/test.stamp ## break a whole site while it works: BROKER=rabbitmq|redis|sqs N=40 SEED=number
+	@.ci/packages
+	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --count $(N) $(if $(SEED),--seed $(SEED))
+
+faults-selftest: .venv/test.stamp ## switch each protection off and see that the faults find it
+	@.ci/packages
+	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --self-test
 
 proto: .cache/proto.stamp ## generate jobqueue/wire from proto/
 	.ci/proto

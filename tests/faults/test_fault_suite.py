@@ -1,0 +1,20 @@
+"""A short run of the fault suite: a whole site, a few faults, and nothing that must not be."""
+
+from pathlib import Path
+
+import pytest
+from faults.checker import is_void, judge
+from faults.driver import Wanted, run
+from faults.history import load_history
+from faults.table import make_table
+from faults.world import Shape
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis", "sqs"])
+def test_a_site_that_is_broken_all_the_time_keeps_every_promise(broker: str, tmp_path: Path) -> None:
+    wanted = Wanted(shape=Shape(broker=broker), seed=1, count=10, fault_count=5, is_gentle=True)
+    facts = load_history(run(wanted, tmp_path / "run"))
+    violations = judge(facts)
+    assert violations == [], f"{make_table(facts, violations)}\n{tmp_path}"
+    assert not is_void(facts), make_table(facts, violations)
