@@ -196,7 +196,7 @@ class Reason(Enum):
     ATTEMPTS_EXHAUSTED = Verdict(
         state=State.FAILED, fault=Fault.PLATFORM, budget=Budget.NOTHING, message=Message.DEAD_LETTER,
         sentence="the platform failed too often",
-        hint="`jobqueue show` names each attempt's reason; then `jobqueue retry`",
+        hint="`jobqueue show` names each attempt's reason; once that is mended, submit it again",
     )  # fmt: skip
     BAD_ENVELOPE = _refused(Message.DEAD_LETTER, "the message is too large, malformed or not an envelope")
     UNTRUSTED = _refused(Message.DROP, "the message's signature is absent, wrong or not trusted for this queue")

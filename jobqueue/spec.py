@@ -25,7 +25,7 @@ MAX_PROJECT: Final = 64
 MAX_COMMAND_BYTES: Final = 64 * 1024
 MAX_ENV_BYTES: Final = 64 * 1024
 
-_ALIASES = {
+ALIASES: Final = {
     "ram": "memory",
     "hdd": "disk",
     "gpuMem": "gpu_memory",
@@ -38,6 +38,10 @@ _RESERVED_VARIABLES = ("JOBQUEUE_", "NVIDIA_", "CUDA_VISIBLE_DEVICES", "LD_", "D
 _IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(?:@sha256:[0-9a-f]{64})?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # lone surrogates too: they are no text to write down
 _NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
+_SHAPES = {
+    "dict_type": "not a mapping (use names and values, as in {'SEED': '1'})",
+    "tuple_type": "not a list (use one, as in ['model.pt', 'metrics/'])",
+}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME = 70
 
@@ -49,7 +53,7 @@ def is_name(text: str, *, limit: int = _MAX_NAME) -> bool:
 
 def _command(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        words = tuple(shlex.split(value))
+        words = _split(value)
     elif isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
         words = tuple(value)
     else:
@@ -61,6 +65,14 @@ def _command(value: object) -> tuple[str, ...]:
     if sum(len(word.encode()) for word in words) > MAX_COMMAND_BYTES:
         raise ValueError(f"longer than {MAX_COMMAND_BYTES} bytes (put it into a file of the workspace)")
     return words
+
+
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        fault = str(error)
+        raise ValueError(f"{fault[:1].lower()}{fault[1:]} in {text!r:.80} (mend it, or use a list of words)") from None
 
 
 def _image(value: object) -> str:
@@ -145,6 +157,12 @@ def _positive_size(value: object) -> int:
     return size
 
 
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"not a number: {value} (write how many)")  # noqa: TRY004 - pydantic's rule
+    return value
+
+
 _Artifact = Annotated[Artifact, BeforeValidator(_artifact)]
 _Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
 _Image = Annotated[str, BeforeValidator(_image)]
@@ -172,16 +190,16 @@ class ExperimentSpec(BaseModel):
     outputs: tuple[_Path, ...] = Field(default=(DEFAULT_OUTPUTS,), max_length=256)
     env: dict[_Variable, _Text] = Field(default_factory=dict, max_length=512)
     secrets: dict[_Variable, _Text] = Field(default_factory=dict, max_length=64, repr=False)
-    gpus: int = Field(default=0, ge=0, le=1024)
+    gpus: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=1024)
     gpu_memory: _Size = 0
-    cpus: float = Field(default=1.0, gt=0, le=4096, allow_inf_nan=False)
+    cpus: Annotated[float, BeforeValidator(_number)] = Field(default=1.0, gt=0, le=4096, allow_inf_nan=False)
     memory: _PositiveSize = 2 * 2**30
     disk: _PositiveSize = 10 * 2**30
     shm_size: _PositiveSize = 64 * 2**20
     timeout: _Duration = timedelta(hours=24)
     stall_timeout: _Duration | None = None
     expires: _Duration = timedelta(days=7)
-    retries: int = Field(default=0, ge=0, le=100)
+    retries: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=100)
     network: Literal["none", "bridge"] = "none"
     project: _Project = "default"
     queue: _Queue | None = None
@@ -212,12 +230,17 @@ def parse_spec(fields: Mapping[str, Any]) -> ExperimentSpec:
     Raises:
         InvalidSpec: with every wrong field, by path, and what to write instead.
     """
-    given = {_ALIASES.get(name, name): value for name, value in fields.items()}
+    given = {ALIASES.get(name, name): value for name, value in fields.items()}
+    twice = [
+        Problem(path=alias, message=f"the same as {name}, which is given as well (keep one of them)")
+        for alias, name in ALIASES.items()
+        if {alias, name} <= fields.keys()
+    ]
     try:
         spec = ExperimentSpec.model_validate(given)
     except ValidationError as error:
-        raise InvalidSpec([_problem(detail) for detail in error.errors(include_url=False)]) from None
-    if problems := _cross_check(spec):
+        raise InvalidSpec([*map(_problem, error.errors(include_url=False)), *twice]) from None
+    if problems := [*twice, *_cross_check(spec)]:
         raise InvalidSpec(problems)
     return spec
 
@@ -253,12 +276,14 @@ def _problem(detail: Any) -> Problem:
         message = "missing (it has no default)"
     elif kind == "value_error":
         message = str(detail["ctx"]["error"])
+    elif kind in _SHAPES:
+        message = _SHAPES[kind]
     elif path != "workspace" and not path.startswith(("inputs", "secrets")):
         message = f"{message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"
     return Problem(path=path, message=message)
 
 
 def _did_you_mean(name: str) -> str:
-    known = [*ExperimentSpec.model_fields, *_ALIASES]
+    known = [*ExperimentSpec.model_fields, *ALIASES]
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(ExperimentSpec.model_fields))})"

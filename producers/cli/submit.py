@@ -147,10 +147,12 @@ def make_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         InvalidSpec: the file cannot be read or is neither TOML nor JSON.
         click.UsageError: a pair is not NAME=VALUE, or nothing is given at all.
     """
+    from jobqueue.spec import ALIASES
+
+    options = {name: given[name] for name in (option.strip("-").replace("-", "_") for option in _PLAIN)}
+    chosen = {name: value for name, value in options.items() if value is not None}
     fields = read_spec(given["file"]) if given["file"] else {}
-    for name in (option.strip("-").replace("-", "_") for option in _PLAIN):
-        if given[name] is not None:
-            fields[name] = given[name]
+    fields = {name: value for name, value in fields.items() if ALIASES.get(name) not in chosen} | chosen
     for name in (option.strip("-") for option in _PAIRS):
         pairs, before = _pairs(given[name], option=name), fields.get(_PLURALS[name], {})
         if pairs and isinstance(before, Mapping):  # what is no mapping is told with all else that is wrong

@@ -54,6 +54,11 @@ def test_studioml_names_are_accepted() -> None:
     assert (spec.gpus, spec.timeout) == (2, timedelta(minutes=20))
 
 
+def test_a_field_that_is_given_under_both_its_names_is_refused() -> None:
+    assert "memory" in problems_of(ram="4gb", memory="2GiB")["ram"]
+    assert problems_of(ram="4gb", memory="lots").keys() == {"memory", "ram"}
+
+
 @given(specs())
 def test_a_spec_is_the_spec_of_its_own_fields(spec: ExperimentSpec) -> None:
     assert parse_spec({name: getattr(spec, name) for name in ExperimentSpec.model_fields}) == spec
@@ -104,6 +109,7 @@ def test_an_unknown_field_is_answered_with_all_that_are_known() -> None:
         ("env", {"A": "x" * 70_000}), ("env", {"A=B": "x"}), ("env", {"A\n": "x"}),
         ("secrets", {"A": HALF_A_CHARACTER}), ("secrets", {"LD_AUDIT": "x"}), ("secrets", "A=1"),
         ("cpus", 0), ("cpus", -1), ("cpus", float("nan")), ("cpus", float("inf")), ("cpus", 5000), ("cpus", "x"),
+        ("gpus", True), ("cpus", True), ("retries", False), ("outputs", "model.pt"), ("env", ["SEED"]),
         ("gpus", -1), ("gpus", 1.5), ("gpus", 2000), ("gpu_memory", "1GiB"),
         ("memory", 0), ("memory", "0"), ("disk", -1), ("shm_size", "1TiB"), ("shm_size", 0),
         ("timeout", 0), ("timeout", "-1s"), ("timeout", "20y"), ("expires", "0s"), ("stall_timeout", "0s"),
@@ -124,6 +130,20 @@ def test_a_wrong_field_is_refused_by_name_with_a_fix(field: str, value: object) 
     problems = problems_of(**{field: value})
     assert {path.split(".")[0] for path in problems} == {field}
     assert all(problems.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fix"),
+    [
+        ("command", "echo 'a", "use a list of words"),
+        ("outputs", "model.pt", "not a list (use one, as in ['model.pt'"),
+        ("env", ["SEED=1"], "not a mapping (use names and values"),
+        ("labels", "a=b", "not a mapping (use names and values"),
+        ("gpus", True, "not a number: True"),
+    ],
+)
+def test_what_has_the_wrong_shape_is_told_the_right_one(field: str, value: object, fix: str) -> None:
+    assert fix in problems_of(**{field: value})[field]
 
 
 def test_a_refusal_never_shows_a_secret_or_a_signed_address() -> None:

@@ -87,6 +87,14 @@ def test_a_file_may_name_places_in_the_home_folder(
     assert result.exit_code == 0, result.stderr
 
 
+def test_an_option_wins_over_the_other_name_of_its_field_in_a_file(project: str) -> None:
+    Path("spec.toml").write_text('image = "x:1"\ncommand = "true"\nram = "1GiB"\n')
+
+    made = _call("submit", "-f", "spec.toml", "--memory", "2GiB").stdout.strip()
+
+    assert json.loads(_call("show", made, "-o", "json").stdout)["resources"]["memory_bytes"] == 2 * 2**30
+
+
 def test_an_empty_workspace_in_a_file_is_not_the_folder_of_the_file(project: str) -> None:
     Path("spec.toml").write_text('image = "x:1"\ncommand = "true"\nworkspace = ""\n')
 
