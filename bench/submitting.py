@@ -12,7 +12,7 @@ from bench.sampling import interleave, seconds
 from bench.servers import Servers
 from jobqueue.ids import NodeId, WorkerId
 from jobqueue.registry import open_registry
-from jobqueue.registry.base import WorkerRecord
+from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Offer
 
 _ROUNDS = 12

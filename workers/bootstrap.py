@@ -17,7 +17,7 @@ from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Reason
 from jobqueue.registry import open_registry
-from jobqueue.registry.base import WorkerRecord
+from jobqueue.registry.presence import WorkerRecord
 from jobqueue.storage import open_store
 from jobqueue.storage.base import check_store
 from workers.attempt.lease import RENEWALS_PER_LEASE

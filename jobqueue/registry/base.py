@@ -1,4 +1,4 @@
-"""What is known of experiments, leases, live logs and workers: the ports, and the values that pass through them.
+"""What is known of experiments, leases and live logs: the ports, and the values that pass through them.
 
 The registry's clock decides everything about leases; no caller's clock is ever sent. Every write of a holder carries
 its token, and is refused with `Superseded` when a newer one was granted, the lease was given back, or it is final.
@@ -12,7 +12,8 @@ from typing import Protocol
 
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
-from jobqueue.resources import Offer, Resources
+from jobqueue.registry.presence import Workers
+from jobqueue.resources import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,35 +262,6 @@ class LiveLogs(Protocol):
 
     def read(self, experiment_id: ExperimentId, stream: str, *, after: str = "") -> list[LogPiece]:
         """Return what came after the cursor (from the oldest still there when empty), without waiting."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerRecord:
-    """One worker that serves queues now."""
-
-    worker_id: WorkerId
-    node_id: NodeId
-    queues: tuple[str, ...]
-    offer: Offer
-    runtime: str
-    state: str = "OK"
-    experiment_id: ExperimentId | None = None
-
-
-class Workers(Protocol):
-    """Who is there. A record vanishes by itself when it is not announced again in time."""
-
-    def announce(self, worker: WorkerRecord, *, ttl: timedelta) -> None:
-        """Say that it is there."""
-        ...
-
-    def leave(self, worker_id: WorkerId) -> None:
-        """Say that it has gone."""
-        ...
-
-    def present(self) -> list[WorkerRecord]:
-        """Return who is there."""
         ...
 
 

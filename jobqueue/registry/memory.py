@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from jobqueue.ids import ExperimentId, WorkerId
-from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece, WorkerRecord, Workers
+from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece
 from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
 from jobqueue.registry.memory_table import Clock, Table
+from jobqueue.registry.presence import WorkerRecord, Workers
 from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
 
 

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from jobqueue.registry.base import Experiments, Leases, LiveLogs, Workers
+from jobqueue.registry.base import Experiments, Leases, LiveLogs
+from jobqueue.registry.presence import Workers
 from jobqueue.registry.redis_client import RedisClient
 from jobqueue.registry.redis_experiments import RedisExperiments
 from jobqueue.registry.redis_leases import RedisLeases

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from jobqueue.ids import WorkerId
-from jobqueue.registry.base import WorkerRecord
+from jobqueue.registry.presence import WorkerRecord
 from jobqueue.registry.redis_client import RedisClient
 from jobqueue.registry.redis_fields import milliseconds
 from jobqueue.resources import Offer

@@ -4,14 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
 from jobqueue.lifecycle import Outcome, Reason, State
-from jobqueue.registry.base import (
-    Answer,
-    Granted,
-    Held,
-    Registry,
-    Submission,
-    WorkerRecord,
-)
+from jobqueue.registry.base import Answer, Granted, Held, Registry, Submission
+from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Offer, Resources
 from services.waiting import wait_until
 

@@ -16,7 +16,7 @@ from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.keys import KeyRing, ensure_laptop_keys, make_sender_keys
 from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.registry import open_registry
-from jobqueue.registry.base import WorkerRecord
+from jobqueue.registry.presence import WorkerRecord
 from jobqueue.report import LogEntry, Progress, Report, Severity, TaskState
 from jobqueue.resources import Offer
 from producers.cli import doctor, jobqueue

@@ -1,0 +1,37 @@
+"""Who serves request queues now: a port of the registry, and the value that passes through it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from jobqueue.ids import ExperimentId, NodeId, WorkerId
+from jobqueue.resources import Offer
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRecord:
+    """One worker that serves queues now."""
+
+    worker_id: WorkerId
+    node_id: NodeId
+    queues: tuple[str, ...]
+    offer: Offer
+    runtime: str
+    state: str = "OK"
+    experiment_id: ExperimentId | None = None
+
+
+class Workers(Protocol):
+    """Who is there. A record vanishes by itself when it is not announced again in time."""
+
+    def announce(self, worker: WorkerRecord, *, ttl: timedelta) -> None:
+        """Say that it is there."""
+        ...
+
+    def leave(self, worker_id: WorkerId) -> None:
+        """Say that it has gone."""
+        ...
+
+    def present(self) -> list[WorkerRecord]:
+        """Return who is there."""
+        ...
