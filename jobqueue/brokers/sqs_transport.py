@@ -65,16 +65,8 @@ class Channel(virtual.Channel):
         """Give the message back at once; without `requeue`, when its time is over. Nothing is deleted."""
         receipt = self._receipt(delivery_tag)
         if receipt and requeue:
-            self.give_back([receipt])
+            self.connection.give_back([receipt])
         self.qos.ack(delivery_tag)
-
-    def give_back(self, receipts: Sequence[Receipt]) -> None:
-        """Let others have messages at once, as far as SQS answers; else they have them later."""
-        try:
-            for receipt in receipts:
-                self.server.hide(receipt, seconds=0)
-        except JobqueueError as error:
-            log.warning("delivery.not_given_back", extra={"error": error.message})
 
     def asked_queues(self) -> list[str]:
         """Return the queues at SQS that this channel consumes, when it has room for a message."""
@@ -121,7 +113,7 @@ class Channel(virtual.Channel):
     def _restore(self, message: Any) -> None:
         receipt = receipt_of(message.properties)
         if receipt:
-            self.give_back([receipt])
+            self.connection.give_back([receipt])
 
     def _is_bound(self, queue: str) -> bool:
         return bool(self.connection.state.queue_index.get(queue))
@@ -200,6 +192,14 @@ class Transport(virtual.Transport):
             self._heard.add(exchange)
             self.bus.listen(exchange, partial(self._on_heard, exchange), until=self._is_closed)
 
+    def give_back(self, receipts: Sequence[Receipt]) -> None:
+        """Let others have messages at once, as far as SQS answers; else they have them later. Any thread."""
+        try:
+            for receipt in receipts:
+                self.server.hide(receipt, seconds=0)
+        except JobqueueError as error:
+            log.warning("delivery.not_given_back", extra={"error": error.message})
+
     def close_connection(self, connection: Any) -> None:
         """Stop asking; what has come and was not handed on is given back."""
         self._is_closed.set()
@@ -224,7 +224,10 @@ class Transport(virtual.Transport):
         self._receiver.ask(Question(queues=queues, count=min(channel.room() for channel, _ in asking)))
 
     def _on_answer(self, receipts: Sequence[Receipt]) -> None:
-        self._arrive(partial(self._take, receipts))
+        # Here, on the receiving thread: the consuming one may have cancelled and wait for what runs.
+        wanted = [receipt for receipt in receipts if receipt.queue in self._callbacks]
+        self.give_back([receipt for receipt in receipts if receipt not in wanted])
+        self._arrive(partial(self._take, wanted))
 
     def _on_heard(self, exchange: str, message: dict[str, Any]) -> None:
         self._arrive(partial(self._tell, exchange, message))
@@ -245,14 +248,8 @@ class Transport(virtual.Transport):
             if callback and not self._is_closed.is_set():
                 callback(to_payload(receipt))
             else:
-                self._give_back(receipt)
+                self.give_back([receipt])
         return bool(receipts)
-
-    def _give_back(self, receipt: Receipt) -> None:
-        try:
-            self.server.hide(receipt, seconds=0)
-        except JobqueueError as error:
-            log.warning("delivery.not_given_back", extra={"error": error.message})
 
     def _tell(self, exchange: str, message: dict[str, Any]) -> bool:
         callbacks = [self._callbacks.get(queue) for queue in self._bound(exchange, message)]

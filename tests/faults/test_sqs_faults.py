@@ -146,6 +146,32 @@ def test_a_run_that_is_longer_than_a_delivery_lasts_runs_once(place: Place, opti
     assert len(re.findall("attempt.leased", said)) == 1
 
 
+@pytest.mark.parametrize("lease", ["2s"])
+def test_an_sqs_that_is_silent_for_longer_than_a_delivery_lasts_costs_nothing(
+    place: Place, sqs_server: SqsServer
+) -> None:
+    seconds = number(12)
+    with place.make_worker("one") as one, place.make_worker("two") as two:
+        experiment = place.submit(f"sleep {seconds}; echo end")
+        wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
+        sqs_server.process.pause()
+        try:
+            silent = "delivery.not_kept_alive"
+            wait_until(lambda: silent in one.log.read_text() + two.log.read_text(), what="the silence", within=LONG)
+            time.sleep(5)  # more than two leases: at SQS the delivery is over
+        finally:
+            sqs_server.process.resume()
+        alive = 0
+        while not experiment.wait(0.2):
+            alive = max(alive, len(sleepers(seconds)))
+        assert place.submit("true").result(timeout=40) == {"exit_code": 0}
+        wait_until(lambda: is_empty(place), what="no message left", within=LONG)
+        assert one.running
+        assert two.running
+    assert alive == 1
+    assert (experiment.state, experiment.attempt, list(experiment.logs())) == (State.SUCCEEDED, 1, ["end"])
+
+
 # Events and remote control
 
 

@@ -91,9 +91,7 @@ def test_what_comes_for_a_consumer_that_has_gone_is_given_back_at_once(broker: B
         assert gone.next(NOT_YET) is None  # its poll goes on
         gone.consumer.cancel()
         publish(broker, queue)
-        for _ in range(30):
-            with suppress(TimeoutError):
-                gone.connection.drain_events(timeout=0.1)
+        # Nobody drains the connection either: a worker that waits for what runs does not.
         message = consume(queue).next()
         assert message.body == BODY
         message.ack()
