@@ -106,13 +106,15 @@ def _ordered_reports(run: Run, seen: Seen) -> Iterator[str]:
 
 
 def _stale_reports(seen: Seen) -> Iterator[str]:
+    # One whose container ended while it was cut off may still be the first to write the marker, and says so.
     first: dict[int, float] = {}
     for report in seen.reports:
         first[report["token"]] = min(report["at"], first.get(report["token"], report["at"]))
     for report in seen.reports:
         newer = [at for token, at in first.items() if token > report["token"] > 0]
         is_terminal = report["state"] in FINAL
-        if not newer or not report["state"] or (is_terminal and report["token"] == seen.marker.get("token")):
+        may_win = report["state"] == "FINALIZING" or (is_terminal and report["token"] == seen.marker.get("token"))
+        if not newer or not report["state"] or may_win:
             continue
         if report["at"] > min(newer) + _LATE_SECONDS:
             late = report["at"] - min(newer)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from faults.checker import is_void, judge
 from faults.driver import Wanted, run
 from faults.history import load_history

@@ -32,10 +32,14 @@ from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
 
 UNSAFE: Final = "JOBQUEUE_UNSAFE_FOR_TESTS"
+# Lets `registry.clock` turn the registry's clock, for everybody who asks it.
+_ALWAYS_OFF: Final = "skew"
 PROJECT: Final = "faults"
 # Each of them ends a stock worker, and then the next one.
 MALFORMED: Final = (b'{"foo": 1}', b"null", b"", b"[1, 2]")
 _BUCKET: Final = "faults"
+# What has to be named where a protection is off.
+_NAMED: Final = ("broker_url", "registry_url", "storage_url", "storage_endpoint")
 _DISK: Final = "128m"
 
 
@@ -122,7 +126,9 @@ def open_world(shape: Shape, folder: Path, history: History) -> Iterator[World]:
         wires = Wires()
         stack.callback(wires.close)
         shared = _shared_settings(shape, folder, storage)
-        settings = Settings(**{**shared, "broker_url": broker.url, "registry_url": registry.url})
+        shown = {**shared, "broker_url": broker.url, "registry_url": registry.url}
+        settings = Settings(**shown)
+        _set_variables(_as_variables({name: shown[name] for name in _NAMED}, shape), stack)
         ensure_laptop_keys(settings.keys_dir)
         nodes = []
         for number in range(1, NODES + 1):
@@ -150,19 +156,24 @@ def _open_storage(shape: Shape, folder: Path, stack: ExitStack) -> dict[str, Any
     if shape.store == "file":
         return {"url": (folder / "store").as_uri(), "endpoint": ""}
     moto = stack.enter_context(open_moto(folder / "s3"))
-    for name, value in moto.environment.items():
-        if name != "AWS_ENDPOINT_URL":  # each node has a way of its own
-            before = os.environ.get(name)
-            os.environ[name] = value
-            stack.callback(_set_variable, name, before)
+    # Each node has a way of its own.
+    _set_variables({name: value for name, value in moto.environment.items() if name != "AWS_ENDPOINT_URL"}, stack)
     return {"url": moto.make_bucket(_BUCKET), "endpoint": moto.url, "port": moto.port}
 
 
-def _set_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
+def _set_variables(values: Mapping[str, str], stack: ExitStack) -> None:
+    """Set variables of this process until the stack is closed."""
+    for name, value in values.items():
+        before = os.environ.get(name)
+        stack.callback(os.environ.pop, name, None) if before is None else stack.callback(
+            os.environ.__setitem__, name, before
+        )
         os.environ[name] = value
+
+
+def _as_variables(settings: Mapping[str, str], shape: Shape) -> dict[str, str]:
+    variables = {f"JOBQUEUE_{name.upper()}": value for name, value in settings.items()}
+    return {**variables, UNSAFE: ",".join((*shape.unsafe, _ALWAYS_OFF))}
 
 
 def _shared_settings(shape: Shape, folder: Path, storage: Mapping[str, Any]) -> dict[str, str]:
@@ -219,8 +230,7 @@ def _make_node_worker(
         "cache_dir": str(home / "cache"),
         **({"storage_endpoint": ways.store.url} if ways.store else {}),
     }
-    environment = {f"JOBQUEUE_{key.upper()}": value for key, value in values.items()}
-    environment |= {"DOCKER_HOST": engine.url, UNSAFE: ",".join(shape.unsafe)}
+    environment = {**_as_variables(values, shape), "DOCKER_HOST": engine.url}
     return make_worker(home, name=home.name, slots=shape.slots, environment=environment)
 
 
