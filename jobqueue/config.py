@@ -1,9 +1,9 @@
 """Settings: the only reader of the environment and of `jobqueue.toml`."""
 
+import difflib
 import os
 import tomllib
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,17 +130,17 @@ class Settings(BaseSettings):
             TomlConfigSettingsSource(settings_cls),
         )
 
-    @cached_property
+    @property
     def embedded_socket(self) -> Path:
         """Where the embedded broker of `jobqueue dev` listens."""
         return self.state_dir / "dev" / "redis.sock"
 
-    @cached_property
+    @property
     def broker(self) -> str:
         """The broker's URL, the embedded one by default."""
         return self.broker_url or f"redis+socket://{self.embedded_socket}"
 
-    @cached_property
+    @property
     def registry(self) -> str:
         """The registry's URL.
 
@@ -156,17 +156,17 @@ class Settings(BaseSettings):
             hint=f"set {PREFIX}REGISTRY_URL, as in redis://host:6379/0",
         )
 
-    @cached_property
+    @property
     def events(self) -> str:
         """The URL of what carries Celery's events and remote control when the broker cannot; empty: nothing does."""
         return self.events_url or self.registry_url
 
-    @cached_property
+    @property
     def storage(self) -> str:
         """The store's URL, a folder by default."""
         return self.storage_url or (self.state_dir / "store").as_uri()
 
-    @cached_property
+    @property
     def keys_dir(self) -> Path:
         """The folder of keys."""
         return self.keys or self.state_dir / "keys"
@@ -193,9 +193,26 @@ class _FileTwins(PydanticBaseSettingsSource):
         return {name: value for name, value in found.items() if value is not None}
 
 
+def misspelt_variables() -> dict[str, str]:
+    """Return the variables that begin as settings do and are none, each with the close one or an empty text."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    named = sorted(name for name in os.environ if name.startswith(PREFIX))
+    return {name: _close(name) for name in named if name.removesuffix("_FILE") not in known}
+
+
+def _close(name: str) -> str:
+    fields = [field.upper() for field in Settings.model_fields]
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), fields, n=1)
+    return PREFIX + close[0] if close else ""
+
+
 def _describe(error: ValidationError) -> str:
     lines = []
     for detail in error.errors(include_url=False, include_input=False):
-        name = ".".join(str(part) for part in detail["loc"])
-        lines.append(f"{PREFIX}{name.upper()}: {detail['msg'].removeprefix('Value error, ')}")
+        name = PREFIX + ".".join(str(part) for part in detail["loc"]).upper()
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            close = _close(name)
+            message = "no such setting" + (f" (did you mean {close}?)" if close else "")
+        lines.append(f"{name}: {message}")
     return "; ".join(lines)

@@ -64,7 +64,7 @@ def doctor(ctx: click.Context, /, *, form: str) -> None:
 def examine() -> Iterator[Finding]:
     """Yield what each check finds, in the order of what depends on what."""
     try:
-        from jobqueue.config import Settings
+        from jobqueue.config import Settings, misspelt_variables
 
         settings = Settings()
     except JobqueueError as error:
@@ -73,6 +73,9 @@ def examine() -> Iterator[Finding]:
     yield Finding(
         name="settings", verdict=Verdict.OK, text=f"project {settings.project}, state in {settings.state_dir}"
     )
+    for name, close in misspelt_variables().items():
+        fix = f"did you mean {close}?" if close else f"unset {name}"
+        yield Finding(name="settings", verdict=Verdict.WARN, text=f"{name} is no setting and changes nothing", fix=fix)
     for name, check in _CHECKS.items():
         try:
             yield from check(settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobqueue.config import Settings
+from jobqueue.config import Settings, misspelt_variables
 from jobqueue.errors import InvalidSetting
 
 
@@ -96,8 +96,25 @@ def test_a_file_that_is_no_toml_is_an_error_that_names_it(here: Path, content: s
 
 def test_an_unknown_setting_in_the_file_is_named(here: Path) -> None:
     (here / "jobqueue.toml").write_text('leese = "1s"\n')
-    with pytest.raises(InvalidSetting, match="JOBQUEUE_LEESE"):
+    with pytest.raises(InvalidSetting, match=r"JOBQUEUE_LEESE: no such setting \(did you mean JOBQUEUE_LEASE\?\)"):
         Settings()
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_close_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBQUEUE_BROKER", "amqp://h")
+    monkeypatch.setenv("JOBQUEUE_BROKER_URL_FILE", "/run/secrets/broker")
+    monkeypatch.setenv("JOBQUEUE_XYZ", "1")
+    assert misspelt_variables() == {"JOBQUEUE_BROKER": "JOBQUEUE_BROKER_URL", "JOBQUEUE_XYZ": ""}
+
+
+def test_a_changed_copy_follows_its_own_fields() -> None:
+    settings = Settings(broker_url="redis://a", registry_url="", state_dir="/a")
+    assert (settings.broker, settings.registry, settings.keys_dir) == ("redis://a", "redis://a", Path("/a/keys"))
+
+    changed = settings.model_copy(update={"broker_url": "redis://b", "state_dir": Path("/b")})
+
+    assert (changed.broker, changed.registry, changed.keys_dir) == ("redis://b", "redis://b", Path("/b/keys"))
+    assert changed.storage == "file:///b/store"
 
 
 def test_a_twin_that_cannot_be_read_is_an_error_that_names_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

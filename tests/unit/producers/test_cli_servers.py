@@ -269,6 +269,13 @@ def test_the_doctor_fails_on_a_wrong_setting(project: str, monkeypatch: pytest.M
     assert list(_findings()) == ["settings"]
 
 
+def test_the_doctor_names_a_variable_that_is_no_setting(
+    project: str, monkeypatch: pytest.MonkeyPatch, no_engine: None
+) -> None:
+    monkeypatch.setenv("JOBQUEUE_BROKER", "amqp://somewhere")
+    assert _findings()["settings"] == ("warn", "did you mean JOBQUEUE_BROKER_URL?")
+
+
 def test_the_doctor_wants_the_engine_where_it_is_asked_for(
     project: str, monkeypatch: pytest.MonkeyPatch, no_engine: None
 ) -> None:
