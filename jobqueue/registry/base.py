@@ -11,6 +11,7 @@ from typing import Protocol
 
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
+from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.values import (
     Answer,
@@ -153,12 +154,13 @@ class LiveLogs(Protocol):
 
 
 class Registry(Protocol):
-    """The four ports over one connection."""
+    """The five ports over one connection."""
 
     leases: Leases
     experiments: Experiments
     live_logs: LiveLogs
     workers: Workers
+    ledger: Ledger
 
     def ping(self) -> datetime:
         """Return the registry's time, aware, when it answers.

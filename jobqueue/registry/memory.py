@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece
+from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
+from jobqueue.registry.memory_ledger import MemoryLedger
 from jobqueue.registry.memory_table import Clock, Table
 from jobqueue.registry.presence import WorkerRecord, Workers
 from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
@@ -31,6 +33,7 @@ class MemoryRegistry:
         self.experiments: Experiments = MemoryExperiments(table)
         self.live_logs: LiveLogs = MemoryLiveLogs(table)
         self.workers: Workers = MemoryWorkers(table)
+        self.ledger: Ledger = MemoryLedger(table)
 
     def ping(self) -> datetime:
         """Return its time: it is always there."""

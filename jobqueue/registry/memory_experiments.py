@@ -23,11 +23,11 @@ class MemoryExperiments:
     def register(self, *submissions: Submission) -> list[ExperimentId]:
         """Record them as QUEUED, all or none, and return their ids, or the older ones of their idempotency keys."""
         with self._table.lock:
-            before = dict(self._table.entries), dict(self._table.idempotency)
+            before = dict(self._table.entries), dict(self._table.idempotency), dict(self._table.seen)
             try:
                 return [self._register(submission) for submission in submissions]
             except IdempotencyMismatch:
-                self._table.entries, self._table.idempotency = before
+                self._table.entries, self._table.idempotency, self._table.seen = before
                 raise
 
     def _register(self, submission: Submission) -> ExperimentId:
@@ -58,6 +58,7 @@ class MemoryExperiments:
                 self._table.cancel(entry)
             else:
                 del self._table.entries[experiment_id]
+                del self._table.seen[experiment_id]
 
     def get(self, experiment_id: ExperimentId) -> Record:
         """Return the record."""

@@ -30,6 +30,7 @@ class MemoryLeases:
             entry = self._table.entry(submission.id) or self._rebuild(submission)
             if entry.record.state.is_final:
                 return Final(record=without_message(entry.record))
+            self._table.see(submission.id)
             if (remaining := self._table.remaining(entry)) > timedelta(0):
                 return Held(remaining=remaining)
             if entry.record.worker_id is not None:
@@ -41,6 +42,7 @@ class MemoryLeases:
         """Hold on for `ttl` from now; returns the reason of the tombstone that lies."""
         with self._table.lock:
             entry = self._table.held(lease)
+            self._table.see(lease.experiment_id)
             self._table.store(replace(entry, until=self._table.clock() + ttl, span=ttl))
             return entry.record.cancel_reason
 

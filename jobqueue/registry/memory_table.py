@@ -41,12 +41,14 @@ class Table:
     Attributes:
         lock: makes a step atomic.
         clock: the registry's; aware.
+        seen: when each open experiment was seen last, or will have been once its back-off is over.
         withdrawn: until when a stray message of a withdrawn experiment is answered with a cancel.
     """
 
     clock: Clock
     lock: threading.RLock = field(default_factory=threading.RLock)
     entries: dict[ExperimentId, Entry] = field(default_factory=dict)
+    seen: dict[ExperimentId, datetime] = field(default_factory=dict)
     withdrawn: dict[ExperimentId, datetime] = field(default_factory=dict)
     idempotency: dict[tuple[str, str], ExperimentId] = field(default_factory=dict)
 
@@ -63,7 +65,12 @@ class Table:
         """Record a submission as QUEUED."""
         entry = Entry(record=Record(submission=submission))
         self.entries[submission.id] = entry
+        self.see(submission.id)
         return entry
+
+    def see(self, experiment_id: ExperimentId, *, after: timedelta = timedelta(0)) -> None:
+        """Note that somebody has, or `after` some time will have, an open experiment before their eyes."""
+        self.seen[experiment_id] = self.clock() + after
 
     def store(self, entry: Entry) -> Entry:
         """Replace what is known of an experiment."""
@@ -98,6 +105,7 @@ class Table:
         record = replace(entry.record, state=State.QUEUED, phase=None, worker_id=None, node_id=None)
         if entry.is_attempt:
             record = _counted(record, outcome)
+        self.see(record.submission.id, after=delay)
         return self.store(Entry(record=record, until=self.clock() + delay, span=delay))
 
     def make_final(self, entry: Entry, outcome: Outcome, *, state: State) -> None:
@@ -115,6 +123,7 @@ class Table:
             last_lines=outcome.last_lines,
             finished_at=self.clock(),
         )
+        self.seen.pop(record.submission.id, None)
         self.store(Entry(record=record))
 
     def cancel(self, entry: Entry, *, reason: Reason = Reason.CANCELLED_BY_USER) -> State:

@@ -77,6 +77,7 @@ _SCRIPTS: Final = (
     *("register", "withdraw", "cancel", "find"),
     *("acquire", "renew", "advance", "release", "finish"),
     *("append", "announce", "present"),
+    *("elect", "lost", "republished"),
 )
 
 

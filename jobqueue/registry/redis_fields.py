@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -45,7 +44,7 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
     }
     exit_code = fields["exit_code"]
     return Record(
-        submission=replace(_parse_submission(fields["submission"]), message=message),
+        submission=parse_submission(fields["submission"], message=message),
         state=State(fields["state"]),
         attempt=int(fields["attempt"]),
         token=int(fields["token"]),
@@ -74,13 +73,14 @@ def _dump_submission(submission: Submission) -> str:
     return json.dumps(fields)
 
 
-def _parse_submission(text: str) -> Submission:
+def parse_submission(text: str, *, message: bytes = b"") -> Submission:
+    """Return the submission that a hash holds, with the sealed envelope, which is kept outside of it."""
     fields: dict[str, Any] = json.loads(text)
     fields["id"] = ExperimentId(fields["id"])
     fields["resources"] = Resources(**fields["resources"])
     for name in ("submitted_at", "expires_at"):
         fields[name] = datetime.fromisoformat(fields[name])
-    return Submission(**fields)
+    return Submission(**fields, message=message)
 
 
 def _parse_instant(text: str) -> datetime | None:

@@ -1,4 +1,4 @@
-"""The values that pass through the registry's ports: what is known of an experiment, and the answers about its lease."""
+"""The values that pass through the registry: what is known of an experiment, and the answers about its lease."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta

@@ -17,6 +17,7 @@ end
 if is_final(record) then
   return {'final', redis.call('HGETALL', key)}
 end
+see(id, now_ms)
 
 local wait_ms = remaining_ms(record)
 if wait_ms > tonumber(record.span_ms) + CLOCK_TOLERANCE_MS then

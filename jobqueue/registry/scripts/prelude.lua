@@ -7,8 +7,8 @@
 local EXPERIMENT, MESSAGE, WITHDRAWN = 'jobqueue:experiment:', 'jobqueue:message:', 'jobqueue:withdrawn:'
 local ALL, PROJECT, NAME = 'jobqueue:experiments', 'jobqueue:project:', 'jobqueue:name:'
 local IDEMPOTENCY = 'jobqueue:idempotency:'
--- What is not final, by request queue.
-local OPEN = 'jobqueue:open:'
+-- What is not final: by request queue, and by the time when it was seen last.
+local OPEN, SEEN = 'jobqueue:open:', 'jobqueue:seen'
 
 local DAY_MS = 24 * 3600 * 1000
 local RETENTION_MS = 30 * DAY_MS
@@ -23,6 +23,11 @@ local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 -- Lua prints large numbers with an exponent.
 local function whole(value)
   return string.format('%.0f', value)
+end
+
+-- Notes that somebody has, or will have, an open experiment before their eyes.
+local function see(id, at_ms)
+  redis.call('ZADD', SEEN, whole(at_ms), id)
 end
 
 local function load(id)
@@ -70,6 +75,7 @@ local function add_record(submission)
     redis.call('SET', MESSAGE .. id, submission.message)
   end
   redis.call('ZADD', OPEN .. submission.queue, 0, id)
+  see(id, now_ms)
   add_to_index(ALL, id)
   add_to_index(PROJECT .. submission.project, id)
   if submission.name ~= '' then
@@ -130,6 +136,7 @@ local function give_back(id, record, ended)
   end
   store(id, 'state', 'QUEUED', 'phase', '', 'worker_id', '', 'node_id', '', 'kind', '', 'grant', '',
     'until_ms', whole(now_ms + ended.delay_ms), 'span_ms', whole(ended.delay_ms))
+  see(id, now_ms + ended.delay_ms)
 end
 
 local function make_final(id, record, ended)
@@ -139,6 +146,7 @@ local function make_final(id, record, ended)
   redis.call('PEXPIRE', EXPERIMENT .. id, whole(RETENTION_MS))
   redis.call('DEL', MESSAGE .. id)
   redis.call('ZREM', OPEN .. record.queue, id)
+  redis.call('ZREM', SEEN, id)
   if record.idempotency ~= '' then
     redis.call('PEXPIRE', IDEMPOTENCY .. record.idempotency, whole(RETENTION_MS))
   end

@@ -5,4 +5,5 @@ if not may_write(record, token) then
   return refuse(record)
 end
 store(id, 'until_ms', whole(now_ms + ttl_ms), 'span_ms', whole(ttl_ms))
+see(id, now_ms)
 return {'ok', record.cancel_reason}
