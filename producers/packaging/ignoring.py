@@ -1,5 +1,6 @@
 """What of a folder does not travel: what the ignore files say, what is never wanted, and what looks like a secret."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 IGNORE_FILE: Final = ".jobqueueignore"
-_IGNORE_FILES: Final = (IGNORE_FILE, ".gitignore")
+_GIT_IGNORE_FILE: Final = ".gitignore"
+_IGNORE_FILES: Final = (IGNORE_FILE, _GIT_IGNORE_FILE)
 _NEVER: Final = frozenset({".git", "__pycache__", ".venv", "node_modules", ".ipynb_checkpoints"})
 _SECRETS: Final = (
     ".env", ".env.*", "*.pem", "*.p12", "*.pfx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", ".git-credentials",
@@ -38,16 +40,18 @@ class Patterns:
 
     Attributes:
         folder: where it lies, relative to the workspace, with a trailing slash; empty for the workspace itself.
+        below: for one that lies above the workspace: the workspace relative to it, with a trailing slash.
         is_ours: it is `.jobqueueignore`, whose word counts for secrets too.
     """
 
     folder: str
     is_ours: bool
     spec: "GitIgnoreSpec" = field(repr=False)
+    below: str = ""
 
     def decide(self, path: str) -> bool | None:
         """Tell whether they leave `path` out (True), keep it (`!pattern`: False), or say nothing (None)."""
-        return self.spec.check_file(path.removeprefix(self.folder)).include
+        return self.spec.check_file(self.below + path.removeprefix(self.folder)).include
 
 
 def read_patterns(folder: Path, *, relative: str) -> tuple[Patterns, ...]:
@@ -58,14 +62,25 @@ def read_patterns(folder: Path, *, relative: str) -> tuple[Patterns, ...]:
     """
     found = []
     for name in _IGNORE_FILES:
-        try:
-            text = (folder / name).read_text(encoding="utf-8", errors="surrogateescape")
-            found.append(Patterns(folder=relative, is_ours=name == IGNORE_FILE, spec=_parse(text)))
-        except (FileNotFoundError, IsADirectoryError):
-            continue
-        except (OSError, ValueError) as error:
-            message = f"{relative}{name} cannot be used: {error}"
-            raise InvalidSpec([Problem(path="workspace", message=message)]) from None
+        spec = _read(folder / name, shown=relative + name)
+        if spec is not None:
+            found.append(Patterns(folder=relative, is_ours=name == IGNORE_FILE, spec=spec))
+    return tuple(found)
+
+
+def read_patterns_above(root: Path) -> tuple[Patterns, ...]:
+    """Return what the git repository around the workspace `root` says of it, the stronger files first.
+
+    A file that leaves out the workspace as a whole does not count: its owner has asked for that folder.
+    """
+    around = [root, *root.parents]
+    top = next((index for index, folder in enumerate(around) if os.access(folder / ".git", os.F_OK)), 0)
+    found = []
+    for folder in around[1 : top + 1]:
+        spec = _read(folder / _GIT_IGNORE_FILE, shown=str(folder / _GIT_IGNORE_FILE))
+        below = f"{root.relative_to(folder)}/"
+        if spec is not None and not spec.check_file(below).include:
+            found.append(Patterns(folder="", is_ours=False, spec=spec, below=below))
     return tuple(found)
 
 
@@ -81,7 +96,13 @@ def is_asked_for(path: str, patterns: Sequence[Patterns]) -> bool:
     return next((not decision for decision in decisions if decision is not None), False)
 
 
-def _parse(text: str) -> "GitIgnoreSpec":
+def _read(path: Path, *, shown: str) -> "GitIgnoreSpec | None":
+    """Return the patterns in a file; None when there is no such file."""
     from pathspec import GitIgnoreSpec
 
-    return GitIgnoreSpec.from_lines(text.splitlines())
+    try:
+        return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InvalidSpec([Problem(path="workspace", message=f"{shown} cannot be used: {error}")]) from None

@@ -18,6 +18,7 @@ from producers.packaging.ignoring import (
     is_never_wanted,
     looks_secret,
     read_patterns,
+    read_patterns_above,
 )
 
 _NAMED: Final = 10
@@ -92,7 +93,8 @@ def scan(root: Path, *, field: str, honours_ignores: bool) -> Scan:
     if not resolved.is_dir():
         raise InvalidSpec([Problem(path=field, message=f"not a folder: {str(root)!r} (name the folder it lies in)")])
     found = Scan(root=resolved, field=field, honours_ignores=honours_ignores)
-    _walk(found, _Place(folder=resolved, relative="", patterns=(), around=frozenset()))
+    above = read_patterns_above(resolved) if honours_ignores else ()
+    _walk(found, _Place(folder=resolved, relative="", patterns=above, around=frozenset()))
     found.entries.sort(key=lambda entry: entry.path)
     return found
 

@@ -146,6 +146,33 @@ def test_ignore_files_are_honoured_nested_ones_too(folder: Path, store: Store) -
     ]  # fmt: skip
 
 
+def test_the_repository_around_the_workspace_is_heard(tmp_path: Path, store: Store) -> None:
+    write(
+        tmp_path,
+        {
+            ".gitignore": "*.csv\n",
+            "repo/.git/HEAD": "",
+            "repo/.gitignore": "*.log\n/sub/work/rooted\n/other\ndata/\n",
+            "repo/sub/.gitignore": "!keep.log\n",
+            "repo/sub/work/.gitignore": "*.tmp\n",
+        },
+    )
+    work = tmp_path / "repo" / "sub" / "work"
+    fill(work, **dict.fromkeys(("a.log", "keep.log", "rooted", "other", "data/x", "b.tmp", "c.csv", "src/d.log"), ""))
+
+    assert files(work, store) == [".gitignore", "c.csv", "keep.log", "other"]
+    assert files(work.parent, store) == [".gitignore", "work/.gitignore", "work/c.csv", "work/keep.log", "work/other"]
+
+
+def test_a_folder_that_its_repository_leaves_out_is_packed_when_it_is_the_workspace(
+    tmp_path: Path, store: Store
+) -> None:
+    write(tmp_path, {".git/HEAD": "", ".gitignore": "/build/\n", "build/out/a": ""})
+
+    assert files(tmp_path / "build", store) == ["out/a"]
+    assert files(tmp_path / "build" / "out", store) == ["a"]
+
+
 def test_an_ignore_file_that_cannot_be_understood_is_named(folder: Path) -> None:
     write(folder, {"sub/.gitignore": "!\n"})
     assert "sub/.gitignore cannot be used" in problems(folder)
