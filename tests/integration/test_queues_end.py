@@ -101,9 +101,9 @@ def test_dead_letters_are_listed_put_back_and_purged(site: Site, broker: Broker)
     assert (refused.exit_code, refused.stdout.split()[1]) == (1, experiment.id)
     with site.make_worker():
         assert experiment.result(timeout=60) == {"exit_code": 0}
-    (row,) = json.loads(call(site, "dlq", "ls", "-o", "json").stdout)
+    (row,) = json.loads(call(site, "dlq", "ls", site.queue, "-o", "json").stdout)
     assert row["size_bytes"] == len(b"foreign")
-    assert call(site, "dlq", "purge", row["message"], "--yes").exit_code == 0
+    assert call(site, "dlq", "purge", row["message"], "-q", site.queue, "--yes").exit_code == 0
     assert broker.queues.depth(f"{site.queue}_dead").ready == 0
 
 
