@@ -4,14 +4,16 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from services.place import LONG, Place, open_place, sleepers
+from services.process import ServerFailedError
 from services.waiting import wait_until
 
-from jobqueue.lifecycle import State
+from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record
 from producers.handle import Experiment
 
@@ -113,3 +115,143 @@ def test_a_worker_that_comes_back_goes_on_with_what_it_ran(place: Place) -> None
     assert (record.state, record.attempt, record.history, record.platform_failures) == (State.SUCCEEDED, 1, (), 0)
     assert list(experiment.logs()) == [f"line {i}" for i in range(1, 61)]
     assert left_files(place) == []
+
+
+def elsewhere(place: Place) -> dict[str, str]:
+    """Return what makes a worker one of another node: a state folder and a cache of its own."""
+    settings = place.site.settings
+    return {
+        "JOBQUEUE_STATE_DIR": str(place.site.folder / "elsewhere"),
+        "JOBQUEUE_CACHE_DIR": str(place.site.folder / "elsewhere" / "cache"),
+        "JOBQUEUE_KEYS": str(settings.keys_dir),
+        "JOBQUEUE_STORAGE_URL": settings.storage,
+    }
+
+
+def twice(first: str, second: str) -> str:
+    """Return a command that sleeps for `first` at its first attempt, and for `second` later."""
+    return f"if [ $JOBQUEUE_ATTEMPT = 1 ]; then sleep {first}; else sleep {second}; fi; echo end of $JOBQUEUE_ATTEMPT"
+
+
+# RabbitMQ gives a stopped worker's message to another one only when heartbeats have been missing for long.
+@pytest.mark.parametrize("place", [("redis", "docker"), ("redis", "process")], indirect=True, ids="-".join)
+@with_settings(lease="6s")
+def test_a_stopped_workers_container_is_frozen_before_another_node_starts_the_next_attempt(place: Place) -> None:
+    first, second = number(), number()
+    one, two = place.make_worker("one"), place.make_worker("two", environment=elsewhere(place))
+    with one:
+        experiment = place.submit(twice(first, second))
+        pid = wait_for_sleep(first)
+        one.pause()
+        with two:
+            next_pid = wait_for_sleep(second)
+            assert is_frozen(pid), "two attempts computed at once"
+            one.resume()
+            wait_until(lambda: not sleepers(first), what="the end of what was superseded", within=LONG)
+            wait_until(lambda: left_files(place) == [], what="nothing left on the first node", within=LONG)
+            os.kill(next_pid, signal.SIGTERM)
+            assert experiment.wait(40)
+    record = record_of(place, experiment)
+    assert (record.attempt, [past.reason for past in record.history]) == (2, [Reason.WORKER_LOST])
+    assert list(experiment.logs()) == ["end of 2"]
+
+
+@on_both
+@with_settings(lease="6s")
+def test_what_the_guard_froze_goes_on_when_its_worker_is_back_and_nobody_was_granted_the_lease(place: Place) -> None:
+    seconds = number()
+    with place.make_worker() as worker:
+        experiment = place.submit(f"echo begin; sleep {seconds}; echo end")
+        pid = wait_for_sleep(seconds)
+        worker.kill()
+        wait_until(lambda: is_frozen(pid), what="the guard", within=LONG)
+        worker.start()
+        wait_until(lambda: not is_frozen(pid), what="its thaw", within=LONG)
+        os.kill(pid, signal.SIGTERM)
+        assert experiment.wait(40)
+    assert record_of(place, experiment).attempt == 1
+    assert list(experiment.logs()) == ["begin", "end"]
+
+
+@on_both
+@with_settings(lease="6s")
+def test_a_worker_that_was_stopped_and_is_asked_by_nobody_else_thaws_what_the_guard_froze(place: Place) -> None:
+    seconds = number()
+    with place.make_worker() as worker:
+        experiment = place.submit(f"sleep {seconds}; echo end")
+        pid = wait_for_sleep(seconds)
+        worker.pause()
+        wait_until(lambda: is_frozen(pid), what="the guard", within=LONG)
+        worker.resume()
+        wait_until(lambda: not is_frozen(pid), what="its thaw", within=LONG)
+        os.kill(pid, signal.SIGTERM)
+        assert experiment.wait(40)
+    assert record_of(place, experiment).attempt == 1
+
+
+@on_both
+@with_settings(lease="6s")
+def test_a_worker_that_comes_back_too_late_removes_what_was_superseded(place: Place) -> None:
+    first, second = number(), number()
+    one, two = place.make_worker("one"), place.make_worker("two", environment=elsewhere(place))
+    with one:
+        experiment = place.submit(twice(first, second))
+        wait_for_sleep(first)
+        one.kill()
+        with two:
+            next_pid = wait_for_sleep(second)
+            assert sleepers(first), "nobody but its own worker removes it"
+            one.start()
+            wait_until(lambda: not sleepers(first), what="no orphan", within=LONG)
+            wait_until(lambda: left_files(place) == [], what="nothing left on the first node", within=LONG)
+            os.kill(next_pid, signal.SIGTERM)
+            assert experiment.wait(40)
+    assert record_of(place, experiment).attempt == 2
+
+
+@on_both
+@with_settings(lease="60s")
+def test_two_workers_of_one_node_share_the_guard_and_not_their_containers(place: Place) -> None:
+    seconds = number()
+    with place.make_worker("one") as one:
+        experiment = place.submit(f"sleep {seconds}; echo end")
+        pid = wait_for_sleep(seconds)
+        one.kill()
+        with place.make_worker("two"):
+            assert sleepers(seconds) == [pid]
+            assert len(guards(place)) == 1
+            one.start()
+            os.kill(pid, signal.SIGTERM)
+            assert experiment.wait(40)
+    assert record_of(place, experiment).attempt == 1
+
+
+@pytest.mark.parametrize("place", BOTH[1:], indirect=True, ids="-".join)
+def test_two_live_workers_of_one_node_cannot_have_one_name(place: Place) -> None:
+    with place.make_worker() as worker:
+        second = place.make_worker()
+        with suppress(ServerFailedError):
+            second.start()
+        wait_until(lambda: not second.running, what="the end of the second one", within=LONG)
+        second.kill()
+        assert "on this node already" in worker.log.read_text()
+        assert worker.running
+
+
+@on_both
+@with_settings(lease="6s")
+def test_a_guard_that_is_killed_or_stopped_changes_nothing(place: Place) -> None:
+    seconds = number()
+    with place.make_worker():
+        experiment = place.submit(f"sleep {seconds}; echo end")
+        pid = wait_for_sleep(seconds)
+        (guard,) = guards(place)
+        guard.kill()
+        wait_until(lambda: any(each.pid != guard.pid for each in guards(place)), what="another guard")
+        assert not is_frozen(pid)
+        (guard,) = [each for each in guards(place) if each.pid != guard.pid]
+        guard.suspend()
+        os.kill(pid, signal.SIGTERM)
+        assert experiment.wait(40)
+        guard.resume()
+    assert record_of(place, experiment).attempt == 1
