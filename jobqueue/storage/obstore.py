@@ -25,6 +25,8 @@ _PARTS_AT_ONCE: Final = 4
 _CONFLICTS: Final = 3
 _LISTED_AT_ONCE: Final = 1000
 _LINE: Final = 300
+# Where credentials are looked for last: the address at which a cloud tells its machines who they are.
+_METADATA: Final = "169.254.169.254"
 
 _CONNECT_TIMEOUT: Final = timedelta(seconds=3)
 _ANSWER_TIMEOUT: Final = timedelta(seconds=8)
@@ -162,6 +164,11 @@ def _translated(what: str) -> Iterator[None]:
     except (BaseError, OSError, ValueError) as error:
         if isinstance(error, StoreUnavailable):
             raise
+        if _METADATA in str(error):
+            raise StoreUnavailable(
+                f"there are no credentials for the store ({what})",
+                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
+            ) from None
         first_line = str(error).partition("\n")[0][:_LINE]
         raise StoreUnavailable(f"the store failed for {what}: {first_line}") from None
 
