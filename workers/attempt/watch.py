@@ -184,7 +184,8 @@ class Watch:
             raise Superseded("a newer attempt holds the lease")
         self._freeze(standing is Standing.IN_DOUBT)
         self._take_progress()
-        if self.stop_reason is None:
+        # To be stopped it would be thawed, and another attempt may run by now; who asks for its end cannot wait.
+        if self.stop_reason is None and (self._asked or not self._is_paused):
             self._decide(standing)
 
     def _freeze(self, in_doubt: bool) -> None:  # noqa: FBT001 - a state, not an option

@@ -146,6 +146,22 @@ def test_no_container_starts_while_the_lease_is_in_doubt(node: FakeNode, monkeyp
     assert (result.state, node.record(message).attempt) == (State.SUCCEEDED, 1)
 
 
+def test_what_is_frozen_is_not_thawed_to_be_stopped(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = node.message(timeout="900ms")
+    node.runtime.script = HELD
+    running = node.start(message)
+    container = node.container()
+    outage = Outage(node, monkeypatch, "renew")
+    wait_until(lambda: container.is_paused, what="doubt")
+    overdue_at = time.monotonic() + 1.0
+    wait_until(lambda: time.monotonic() > overdue_at or not container.is_paused, what="a thaw, or patience")
+    assert container.is_paused
+    outage.is_on = False
+    result = running.join()
+    assert isinstance(result, Ended)
+    assert result.outcome.reason is Reason.TIMED_OUT
+
+
 def test_a_drain_ends_the_wait_for_a_registry_that_is_away(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     message = node.message()
     Outage(node, monkeypatch, "renew", "advance", "release")
