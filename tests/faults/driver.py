@@ -124,6 +124,7 @@ class _Run:
         """Submit, break, wait, and write down what there is at the end."""
         began = clock_seconds()
         with ExitStack() as stack:
+            stack.callback(self._pool.shutdown)
             stack.callback(self._users.close)
             stack.callback(self._watcher.close)
             stack.callback(self._reader.close)

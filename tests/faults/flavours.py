@@ -96,7 +96,9 @@ def _fields(name: str, seconds: float) -> dict[str, Any]:
     count = round(seconds / 0.2)
     if name == "out_of_memory":
         return {**base, "image": PYTHON, "command": ["python3", "-c", _OOM.format(count=count)]}
-    ending = "exit 3" if name == "exits_3" else f'echo "{_RESULT}" > outputs/result.json; echo end'
+    # A full disk is waited for: what a program makes of one is its own affair.
+    write = f'until echo "{_RESULT}" > outputs/result.json; do {_TICK}; sleep 0.2; done'
+    ending = "exit 3" if name == "exits_3" else f"{write} 2>/dev/null; echo end"
     trap = "trap '' TERM; " if name == "stubborn" else ""
     loop = f"while [ $i -lt {count} ]; do i=$((i+1)); {_TICK}; sleep 0.2; done"
     if name in ("overruns", "stubborn"):
