@@ -5,10 +5,11 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from jobqueue.artifacts import OutputFile, attempt_prefix, output_key
+from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, output_key
 from jobqueue.errors import ArtifactRefused, NotFound
 from jobqueue.ids import ExperimentId
 from jobqueue.storage.base import Store
@@ -16,6 +17,15 @@ from jobqueue.storage.manifests import load_manifest
 from jobqueue.storage.markers import read_marker
 
 RESULT_FILE: Final = "outputs/result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The prefix of an attempt, its files by path, and what was left out."""
+
+    prefix: str
+    files: dict[str, OutputFile]
+    left_out: tuple[str, ...]
 
 
 class Outputs:
@@ -31,21 +41,26 @@ class Outputs:
     def __init__(self, experiment_id: ExperimentId, open_store: Callable[[], Store]) -> None:
         self._experiment_id = experiment_id
         self._open_store = open_store
-        self._found: tuple[str, dict[str, OutputFile]] | None = None
+        self._found: _Found | None = None
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
         """Every file with its size in bytes and its sha256."""
-        return tuple(self._find()[1].values())
+        return tuple(self._find().files.values())
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was asked for and is not there, each with the reason: a link that leads out, a name that cannot be."""
+        return self._find().left_out
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._find()[1])
+        return iter(self._find().files)
 
     def __len__(self) -> int:
-        return len(self._find()[1])
+        return len(self._find().files)
 
     def __contains__(self, path: object) -> bool:
-        return path in self._find()[1]
+        return path in self._find().files
 
     def __repr__(self) -> str:
         return f"<Outputs of {self._experiment_id}>"
@@ -86,7 +101,7 @@ class Outputs:
 
     def _pieces(self, file: OutputFile) -> Iterator[bytes]:
         digest = hashlib.sha256()
-        for piece in self._open_store().get(output_key(self._find()[0], file.path)):
+        for piece in self._open_store().get(output_key(self._find().prefix, file.path)):
             digest.update(piece)
             yield piece
         if digest.hexdigest() != file.sha256:
@@ -95,14 +110,14 @@ class Outputs:
             )
 
     def _get(self, path: str) -> OutputFile:
-        files = self._find()[1]
+        files = self._find().files
         if path not in files:
             known = ", ".join(sorted(files)[:10]) or "none"
             raise NotFound(f"{self._experiment_id} has no output {path!r}", hint=f"there are: {known}")
         return files[path]
 
-    def _find(self) -> tuple[str, dict[str, OutputFile]]:
-        """Return the prefix of the attempt that committed, and its files by path."""
+    def _find(self) -> "_Found":
+        """Return what the attempt that committed has left."""
         if self._found is None:
             store = self._open_store()
             marker = read_marker(store, self._experiment_id)
@@ -111,8 +126,9 @@ class Outputs:
                     f"the store has no result of {self._experiment_id}", hint="is it over? exp.wait() waits for it"
                 )
             prefix = attempt_prefix(self._experiment_id, marker.attempt, marker.token)
-            files = load_manifest(store, prefix).files if marker.manifest else ()
-            self._found = prefix, {file.path: file for file in files}
+            manifest = load_manifest(store, prefix) if marker.manifest else Manifest()
+            files = {file.path: file for file in manifest.files}
+            self._found = _Found(prefix=prefix, files=files, left_out=manifest.left_out)
         return self._found
 
 

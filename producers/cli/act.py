@@ -8,7 +8,7 @@ from jobqueue.lifecycle import State
 from jobqueue.quantities import describe_size
 from producers.cli.arguments import experiment_argument, experiments_argument, open_client
 from producers.cli.group import EXIT_ERROR
-from producers.cli.output import Format, format_option, write_rows
+from producers.cli.output import Format, format_option, write_left_out, write_rows
 
 
 @click.command()
@@ -55,5 +55,6 @@ def get(ctx: click.Context, /, *, experiment: str, folder: Path | None, form: st
         for path, file in zip(paths, files, strict=True)
     ]
     write_rows(form, rows=rows, objects=objects, name="PATH")
+    write_left_out(found.outputs.left_out)
     if not files and form == Format.TABLE:
         click.echo(f"{found.id} left no outputs", err=True)

@@ -48,12 +48,12 @@ def show(ctx: click.Context, /, *, experiment: str, form: str) -> None:
     if form == Format.NAME:
         click.echo(record.submission.id)
         return
-    sizes = _sizes(found) if record.state.is_final else {}
+    sizes, left_out = _outputs(found) if record.state.is_final else ({}, ())
     if form == Format.JSON:
         outputs = [{"path": path, "size_bytes": size} for path, size in sizes.items()]
-        write_json({**as_json(record), "outputs": outputs})
+        write_json({**as_json(record), "outputs": outputs, "left_out": list(left_out)})
     else:
-        write_fields(as_fields(record, outputs=sizes))
+        write_fields({**as_fields(record, outputs=sizes), "left out": "\n".join(left_out)})
 
 
 @click.command()
@@ -75,10 +75,11 @@ def _find_active(find: Callable[..., list["Record"]], *, limit: int) -> list["Re
         asked *= _FURTHER
 
 
-def _sizes(experiment: "Experiment") -> dict[str, int]:
-    """Return the size in bytes of each output by path; none when the store does not answer or does not know them."""
+def _outputs(experiment: "Experiment") -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the size in bytes of each output by path, and what was left out; nothing when the store cannot say."""
+    outputs = experiment.outputs
     try:
-        return {file.path: file.size_bytes for file in experiment.outputs.files}
+        return {file.path: file.size_bytes for file in outputs.files}, outputs.left_out
     except (ArtifactRefused, NotFound, StoreUnavailable) as error:
         click.echo(f"no outputs: {error.message}", err=True)
-        return {}
+        return {}, ()

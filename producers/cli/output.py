@@ -78,6 +78,12 @@ def write_fields(fields: Mapping[str, str]) -> None:
             click.echo(f"{'':{width}}{_GAP}{plain(line)}")
 
 
+def write_left_out(lines: Sequence[str]) -> None:
+    """Write on stderr which outputs were asked for and are not there, and why."""
+    for line in lines:
+        click.echo(f"{click.style('left out:', fg='yellow')} {plain(line)}", err=True)
+
+
 def colour(text: str) -> str:
     """Return a text in the colour of its first word, if that is a state or a verdict."""
     word = text.split(maxsplit=1)[0] if text.strip() else ""

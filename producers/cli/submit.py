@@ -14,7 +14,7 @@ import click
 from jobqueue.errors import ExperimentFailed, InvalidSpec, JobqueueError, Problem
 from producers.cli.arguments import open_client
 from producers.cli.group import EXIT_INTERRUPTED, exit_code, show_error
-from producers.cli.output import Format, format_option, write_json
+from producers.cli.output import Format, format_option, write_json, write_left_out
 
 if TYPE_CHECKING:
     from producers.client import Client
@@ -118,6 +118,8 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
         show_error(ExperimentFailed(error.message, hint=error.hint))  # its last lines have just been seen
         ctx.exit(error.exit_code or exit_code(error))
     if not quiet:
+        with suppress(JobqueueError):  # the end is known; the store may be away
+            write_left_out(experiment.outputs.left_out)
         click.echo(f"{experiment.id} {experiment.state}", err=True)
 
 

@@ -54,7 +54,7 @@ class HandWorker:
         """Send one live piece."""
         self.registry.live_logs.append(self.lease, stream, data, offset=offset)
 
-    def put_outputs(self, files: dict[str, bytes]) -> None:
+    def put_outputs(self, files: dict[str, bytes], *, left_out: tuple[str, ...] = ()) -> None:
         """Store outputs and their manifest."""
         for path, content in files.items():
             self.store.put(output_key(self.prefix, path), content)
@@ -62,7 +62,7 @@ class HandWorker:
             OutputFile(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
             for path, content in files.items()
         )
-        save_manifest(self.store, self.prefix, manifest=Manifest(files=listed))
+        save_manifest(self.store, self.prefix, manifest=Manifest(files=listed, left_out=left_out))
 
     def mark(self, outcome: Outcome, state: State) -> None:
         """Write the result marker."""

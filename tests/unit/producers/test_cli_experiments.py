@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -80,7 +81,9 @@ class _Held:
     def print_line(self, text: str) -> None:
         open_registry("memory://").live_logs.append(self.granted.lease, "stdout", text.encode(), offset=0)
 
-    def finish(self, outcome: Outcome, *, files: dict[str, bytes] | None = None) -> None:
+    def finish(
+        self, outcome: Outcome, *, files: dict[str, bytes] | None = None, left_out: tuple[str, ...] = ()
+    ) -> None:
         """End the attempt as a worker does: outputs, marker, registry."""
         store, lease = open_store("memory://cli"), self.granted.lease
         for path, content in (files or {}).items():
@@ -89,7 +92,7 @@ class _Held:
             OutputFile(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
             for path, content in (files or {}).items()
         )
-        store.put(manifest_key(self.prefix), manifest_to_json(Manifest(files=listed)))
+        store.put(manifest_key(self.prefix), manifest_to_json(Manifest(files=listed, left_out=left_out)))
         state = outcome.reason.verdict.state
         assert state
         marker = Marker(
@@ -262,6 +265,14 @@ def test_get_downloads_the_outputs_and_lists_them(project: str, tmp_path: Path) 
     assert (tmp_path / "out/outputs/b/c.txt").read_bytes() == b"c"
 
 
+def test_outputs_that_were_left_out_are_told(project: str) -> None:
+    done = _submit()
+    _take(done).finish(_GOOD, left_out=("outputs/link: leads out\x1b",))
+    assert "left out: outputs/link: leads out?\n" in _call("get", done).stderr
+    assert "left out" in _call("show", done).stdout
+    assert json.loads(_call("show", done, "-o", "json").stdout)["left_out"] == ["outputs/link: leads out\x1b"]
+
+
 def test_get_into_a_file_says_so(project: str) -> None:
     done = _submit()
     _take(done).finish(_GOOD, files={"model.pt": b"weights"})
@@ -275,7 +286,7 @@ def test_get_of_what_is_not_over_is_102(project: str) -> None:
     assert _call("get", _submit()).exit_code == 102
 
 
-def _run(outcome: Outcome, *options: str, name: str, files: dict[str, bytes] | None = None) -> Result:
+def _run(outcome: Outcome, *options: str, name: str, **left: Any) -> Result:
     """Run `jobqueue run` with a thread that takes the experiment, prints a line and ends it."""
 
     def work() -> None:
@@ -283,7 +294,7 @@ def _run(outcome: Outcome, *options: str, name: str, files: dict[str, bytes] | N
         found: list[Record] = wait_until(lambda: experiments.find(name=name), what=f"{name} is submitted")
         held = _take(found[0].submission.id)
         held.print_line("hello\n")
-        held.finish(outcome, files=files)
+        held.finish(outcome, **left)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -304,6 +315,12 @@ def test_a_result_file_that_is_not_json_is_nothing_to_run(project: str) -> None:
     result = _run(_GOOD, name=f"broken-{project}", files={"outputs/result.json": b"{"})
     assert result.exit_code == 0, result.stderr
     assert "SUCCEEDED" in result.stderr
+
+
+def test_run_tells_which_outputs_were_left_out(project: str) -> None:
+    result = _run(_GOOD, name=f"less-{project}", left_out=("model.pt: is not there",))
+    assert result.exit_code == 0
+    assert "left out: model.pt: is not there\n" in result.stderr
 
 
 def test_run_exits_with_the_programs_own_code(project: str) -> None:

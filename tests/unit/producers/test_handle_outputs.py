@@ -52,6 +52,14 @@ def test_they_are_written_below_the_folder(
     assert {path for path in out.rglob("*") if path.is_file()} == set(written)
 
 
+def test_what_was_left_out_is_told_with_its_reason(exp: Experiment, worker: Any) -> None:
+    worker.run()
+    worker.put_outputs({"model.pt": b""}, left_out=("outputs/link: leads out of the workspace",))
+    worker.finish(exit_code=0)
+
+    assert exp.outputs.left_out == ("outputs/link: leads out of the workspace",)
+
+
 def test_before_the_end_there_are_none(exp: Experiment) -> None:
     with pytest.raises(NotFound, match="no result"):
         list(exp.outputs)
