@@ -7,7 +7,7 @@ wrong field at once with its fix, and returns plain numbers. The limits here are
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
@@ -239,18 +239,22 @@ def parse_spec(fields: Mapping[str, Any]) -> ExperimentSpec:
     try:
         spec = ExperimentSpec.model_validate(given)
     except ValidationError as error:
-        raise InvalidSpec([*map(_problem, error.errors(include_url=False)), *twice]) from None
+        details = error.errors(include_url=False)
+        wrong = {str(detail["loc"][0]) for detail in details}
+        sound = {name: value for name, value in given.items() if str(name) not in wrong}
+        rest = ExperimentSpec.model_validate({"image": "any", "command": "any", **sound})
+        raise InvalidSpec([*map(_problem, details), *twice, *_cross_check(rest, wrong=wrong)]) from None
     if problems := [*twice, *_cross_check(spec)]:
         raise InvalidSpec(problems)
     return spec
 
 
-def _cross_check(spec: ExperimentSpec) -> list[Problem]:
-    """Return what is wrong between fields that are each right by themselves."""
+def _cross_check(spec: ExperimentSpec, *, wrong: Collection[str] = ()) -> list[Problem]:
+    """Return what is wrong between fields that are each right by themselves; `wrong` ones are not judged by."""
     problems = []
-    if spec.gpu_memory and not spec.gpus:
+    if spec.gpu_memory and not spec.gpus and "gpus" not in wrong:
         problems.append(Problem(path="gpu_memory", message="asked for without a GPU (add gpus=1)"))
-    if spec.shm_size > spec.memory:
+    if spec.shm_size > spec.memory and not {"shm_size", "memory"} & set(wrong):
         problems.append(Problem(path="shm_size", message="larger than memory (ask for less, or more memory)"))
     problems += [
         Problem(path=f"env.{name}", message="also given as a secret (keep one of them)")

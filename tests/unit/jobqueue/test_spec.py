@@ -76,6 +76,12 @@ def test_every_wrong_field_is_named_at_once() -> None:
     assert set(problems) == {"image", "command", "cpus", "memory", "timeout", "queue", "env.A B", "gpu"}
 
 
+def test_what_is_wrong_between_fields_is_named_with_what_is_wrong_in_them() -> None:
+    problems = problems_of(cpus=0, gpu_memory="8GiB", shm_size="3GiB", env={"A": "1"}, secrets={"A": "2"})
+    assert problems.keys() == {"cpus", "gpu_memory", "shm_size", "env.A"}
+    assert problems_of(gpus=-1, gpu_memory="8GiB", memory="lots", shm_size="3GiB").keys() == {"gpus", "memory"}
+
+
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(InvalidSpec) as caught:
         parse_spec({})
