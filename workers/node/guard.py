@@ -69,7 +69,7 @@ class Guard:
     def is_needed(self) -> bool:
         """Tell whether there is a worker or a container here, or was a moment ago."""
         now = clock_seconds()
-        if self._node.has_workers() or self._known:
+        if self._node.has_workers() or (self._known and not self._is_silent):
             self._needed_at = now
         patience = SILENT if self._is_silent else LINGER
         return now - self._needed_at < patience.total_seconds()

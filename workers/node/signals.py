@@ -6,6 +6,7 @@ from celery import signals
 
 # First, because its handlers of the same signals open what is needed here.
 import workers.delivery.signals  # noqa: F401
+from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
 from workers.node.guarding import GuardStarter
 from workers.node.janitor import Janitor
@@ -16,9 +17,10 @@ def look_after_node(sender: str, instance: Any, **_: Any) -> None:
     """See to it that a guard is there, and adopt or remove what is left, before the first message."""
     del sender
     node = node_of(instance.app)
-    guard = GuardStarter(node.folder, state_dir=node.settings.state_dir, runtime=node.site.runtime.name)
-    guard.start()
-    node.companions.callback(guard.close)
+    if not is_off(Protection.GUARD):
+        guard = GuardStarter(node.folder, state_dir=node.settings.state_dir, runtime=node.site.runtime.name)
+        guard.start()
+        node.companions.callback(guard.close)
     janitor = Janitor(node)
     janitor.start()
     node.companions.callback(janitor.close)

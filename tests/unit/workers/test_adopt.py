@@ -1,0 +1,258 @@
+"""What an earlier worker has left: adopted while it is the newest attempt, else removed without a trace."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from services.node import FakeNode
+from services.waiting import wait_until
+
+from jobqueue.artifacts import attempt_prefix, log_key
+from jobqueue.config import Settings
+from jobqueue.envelope import Verified, open_sealed
+from jobqueue.errors import RegistryUnavailable
+from jobqueue.ids import WorkerId
+from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.registry.base import Granted
+from workers.attempt import workspace
+from workers.attempt.lease import clock_seconds
+from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
+from workers.attempt.planning import make_plan
+from workers.attempt.runtimes.base import Exit, Plan
+from workers.attempt.runtimes.fake import FakeContainer, Script
+from workers.bootstrap import Node
+from workers.node.janitor import Janitor
+
+TTL = timedelta(seconds=30)
+
+
+class Place:
+    """One worker that starts on a node where another one of its name was killed."""
+
+    def __init__(self, fake: FakeNode, state_dir: Path) -> None:
+        settings = Settings(broker_url="memory://", state_dir=state_dir, cache_dir=state_dir, runtime="process")
+        self.node = Node(settings, worker_name="cpu@host", queues=(fake.queue,))
+        self.opened = self.node.site
+        folder = self.node.folder
+        self.site = replace(fake.site, node_id=folder.node_id, leases=folder.leases, lease=TTL)
+        self.node.site = self.site
+        self.fake, self.janitor = fake, Janitor(self.node)
+
+    def close(self) -> None:
+        """Close what the node had opened for itself."""
+        self.node.site = self.opened
+        self.node.close()
+
+    def leave(self, message: Verified, *, worker: str = "cpu@host", started_before: float = 0.0) -> FakeContainer:
+        """Do what a worker does up to a running container, and no more."""
+        answer = self.site.registry.leases.acquire(
+            self.fake.register(message),
+            worker_id=WorkerId(worker),
+            node_id=self.site.node_id,
+            ttl=TTL,
+            platform_budget=3,
+        )
+        assert isinstance(answer, Granted)
+        self.lease = answer.lease
+        self.site.registry.leases.advance(self.lease, State.RUNNING)
+        folder = workspace.attempt_folder(self.site.folder, self.lease)
+        workspace.workspace_folder(folder).mkdir(parents=True)
+        kept = KeptLease(
+            experiment_id=self.lease.experiment_id,
+            attempt=self.lease.attempt,
+            token=self.lease.token,
+            worker_id=WorkerId(worker),
+            queue=self.fake.queue,
+            boot_id=read_boot_id(),
+            deadline_seconds=clock_seconds() - 1,
+            started_at_seconds=clock_seconds() - started_before,
+            reports=5,
+        )
+        self.file = LeaseFile(self.site.leases, kept)
+        self.file.create(message.message)
+        container = self.site.runtime.start(self._plan(message, folder))
+        assert isinstance(container, FakeContainer)
+        return container
+
+    def _plan(self, message: Verified, folder: Path) -> Plan:
+        return make_plan(
+            open_sealed(message, keys=self.site.keys),
+            lease=self.lease,
+            queue=self.fake.queue,
+            node_id=self.site.node_id,
+            image="any:1",
+            workspace=workspace.workspace_folder(folder),
+            inputs={},
+            grace=self.site.grace,
+        )
+
+    def is_clean(self) -> bool:
+        """Tell whether nothing is left on the node."""
+        folders = [*(self.site.folder / "attempts").glob("*"), *self.site.leases.iterdir()]
+        return not folders and all(container.is_removed for container in self.fake.runtime.containers)
+
+
+@pytest.fixture
+def place(node: FakeNode, tmp_path: Path) -> Iterator[Place]:
+    node.runtime.script = Script(output=[("stdout", b"one\ntwo\n")], is_held=True)
+    place = Place(node, tmp_path / "state")
+    yield place
+    place.close()
+
+
+def ended(place: Place) -> bool:
+    return not place.node.adopted
+
+
+def test_what_still_is_the_newest_attempt_is_run_to_its_end(place: Place) -> None:
+    message = place.fake.message()
+    container = place.leave(message)
+    prefix = attempt_prefix(place.lease.experiment_id, place.lease.attempt, place.lease.token)
+    place.site.store.put(log_key(prefix, "stdout", 0), b"one\n")
+    container.pause()
+    place.janitor.look()
+    assert place.node.adopted == 1
+    wait_until(lambda: not container.is_paused, what="its thaw")
+    (kept,) = read_leases(place.site.leases).values()
+    assert not kept.is_overdue(clock_seconds()), "the guard would freeze it again"
+    container.emit("stdout", b"three\n")
+    container.finish()
+    wait_until(lambda: ended(place), what="its end")
+    record = place.fake.record(message)
+    assert (record.state, record.attempt, record.platform_failures) == (State.SUCCEEDED, 1, 0)
+    assert place.fake.output(message) == b"one\ntwo\nthree\n"
+    assert len(place.fake.runtime.containers) == 1
+    assert place.is_clean()
+    assert min(report.sequence for report in place.fake.reports()) == 5
+
+
+def test_its_timeout_counts_from_its_start(place: Place) -> None:
+    message = place.fake.message(timeout="1h")
+    place.leave(message, started_before=3601)
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    assert place.fake.record(message).reason is Reason.TIMED_OUT
+
+
+def test_an_end_while_nobody_was_there_is_committed(place: Place) -> None:
+    message = place.fake.message()
+    place.leave(message).finish(Exit(code=3))
+    place.site.registry.leases.advance(place.lease, State.FINALIZING)
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    record = place.fake.record(message)
+    assert (record.reason, record.exit_code, record.attempt) == (Reason.EXITED_NONZERO, 3, 1)
+    assert place.is_clean()
+
+
+def test_an_adopted_attempt_is_cancelled_and_drained_as_any_other(place: Place) -> None:
+    first, second = place.fake.message(), place.fake.message()
+    place.leave(first)
+    place.janitor.look()
+    place.site.registry.experiments.cancel(first.header.experiment_id)
+    place.node.ask(first.header.experiment_id, Reason.CANCELLED_BY_USER)
+    wait_until(lambda: ended(place), what="its end")
+    assert place.fake.record(first).state is State.CANCELLED
+    place.leave(second)
+    place.janitor.look()
+    place.node.drain()
+    wait_until(lambda: ended(place), what="its end")
+    record = place.fake.record(second)
+    assert (record.state, record.platform_failures) == (State.QUEUED, 0)
+    assert place.is_clean()
+
+
+def test_what_was_superseded_is_removed(place: Place) -> None:
+    message = place.fake.message()
+    place.leave(message)
+    place.fake.clock.ahead = 2 * TTL
+    other = place.site.registry.leases.acquire(
+        place.fake.register(message),
+        worker_id=WorkerId("cpu@other"),
+        node_id=place.site.node_id,
+        ttl=TTL,
+        platform_budget=3,
+    )
+    assert isinstance(other, Granted)
+    place.janitor.look()
+    assert place.node.adopted == 0
+    assert place.is_clean()
+    assert place.fake.record(message).token == other.lease.token
+
+
+def test_what_is_over_is_removed(place: Place) -> None:
+    message = place.fake.message()
+    place.leave(message)
+    place.site.registry.leases.finish(place.lease, Outcome(reason=Reason.EXITED_ZERO), state=State.SUCCEEDED)
+    place.janitor.look()
+    assert place.is_clean()
+
+
+@pytest.mark.parametrize("lack", ["container", "message", "file", "boot"])
+def test_what_cannot_be_gone_on_with_is_removed_and_given_back_at_once(place: Place, lack: str) -> None:
+    message = place.fake.message()
+    container = place.leave(message)
+    match lack:
+        case "container":
+            container.remove()
+        case "message":
+            next(place.site.leases.glob("*.message")).unlink()
+        case "file":
+            place.file.remove()
+        case "boot":
+            LeaseFile(place.site.leases, replace(place.file.kept, boot_id="another")).update()
+    place.janitor.look()
+    assert place.is_clean() or lack == "file"
+    record = place.fake.record(message)
+    assert (record.state, record.history[-1].reason) == (State.QUEUED, Reason.WORKER_LOST)
+    workspace.remove(workspace.attempt_folder(place.site.folder, place.lease))
+
+
+def test_a_registry_that_is_away_leaves_everything_as_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise RegistryUnavailable("silent")
+
+    message = place.fake.message()
+    container = place.leave(message)
+    monkeypatch.setattr(place.site.registry.experiments, "get", away)
+    place.janitor.look()
+    assert not container.is_removed
+    monkeypatch.undo()
+    place.janitor.look()
+    container.finish()
+    wait_until(lambda: ended(place), what="its end")
+    assert place.fake.record(message).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_what_another_worker_of_the_node_has_is_left_to_it(place: Place, *, is_alive: bool) -> None:
+    message = place.fake.message()
+    container = place.leave(message, worker="gpu0@host")
+    claim = place.node.folder.claim(WorkerId("gpu0@host"))
+    if not is_alive:
+        os.close(claim)
+    place.janitor.look()
+    assert container.calls == []
+    place.site.registry.leases.finish(place.lease, Outcome(reason=Reason.EXITED_ZERO), state=State.SUCCEEDED)
+    place.janitor.look()
+    assert container.is_removed is not is_alive
+    if is_alive:
+        os.close(claim)
+        place.janitor.look()
+    assert place.is_clean()
+
+
+def test_an_engine_that_is_away_is_asked_again(place: Place) -> None:
+    message = place.fake.message()
+    container = place.leave(message)
+    place.fake.runtime.is_down = True
+    place.janitor.start()
+    place.fake.runtime.is_down = False
+    wait_until(lambda: place.node.adopted, what="the adoption")
+    container.finish()
+    wait_until(lambda: ended(place), what="its end")
+    place.janitor.close()
+    assert place.fake.record(message).attempt == 1
