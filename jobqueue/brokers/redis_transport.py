@@ -38,6 +38,16 @@ class _Noted(_kombu.QoS):  # type: ignore[misc]  # a class, untyped
             pipe.zrem(mail_index(queue), delivery_tag)
             pipe.execute()
 
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give unacknowledged deliveries back, unless the connection was given up: they come back in their own time.
+
+        kombu would look for an address that is not there any more, and end the worker.
+        """
+        if self.channel.connection.client is not None:
+            super().restore_unacked_once(stderr)
+        else:
+            self._on_collect.cancel()
+
 
 class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
     """A channel that takes requests in one step; what needs no acknowledgement it takes as kombu does."""
