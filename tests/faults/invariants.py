@@ -8,10 +8,8 @@ from typing import Final
 
 from faults.flavours import EXHAUSTED
 from faults.history import Fact
-from faults.seen import FINAL, Run, Seen, find_overlaps
+from faults.seen import FINAL, OVERLAP_SECONDS, Run, Seen, find_overlaps
 
-# The clock that containers print has a resolution of 0.01 s.
-_OVERLAP_SECONDS: Final = 0.05
 # A worker that was stopped and goes on may say one more thing before it learns that it was superseded.
 _LATE_SECONDS: Final = 2.0
 
@@ -57,7 +55,7 @@ def _one_final_state(run: Run, seen: Seen) -> Iterator[str]:
 def _one_live_attempt(run: Run, seen: Seen) -> Iterator[str]:
     del run
     for one, other, seconds in find_overlaps(seen.intervals):
-        if seconds > _OVERLAP_SECONDS:
+        if seconds > OVERLAP_SECONDS:
             yield (
                 f"two attempts lived at once for {seconds:.2f} s: token {one.token} on {one.node} "
                 f"({one.begin_seconds:.2f} to {one.end_seconds:.2f}) and token {other.token} on {other.node} "

@@ -81,11 +81,11 @@ class Node:
 
     def processes(self) -> Iterator[psutil.Process]:
         """Find every process that was started with its folders, however far it has detached itself."""
-        entry = f"JOBQUEUE_STATE_DIR={self.folder / 'state'}\0".encode()
+        state = f"{self.folder / 'state'}\0".encode()
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with suppress(OSError, psutil.NoSuchProcess):
-                    if entry in (folder / "environ").read_bytes():
+                    if state in (folder / "environ").read_bytes() or state in (folder / "cmdline").read_bytes():
                         yield psutil.Process(int(folder.name))
 
     def kill_all(self) -> None:

@@ -10,6 +10,8 @@ from faults.history import Fact, of_kind, only
 
 # A container that has not ticked for so long was not computing in between: it was frozen, or starved.
 LONGEST_GAP_SECONDS: Final = 0.7
+# The clock that containers print has a resolution of 0.01 s.
+OVERLAP_SECONDS: Final = 0.05
 FINAL: Final = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 _WIPES: Final = {"registry.wipe": "registry", "broker.wipe": "broker", "queue.delete": "broker"}
 

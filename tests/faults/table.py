@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from faults.history import Fact, of_kind
 from faults.invariants import Violation
-from faults.seen import LONGEST_GAP_SECONDS, Run, find_overlaps, put_in_order
+from faults.seen import LONGEST_GAP_SECONDS, OVERLAP_SECONDS, Run, find_overlaps, put_in_order
 
 
 def make_table(facts: Sequence[Fact], violations: Sequence[Violation]) -> str:
@@ -29,7 +29,12 @@ def make_table(facts: Sequence[Fact], violations: Sequence[Violation]) -> str:
 
 def _facts(run: Run) -> list[str]:
     attempts = sum(len(seen.containers) for seen in run.experiments.values())
-    overlaps = [overlap for seen in run.experiments.values() for *_, overlap in find_overlaps(seen.intervals)]
+    overlaps = [
+        overlap
+        for seen in run.experiments.values()
+        for *_, overlap in find_overlaps(seen.intervals)
+        if overlap > OVERLAP_SECONDS
+    ]
     took = run.end.get("t", 0.0) - run.about["t"]
     return [
         f"seed {run.about['seed']}, broker {run.about['broker']}, store {run.about['store']}, {took:.0f} s",
