@@ -1,5 +1,6 @@
 """A whole site for one test: settings of its own over shared servers, and real worker processes."""
 
+import json
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from jobqueue.config import Settings
 from jobqueue.keys import ensure_laptop_keys
 from producers.client import Client
 from services.process import Process
+from workers.attempt.runtimes.base import Labels
+from workers.attempt.runtimes.process_container import ProcessContainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +76,10 @@ def open_site(folder: Path, *, broker: str, registry: str, **settings: str) -> I
         yield Site(settings=shared, environment=environment, folder=folder, client=client)
     finally:
         client.close()
+        _remove_process_containers(folder)
+
+
+def _remove_process_containers(folder: Path) -> None:
+    """Remove what killed workers have left: it would wait for them to come back."""
+    for labels in folder.glob("*/process/*/labels.json"):
+        ProcessContainer(Labels(**json.loads(labels.read_text())), labels.parent).remove()

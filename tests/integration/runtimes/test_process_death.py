@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,12 @@ def test_a_killed_supervisor_is_told_and_takes_the_first_process_along(
         container.wait(LONG)
     wait_until(lambda: not sleepers(), what="no process is left", within=WITHIN)
     container.remove()
+
+
+def test_what_nobody_can_find_any_more_ends_by_itself(workspace: Path) -> None:
+    with killed_worker(workspace, FAMILY, is_confined=False):
+        shutil.rmtree(workspace / "state")
+        wait_until(lambda: not sleepers(), what="no process is left")
 
 
 def test_nothing_is_left_in_the_state_folder(tmp_path: Path, workspace: Path) -> None:

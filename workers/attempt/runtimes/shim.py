@@ -43,7 +43,7 @@ def main() -> None:
     with os.fdopen(order_number) as file:
         order = json.load(file)
     _prctl(_CHILD_SUBREAPER, 1)
-    _Supervisor(listener, order).run(_make_alarm())
+    _Supervisor(listener, order, pipe=readers[0]).run(_make_alarm())
 
 
 class _Supervisor:
@@ -54,10 +54,12 @@ class _Supervisor:
         order: `argv`, `env`, `folder`, `limits` (by name of the resource limit), `memory_bytes`, `threads` (most of
             them), `depth` (how many processes stand between this one and the experiment's own) and `patience_seconds`
             (how long it may be without a worker).
+        pipe: the number of one of its pipes, which tells whether its folder is still there.
     """
 
-    def __init__(self, listener: socket.socket, order: dict[str, Any]) -> None:
+    def __init__(self, listener: socket.socket, order: dict[str, Any], *, pipe: int) -> None:
         self._listener = listener
+        self._pipe = pipe
         self._order = order
         self._callers: list[socket.socket] = []
         self._workers: set[socket.socket] = set()
@@ -94,7 +96,10 @@ class _Supervisor:
     def _is_forgotten(self) -> bool:
         if self._workers:
             self._heard_at = time.monotonic()
-        return time.monotonic() - self._heard_at >= float(self._order["patience_seconds"])
+            return False
+        # Without its folder nobody finds it any more.
+        is_hidden = os.fstat(self._pipe).st_nlink == 0
+        return is_hidden or time.monotonic() - self._heard_at >= float(self._order["patience_seconds"])
 
     def _next_look(self) -> float:
         return max(0.0, min(_LOOK_SECONDS, self._kill_at - time.monotonic()))
