@@ -20,6 +20,7 @@ from jobqueue.registry.values import (
     Final,
     Granted,
     Held,
+    Holder,
     Lease,
     LogPiece,
     PastAttempt,
@@ -36,6 +37,7 @@ __all__ = [
     "Final",
     "Granted",
     "Held",
+    "Holder",
     "Lease",
     "Leases",
     "LiveLogs",
@@ -72,8 +74,12 @@ class Leases(Protocol):
         """
         ...
 
-    def renew(self, lease: Lease, *, ttl: timedelta) -> Reason | None:
-        """Hold on for `ttl` from now; returns the reason of the tombstone that lies (stop it and commit CANCELLED)."""
+    def renew(self, lease: Lease, *, ttl: timedelta, holder: Holder | None = None) -> Reason | None:
+        """Hold on for `ttl` from now; returns the reason of the tombstone that lies (stop it and commit CANCELLED).
+
+        With `holder`, a lease that the registry has forgotten is given back, unless somebody holds a newer one; while
+        that cannot be said yet, a holder in doubt meets `RegistryUnavailable`, and so does every other write.
+        """
         ...
 
     def advance(self, lease: Lease, state: State, *, phase: Phase | None = None, progress: str | None = None) -> None:

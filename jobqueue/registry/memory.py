@@ -1,5 +1,6 @@
 """The registry in memory: complete, for one process; for tests, and for trying things out."""
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,8 +16,10 @@ from jobqueue.registry.presence import WorkerRecord, Workers
 from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+def _make_clock() -> Clock:
+    """Return a clock that begins with this machine's and then never steps."""
+    began_at, began_seconds = datetime.now(UTC), time.monotonic()
+    return lambda: began_at + timedelta(seconds=time.monotonic() - began_seconds)
 
 
 class MemoryRegistry:
@@ -26,8 +29,8 @@ class MemoryRegistry:
         clock: the registry's clock, aware; a test may turn its hands.
     """
 
-    def __init__(self, *, clock: Clock = _now) -> None:
-        self._clock = clock
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._clock = clock = clock or _make_clock()
         table = Table(clock=clock)
         self.leases: Leases = MemoryLeases(table)
         self.experiments: Experiments = MemoryExperiments(table)

@@ -36,7 +36,7 @@ class MemoryExperiments:
         older = self._table.entry(older_id) or self._table.entry(submission.id)
         if older:
             return _same(older, submission)
-        self._table.add(submission)
+        self._table.add(submission, epoch=self._table.epoch)
         self._table.withdrawn.pop(submission.id, None)
         if submission.idempotency_key:
             self._table.idempotency[key] = submission.id

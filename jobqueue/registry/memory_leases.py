@@ -5,8 +5,19 @@ from datetime import timedelta
 
 from jobqueue.ids import NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
-from jobqueue.registry.base import Answer, Cancelled, Exhausted, Final, Granted, Held, Lease, Submission
-from jobqueue.registry.memory_table import EPOCH, Entry, Table, without_message
+from jobqueue.registry.base import (
+    Answer,
+    Cancelled,
+    Exhausted,
+    Final,
+    Granted,
+    Held,
+    Holder,
+    Lease,
+    Quarantined,
+    Submission,
+)
+from jobqueue.registry.memory_table import EPOCH, Entry, Table, is_lost_grant, without_message
 from jobqueue.registry.rules import counter_of, refuse_move, require_final, sources_of
 
 
@@ -33,15 +44,20 @@ class MemoryLeases:
             self._table.see(submission.id)
             if (remaining := self._table.remaining(entry)) > timedelta(0):
                 return Held(remaining=remaining)
+            remaining = self._table.quarantine(ttl)
+            if self._table.is_forgotten(entry):
+                return Quarantined(remaining=remaining)
             if entry.record.worker_id is not None:
                 lost = Outcome(reason=Reason.WORKER_LOST, detail=entry.record.worker_id)
                 entry = self._table.give_back(entry, lost, delay=timedelta(0))
             return self._grant(entry, worker_id=worker_id, node_id=node_id, ttl=ttl, platform_budget=platform_budget)
 
-    def renew(self, lease: Lease, *, ttl: timedelta) -> Reason | None:
+    def renew(self, lease: Lease, *, ttl: timedelta, holder: Holder | None = None) -> Reason | None:
         """Hold on for `ttl` from now; returns the reason of the tombstone that lies."""
         with self._table.lock:
-            entry = self._table.held(lease)
+            self._table.quarantine(ttl)
+            entry = self._reassert(lease, holder) if holder else None
+            entry = entry or self._table.held(lease)
             self._table.see(lease.experiment_id)
             self._table.store(replace(entry, until=self._table.clock() + ttl, span=ttl))
             return entry.record.cancel_reason
@@ -52,7 +68,8 @@ class MemoryLeases:
         with self._table.lock:
             entry = self._table.held(lease)
             record = entry.record
-            if record.state is not state and record.state not in sources:
+            is_reasserted = entry.is_reasserted and record.state is state
+            if record.state is not state and record.state not in sources and not entry.is_reasserted:
                 refuse_move(lease, known=record.state, asked=state)
             starts = state is State.RUNNING and record.started_at is None
             record = replace(
@@ -62,7 +79,7 @@ class MemoryLeases:
                 progress=record.progress if progress is None else progress,
                 started_at=self._table.clock() if starts else record.started_at,
             )
-            self._table.store(replace(entry, record=record))
+            self._table.store(replace(entry, record=record, is_reasserted=is_reasserted))
 
     def release(self, lease: Lease, outcome: Outcome, *, delay: timedelta) -> None:
         """End the attempt without a final state."""
@@ -81,6 +98,27 @@ class MemoryLeases:
             if known and _is_same_end(known, lease, outcome=outcome, state=state):
                 return  # the same call again
             self._table.make_final(self._table.held(lease), outcome, state=state)
+
+    def _reassert(self, lease: Lease, holder: Holder) -> Entry | None:
+        """Give a lease back that was forgotten; None when it was not, or cannot be given back."""
+        entry = self._table.entry(lease.experiment_id)
+        if not is_lost_grant(entry, lease):
+            return None
+        if self._table.is_forgotten(entry):
+            if holder.is_in_doubt:
+                return None  # a newer holder may not have said so yet
+        elif entry and entry.record.worker_id is not None and self._table.remaining(entry) > timedelta(0):
+            return None
+        entry = entry or self._rebuild(holder.submission)
+        record = replace(
+            entry.record,
+            state=State.RUNNING,
+            token=lease.token,
+            attempt=max(entry.record.attempt, lease.attempt),
+            worker_id=holder.worker_id,
+            node_id=holder.node_id,
+        )
+        return replace(entry, record=record, is_attempt=True, epoch=self._table.epoch, is_reasserted=True)
 
     def _rebuild(self, submission: Submission) -> Entry:
         entry = self._table.add(submission)
@@ -102,7 +140,8 @@ class MemoryLeases:
             worker_id=worker_id,
             node_id=node_id,
         )
-        self._table.store(Entry(record=record, until=now + ttl, span=ttl, is_attempt=is_attempt))
+        entry = replace(entry, record=record, until=now + ttl, span=ttl, is_attempt=is_attempt, is_reasserted=False)
+        self._table.store(entry)
         lease = Lease(experiment_id=record.submission.id, token=record.token, attempt=record.attempt)
         answer = Cancelled if record.is_cancelled else Exhausted if is_exhausted else Granted
         return answer(lease=lease, record=without_message(record))

@@ -9,12 +9,13 @@ from typing import Final
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry.base import Lease, PastAttempt, Record, Submission
-from jobqueue.registry.rules import HISTORY_LENGTH, RETENTION, counter_of, refuse_write
+from jobqueue.registry.rules import HISTORY_LENGTH, RETENTION, counter_of, refuse_forgotten, refuse_write
 
 Clock = Callable[[], datetime]
 
 EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _CLOCK_TOLERANCE: Final = timedelta(milliseconds=500)
+_QUARANTINE_MARGIN: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,16 @@ class Entry:
         until: ends the lease while there is a holder, a back-off otherwise.
         span: how long that was meant to be, so that a clock which jumped back cannot stretch it.
         is_attempt: the lease is for running it, not only for committing an end.
+        epoch: the one of the table in which the record is whole; None: it may not be.
+        is_reasserted: a holder has brought its lease back; where its attempt really is was not said yet.
     """
 
     record: Record
     until: datetime = EPOCH
     span: timedelta = timedelta(0)
     is_attempt: bool = False
+    epoch: int | None = None
+    is_reasserted: bool = False
 
 
 @dataclass(kw_only=True)
@@ -42,12 +47,17 @@ class Table:
         lock: makes a step atomic.
         clock: the registry's; aware.
         seen: when each open experiment was seen last, or will have been once its back-off is over.
+        epoch: how often everything was forgotten; wiped_at: when, the last time.
+        is_settled: no holder can be there any more that was forgotten.
         withdrawn: until when a stray message of a withdrawn experiment is answered with a cancel.
     """
 
     clock: Clock
     lock: threading.RLock = field(default_factory=threading.RLock)
     entries: dict[ExperimentId, Entry] = field(default_factory=dict)
+    epoch: int = 0
+    wiped_at: datetime = EPOCH
+    is_settled: bool = True
     seen: dict[ExperimentId, datetime] = field(default_factory=dict)
     withdrawn: dict[ExperimentId, datetime] = field(default_factory=dict)
     idempotency: dict[tuple[str, str], ExperimentId] = field(default_factory=dict)
@@ -61,9 +71,26 @@ class Table:
             return None
         return entry
 
-    def add(self, submission: Submission) -> Entry:
-        """Record a submission as QUEUED."""
-        entry = Entry(record=Record(submission=submission))
+    def forget(self) -> None:
+        """Lose everything, as a server does that is wiped; holders may be left that it knows nothing of."""
+        with self.lock:
+            for known in (self.entries, self.seen, self.withdrawn, self.idempotency):
+                known.clear()
+            self.epoch, self.wiped_at, self.is_settled = self.epoch + 1, self.clock(), False
+
+    def quarantine(self, ttl: timedelta) -> timedelta:
+        """Return how long it goes on for what is not whole; not above 0 when it is over."""
+        remaining = self.wiped_at + ttl + _QUARANTINE_MARGIN - self.clock()
+        self.is_settled = self.is_settled or remaining <= timedelta(0)
+        return remaining
+
+    def is_forgotten(self, entry: Entry | None) -> bool:
+        """Tell whether somebody may hold the lease of an experiment without it being known here."""
+        return not self.is_settled and (entry is None or entry.epoch != self.epoch)
+
+    def add(self, submission: Submission, *, epoch: int | None = None) -> Entry:
+        """Record a submission as QUEUED; without an epoch when it was not registered here, as far as is known."""
+        entry = Entry(record=Record(submission=submission), epoch=epoch)
         self.entries[submission.id] = entry
         self.see(submission.id)
         return entry
@@ -91,14 +118,17 @@ class Table:
 
         Raises:
             Superseded: a newer token was granted, the lease was given back, or it is final.
+            RegistryUnavailable: that cannot be said yet.
         """
         entry = self.entry(lease.experiment_id)
-        if entry is None:
-            return refuse_write(lease, known_token=None, known_state=None)
-        record = entry.record
-        if record.state.is_final or record.worker_id is None or record.token != lease.token:
-            refuse_write(lease, known_token=record.token, known_state=record.state)
-        return entry
+        if entry and may_write(entry, lease):
+            return entry
+        if is_lost_grant(entry, lease) and self.is_forgotten(entry):
+            refuse_forgotten(lease)
+        record = entry.record if entry else None
+        return refuse_write(
+            lease, known_token=record.token if record else None, known_state=record.state if record else None
+        )
 
     def give_back(self, entry: Entry, outcome: Outcome, *, delay: timedelta) -> Entry:
         """End an attempt without a final state."""
@@ -106,7 +136,8 @@ class Table:
         if entry.is_attempt:
             record = _counted(record, outcome)
         self.see(record.submission.id, after=delay)
-        return self.store(Entry(record=record, until=self.clock() + delay, span=delay))
+        until = self.clock() + delay
+        return self.store(replace(entry, record=record, until=until, span=delay, is_attempt=False))
 
     def make_final(self, entry: Entry, outcome: Outcome, *, state: State) -> None:
         """Record the end."""
@@ -124,7 +155,7 @@ class Table:
             finished_at=self.clock(),
         )
         self.seen.pop(record.submission.id, None)
-        self.store(Entry(record=record))
+        self.store(Entry(record=record, epoch=entry.epoch))
 
     def cancel(self, entry: Entry, *, reason: Reason = Reason.CANCELLED_BY_USER) -> State:
         """Put a tombstone, unless one lies; final at once where nobody holds the lease. Returns the state."""
@@ -136,6 +167,17 @@ class Table:
             return entry.record.state
         self.make_final(entry, Outcome(reason=reason), state=State.CANCELLED)
         return State.CANCELLED
+
+
+def may_write(entry: Entry, lease: Lease) -> bool:
+    """Tell whether this is the holder."""
+    record = entry.record
+    return record.worker_id is not None and not record.state.is_final and record.token == lease.token
+
+
+def is_lost_grant(entry: Entry | None, lease: Lease) -> bool:
+    """Tell whether this lease was granted, for all that is known, and then forgotten."""
+    return entry is None or (not entry.record.state.is_final and entry.record.token < lease.token)
 
 
 def without_message(record: Record) -> Record:

@@ -16,10 +16,12 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from jobqueue.errors import InvalidSetting, RegistryUnavailable
+from jobqueue.registry.redis_witness import Witness, hear
+from jobqueue.unprotected import Protection, is_off
 
 COMMANDS: Final = (
     *("ping", "select", "time", "evalsha", "script|load"),
-    *("get", "set", "del", "exists", "pexpire", "hget", "hgetall", "hset", "hincrby", "hdel", "hvals"),
+    *("get", "set", "del", "exists", "pexpire", "hget", "hgetall", "hmget", "info", "hset", "hincrby", "hdel", "hvals"),
     *("zadd", "zrem", "zrange", "zrangebyscore", "zrevrangebylex", "xadd", "xrange", "xrevrange", "xtrim"),
 )
 
@@ -45,7 +47,9 @@ class RedisClient:
     def __init__(self, url: str) -> None:
         self._pool = _make_pool(url)
         self._redis = redis.Redis(connection_pool=self._pool)
-        self._scripts = {name: self._redis.register_script(_source(name)) for name in _SCRIPTS}
+        head = _head(is_local=self._pool.connection_class is redis.UnixDomainSocketConnection)
+        self._scripts = {name: self._redis.register_script(head + _source(name)) for name in _SCRIPTS}
+        self._witness = Witness()
 
     def run(self, script: str, *arguments: Argument) -> Any:
         """Run one of the scripts beside this module and return its answer.
@@ -55,6 +59,16 @@ class RedisClient:
         """
         with _translated():
             return self._scripts[script](args=arguments)
+
+    def witness(self, script: str, *arguments: Argument) -> Any:
+        """Run one of the scripts that watch the server's clock, with what is known of it, and return its answer.
+
+        Raises:
+            RegistryUnavailable: Redis does not answer, or refuses.
+        """
+        *heard, reply = self.run(script, *arguments, *self._witness.arguments())
+        self._witness = hear(heard)
+        return reply
 
     def ask(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """Send plain commands in one round trip and return their answers.
@@ -73,18 +87,27 @@ class RedisClient:
         self._pool.disconnect()
 
 
+_WITNESSING: Final = ("acquire", "renew", "announce")
 _SCRIPTS: Final = (
+    *_WITNESSING,
     *("register", "withdraw", "cancel", "find"),
-    *("acquire", "renew", "advance", "release", "finish"),
-    *("append", "announce", "present"),
+    *("advance", "release", "finish"),
+    *("append", "present"),
     *("elect", "lost", "republished"),
 )
+
+
+def _head(*, is_local: bool) -> str:
+    """Return the line before every script: whether the server is on this machine, and what tests have switched off."""
+    off = ", ".join(f"{protection} = true" for protection in Protection if is_off(protection))
+    return f"local IS_LOCAL, OFF = {str(is_local).lower()}, {{{off}}}\n"
 
 
 @cache
 def _source(name: str) -> str:
     folder = files(__package__) / "scripts"
-    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
+    parts = ("prelude", "witness", name) if name in _WITNESSING else ("prelude", name)
+    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
 
 def _make_pool(url: str) -> redis.ConnectionPool:

@@ -4,8 +4,8 @@ from typing import Final
 
 from jobqueue.ids import ExperimentId
 from jobqueue.registry.base import Lease, LogPiece
-from jobqueue.registry.redis_client import RedisClient, words
-from jobqueue.registry.redis_leases import refuse_superseded
+from jobqueue.registry.redis_client import RedisClient
+from jobqueue.registry.redis_leases import checked
 from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
 
 _LOG: Final = "jobqueue:log:"
@@ -19,15 +19,12 @@ class RedisLiveLogs:
 
     def append(self, lease: Lease, stream: str, data: bytes, *, offset: int) -> None:
         """Add some bytes; what is known already, because it was sent before, is left out."""
-        word, rest = words(
-            self._client.run(
-                "append",
-                *(lease.experiment_id, lease.token, stream, lease.attempt),
-                *(offset, data, LARGEST_PIECE_BYTES, KEPT_LOG_BYTES),
-            )
+        reply = self._client.run(
+            "append",
+            *(lease.experiment_id, lease.token, stream, lease.attempt),
+            *(offset, data, LARGEST_PIECE_BYTES, KEPT_LOG_BYTES),
         )
-        if word == "superseded":
-            refuse_superseded(lease, rest)
+        checked(lease, reply)
 
     def read(self, experiment_id: ExperimentId, stream: str, *, after: str = "") -> list[LogPiece]:
         """Return what came after the cursor, without waiting."""

@@ -23,7 +23,7 @@ class RedisWorkers:
 
     def announce(self, worker: WorkerRecord, *, ttl: timedelta) -> None:
         """Say that it is there."""
-        self._client.run("announce", worker.worker_id, json.dumps(asdict(worker)), milliseconds(ttl))
+        self._client.witness("announce", worker.worker_id, json.dumps(asdict(worker)), milliseconds(ttl))
 
     def leave(self, worker_id: WorkerId) -> None:
         """Say that it has gone."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, NoReturn
 
-from jobqueue.errors import IdempotencyMismatch, NotFound, Superseded
+from jobqueue.errors import IdempotencyMismatch, NotFound, RegistryUnavailable, Superseded
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import MOVES, Budget, Outcome, State
 from jobqueue.registry.base import Lease
@@ -79,6 +79,17 @@ def refuse_write(lease: Lease, *, known_token: int | None, known_state: State | 
     if known_token == lease.token:
         raise Superseded(f"{attempt}: its lease was given back")
     raise Superseded(f"{attempt}: token {known_token} was granted after its {lease.token}")
+
+
+def refuse_forgotten(lease: Lease) -> NoReturn:
+    """Raise what the write of a holder deserves that the registry may have forgotten.
+
+    Raises:
+        RegistryUnavailable: always.
+    """
+    raise RegistryUnavailable(
+        f"the registry has forgotten attempt {lease.attempt} of {lease.experiment_id}: its holder has to renew it first"
+    )
 
 
 def refuse_key(experiment_id: ExperimentId) -> NoReturn:

@@ -90,6 +90,21 @@ class Lease:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Holder:
+    """What a holder tells with a renewal, so that it gets its lease back when the registry has forgotten it.
+
+    Attributes:
+        submission: as in `acquire`.
+        is_in_doubt: its own deadline has passed, so somebody else may hold a newer token.
+    """
+
+    submission: Submission
+    worker_id: WorkerId
+    node_id: NodeId
+    is_in_doubt: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Granted:
     """Run it. `record` is the experiment as of now; its `history` ends with WORKER_LOST if the last holder vanished."""
 
@@ -122,7 +137,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Quarantined:
-    """The registry has forgotten or its clock has jumped: nothing is granted before `remaining` is over."""
+    """The registry may have forgotten who holds it: nobody is granted it before `remaining` is over."""
 
     remaining: timedelta
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from services.redis import RedisServer, open_redis
-from services.registries import LONG, acquire, granted, make_submission, use_everything
+from services.registries import LONG, acquire, granted, make_submission, registered, use_everything
 from services.waiting import free_port
 
 from jobqueue.errors import InvalidSetting, RegistryUnavailable
@@ -77,7 +77,7 @@ def test_an_address_that_swallows_connections_is_told_of_within_two_seconds() ->
 
 
 def test_a_restarted_server_is_found_again_and_knows_its_leases(registry: Registry, redis_server: RedisServer) -> None:
-    submission = make_submission()
+    submission = registered(registry)
     lease = granted(registry, submission).lease
     redis_server.process.stop()
     with pytest.raises(RegistryUnavailable):
@@ -98,7 +98,7 @@ def test_a_dropped_connection_is_replaced_unnoticed(registry: Registry, client: 
     client.client_kill_filter(_type="normal", skipme=True)
     registry.ping()
     client.client_kill_filter(_type="normal", skipme=True)
-    assert granted(registry, make_submission()).lease.attempt == 1
+    assert granted(registry, registered(registry)).lease.attempt == 1
 
 
 def test_a_server_out_of_memory_refuses_as_unavailable(registry: Registry, client: redis.Redis) -> None:

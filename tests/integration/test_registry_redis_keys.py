@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import redis
 from services.redis import RedisServer
-from services.registries import AT_ONCE, LONG, acquire, granted, make_submission, use_everything
+from services.registries import AT_ONCE, LONG, acquire, granted, make_submission, registered, use_everything
 
 from jobqueue.errors import NotFound
 from jobqueue.ids import make_experiment_id
@@ -37,10 +37,10 @@ def test_no_key_lies_outside_of_our_prefix(registry: Registry, client: redis.Red
 
 
 def test_an_acquire_that_is_sent_twice_is_granted_once(registry: Registry, redis_server: RedisServer) -> None:
-    submission = make_submission()
+    submission = registered(registry)
     connection = RedisClient(redis_server.url)
     call = (*submission_arguments(submission), "w", "n", 60_000, 5, "one-call")
-    first, again = connection.run("acquire", *call), connection.run("acquire", *call)
+    first, again = connection.witness("acquire", *call), connection.witness("acquire", *call)
     connection.close()
     assert first == again
     assert first[0] == b"granted"
@@ -50,17 +50,19 @@ def test_an_acquire_that_is_sent_twice_is_granted_once(registry: Registry, redis
 def test_a_clock_that_jumped_back_stretches_no_lease_and_grants_none_early(
     registry: Registry, client: redis.Redis
 ) -> None:
-    submission = make_submission()
+    submission = registered(registry)
     lease = granted(registry, submission).lease
     key = f"jobqueue:experiment:{submission.id}"
+    floor_ms = client.hget("jobqueue:clock", "floor_ms")
     an_hour_ms = 3_600_000
     client.hincrby(key, "until_ms", an_hour_ms)
     client.hincrby(key, "token", an_hour_ms)
     answer = acquire(registry, submission)
     assert isinstance(answer, Held)
     assert AT_ONCE < answer.remaining <= LONG
-    client.hset(key, "until_ms", "0")
+    client.hset(key, mapping={"until_ms": "0", "span_ms": "0"})
     assert granted(registry, submission).lease.token == lease.token + an_hour_ms + 1
+    client.hset("jobqueue:clock", "floor_ms", floor_ms or "")
 
 
 def test_a_final_record_expires_and_leaves_the_indexes(registry: Registry, client: redis.Redis) -> None:
@@ -96,7 +98,7 @@ def test_expired_entries_leave_an_index_as_new_ones_come(registry: Registry, cli
 
 
 def test_live_logs_and_tombstones_expire(registry: Registry, client: redis.Redis) -> None:
-    submission = make_submission()
+    submission = registered(registry)
     registry.live_logs.append(granted(registry, submission).lease, "stdout", b"x", offset=0)
     registry.experiments.withdraw(withdrawn := make_experiment_id())
     assert 0 < client.ttl(f"jobqueue:log:{submission.id}:stdout") <= 24 * 3600

@@ -2,11 +2,15 @@
 
 from datetime import UTC, datetime, timedelta
 
+import redis
+
 from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
 from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.registry import open_registry
 from jobqueue.registry.base import Answer, Granted, Held, Registry, Submission
 from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Offer, Resources
+from services.redis import RedisServer
 from services.waiting import wait_until
 
 LONG = timedelta(minutes=5)
@@ -16,6 +20,16 @@ SUBMITTED_AT = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 SUCCESS = Outcome(reason=Reason.EXITED_ZERO, exit_code=0)
 DRAINED = Outcome(reason=Reason.DRAINED)
 BROKEN = Outcome(reason=Reason.RUNTIME_FAILURE, detail="no engine")
+
+
+def settle(server: RedisServer) -> None:
+    """Have the registry on this server believe that it is old, and has forgotten nothing."""
+    registry = open_registry(server.url)
+    registry.workers.announce(make_worker("settles"), ttl=LONG)
+    registry.workers.leave(WorkerId("settles"))
+    registry.close()
+    with redis.Redis.from_url(server.url) as client:
+        client.hset("jobqueue:clock", "settled", "1")
 
 
 def make_submission(**fields: object) -> Submission:

@@ -3,34 +3,33 @@ local submission = read_submission(0)
 local id, key = submission.id, EXPERIMENT .. submission.id
 local worker_id, node_id = ARGV[9], ARGV[10]
 local ttl_ms, platform_budget, grant = tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
+local clock = observe(ttl_ms)
 
 local record = load(id)
 if not record.state then
-  add_record(submission)
-  trim_indexes()
-  if redis.call('EXISTS', WITHDRAWN .. id) == 1 then
-    store(id, 'cancel_reason', 'CANCELLED_BY_USER')
-  end
-  record = load(id)
+  record = rebuild(submission)
 end
 
 if is_final(record) then
-  return {'final', redis.call('HGETALL', key)}
+  return answer(clock, {'final', redis.call('HGETALL', key)})
 end
 see(id, now_ms)
 
-local wait_ms = remaining_ms(record)
-if wait_ms > tonumber(record.span_ms) + CLOCK_TOLERANCE_MS then
+if remaining_ms(record) > tonumber(record.span_ms) + CLOCK_TOLERANCE_MS then
   -- The clock jumped back: a live holder renews within its span, a dead one is over after it.
-  wait_ms = tonumber(record.span_ms)
-  store(id, 'until_ms', whole(now_ms + wait_ms))
+  record.until_ms = whole(now_ms + tonumber(record.span_ms))
+  store(id, 'until_ms', record.until_ms)
 end
+local wait_ms = unwatched_ms(clock, record)
 if wait_ms > 0 then
   if is_leased(record) and record.grant == grant then
     -- The same call again, whose answer was lost on the way.
-    return {record.kind, redis.call('HGETALL', key)}
+    return answer(clock, {record.kind, redis.call('HGETALL', key)})
   end
-  return {'held', wait_ms}
+  return answer(clock, {'held', math.ceil(wait_ms)})
+end
+if is_forgotten(clock, record) then
+  return answer(clock, {'quarantined', math.ceil(clock.quarantine_ms)})
 end
 
 if is_leased(record) then
@@ -50,6 +49,8 @@ end
 if kind == 'granted' then
   store(id, 'state', 'PREPARING', 'attempt', whole(tonumber(record.attempt) + 1))
 end
-store(id, 'token', whole(math.max(tonumber(record.token) + 1, now_ms)), 'kind', kind, 'grant', grant,
+local token = math.max(tonumber(record.token) + 1, clock.floor_ms)
+raise_floor(clock, token)
+store(id, 'token', whole(token), 'kind', kind, 'grant', grant, 'is_reasserted', '',
   'worker_id', worker_id, 'node_id', node_id, 'until_ms', whole(now_ms + ttl_ms), 'span_ms', whole(ttl_ms))
-return {kind, redis.call('HGETALL', key)}
+return answer(clock, {kind, redis.call('HGETALL', key)})

@@ -2,17 +2,17 @@
 local id, token, state, phase, has_progress, progress = unpack(ARGV, 1, 6)
 local record = load(id)
 if not may_write(record, token) then
-  return refuse(record)
+  return refuse(record, token)
 end
 if record.state ~= state then
-  local allowed = false
+  local allowed = record.is_reasserted == '1' -- where it really was is not known
   for i = 7, #ARGV do
     allowed = allowed or record.state == ARGV[i]
   end
   if not allowed then
     return {'illegal', record.state}
   end
-  store(id, 'state', state, 'phase', phase)
+  store(id, 'state', state, 'phase', phase, 'is_reasserted', '')
 elseif phase ~= '' then
   store(id, 'phase', phase)
 end

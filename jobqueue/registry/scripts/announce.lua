@@ -1,4 +1,5 @@
 -- Says that a worker is there until its time is over. ARGV: worker id, JSON, milliseconds.
+local clock = observe(tonumber(ARGV[3]))
 redis.call('HSET', 'jobqueue:workers', ARGV[1], ARGV[2])
 redis.call('ZADD', 'jobqueue:worker_ends', whole(now_ms + tonumber(ARGV[3])), ARGV[1])
-return {'ok'}
+return answer(clock, {'ok'})

@@ -7,7 +7,7 @@ local offset, bytes, piece_bytes, kept_bytes = tonumber(ARGV[5]), ARGV[6], tonum
 local KEPT_MS = DAY_MS
 local record = load(id)
 if not may_write(record, token) then
-  return refuse(record)
+  return refuse(record, token)
 end
 
 local key = 'jobqueue:log:' .. id .. ':' .. stream

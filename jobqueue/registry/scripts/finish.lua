@@ -5,7 +5,7 @@ if is_final(record) and record.token == token and record.state == state and reco
   return {'ok'} -- the same call again
 end
 if not may_write(record, token) then
-  return refuse(record)
+  return refuse(record, token)
 end
 make_final(id, record, {
   state = state, reason = reason, detail = ARGV[5], exit_code = ARGV[6], last_lines = ARGV[7],

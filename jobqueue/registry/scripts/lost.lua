@@ -1,7 +1,9 @@
 -- Lists what is open and was not seen for long, longest first. ARGV: for how many milliseconds, how many at most.
-local found = {}
-local before_ms = whole(now_ms - tonumber(ARGV[1]))
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', SEEN, '-inf', before_ms, 'LIMIT', 0, ARGV[2])) do
+local MOST_LOOKS = 10
+local limit, before_ms = tonumber(ARGV[2]), whole(now_ms - tonumber(ARGV[1]))
+local found, ids, looks = {}, {}, 0
+
+local function look(id)
   local record, message = load(id), redis.call('GET', MESSAGE .. id)
   if not record.state or is_final(record) then
     redis.call('ZREM', SEEN, id)
@@ -11,4 +13,12 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', SEEN, '-inf', before_ms, 'LIMIT'
     see(id, now_ms) -- it makes room for those behind it
   end
 end
+
+repeat
+  ids = redis.call('ZRANGEBYSCORE', SEEN, '-inf', before_ms, 'LIMIT', #found, limit - #found)
+  for _, id in ipairs(ids) do
+    look(id)
+  end
+  looks = looks + 1
+until #found == limit or #ids == 0 or looks == MOST_LOOKS
 return found

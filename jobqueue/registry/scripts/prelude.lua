@@ -2,11 +2,12 @@
 --
 -- An experiment is a hash; an empty field means "none". `until_ms` ends a lease while `worker_id` is set, a back-off otherwise;
 -- `span_ms` is how long that was meant to be, so that a clock which jumped back cannot stretch it. `kind` is the answer that
--- gave the lease, `grant` the call that asked for it. The indexes are ordered by id, which is the order of submission.
+-- gave the lease, `grant` the call that asked for it, `epoch` the one of `clock` in which the record is whole. The indexes are
+-- ordered by id, which is the order of submission. A line before this file says which protections are off: none, but in tests.
 
 local EXPERIMENT, MESSAGE, WITHDRAWN = 'jobqueue:experiment:', 'jobqueue:message:', 'jobqueue:withdrawn:'
 local ALL, PROJECT, NAME = 'jobqueue:experiments', 'jobqueue:project:', 'jobqueue:name:'
-local IDEMPOTENCY = 'jobqueue:idempotency:'
+local CLOCK, IDEMPOTENCY = 'jobqueue:clock', 'jobqueue:idempotency:'
 -- What is not final: by request queue, and by the time when it was seen last.
 local OPEN, SEEN = 'jobqueue:open:', 'jobqueue:seen'
 
@@ -19,6 +20,9 @@ local CLOCK_TOLERANCE_MS = 500
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+if OFF.skew then
+  now_ms = now_ms + tonumber(redis.call('GET', 'jobqueue:skew_ms') or '0')
+end
 
 -- Lua prints large numbers with an exponent.
 local function whole(value)
@@ -62,7 +66,42 @@ local function trim_indexes()
   end
 end
 
-local function add_record(submission)
+-- What is known of this server and its clock.
+--
+-- `run_id` is new after every start of a server, so also after a failover. An `epoch` begins when something may have been
+-- forgotten: all with a wiped memory, the last moments with a server that came back. It is `settled` one lease later.
+-- `era` changes when the clock was seen to step; `watched_ms` to `seen_ms` is the time for which it is known not to have stepped.
+-- `floor_ms` is what no token was above yet.
+local function load_clock()
+  local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
+  local found = redis.call('HMGET', CLOCK,
+    'run_id', 'epoch', 'epoch_ms', 'settled', 'era', 'watched_ms', 'seen_ms', 'floor_ms')
+  local clock = {run_id = run_id, epoch = found[2], epoch_ms = tonumber(found[3]), settled = found[4], era = found[5],
+    watched_ms = tonumber(found[6]), seen_ms = tonumber(found[7]), floor_ms = tonumber(found[8])}
+  if found[1] == run_id then
+    return clock
+  end
+  if not found[1] then
+    clock.era, clock.watched_ms, clock.seen_ms, clock.floor_ms = whole(now_ms * 1000), now_ms, now_ms, now_ms
+  end
+  -- With an append-only file a server of this machine comes back with all that it has ever confirmed.
+  local is_whole = IS_LOCAL and found[1] and string.find(redis.call('INFO', 'persistence'), 'aof_enabled:1', 1, true)
+  if not is_whole then
+    clock.epoch, clock.epoch_ms, clock.settled = run_id .. ':' .. whole(now_ms), now_ms, ''
+  end
+  redis.call('HSET', CLOCK, 'run_id', run_id, 'epoch', clock.epoch, 'epoch_ms', whole(clock.epoch_ms),
+    'settled', clock.settled, 'era', clock.era, 'watched_ms', whole(clock.watched_ms), 'seen_ms', whole(clock.seen_ms),
+    'floor_ms', whole(clock.floor_ms))
+  return clock
+end
+
+-- Tells whether somebody may hold the lease of an experiment without the registry knowing; `record` may be an empty one.
+local function is_forgotten(clock, record)
+  return clock.settled ~= '1' and record.epoch ~= clock.epoch and not OFF.quarantine
+end
+
+-- `epoch` is empty for what is rebuilt from a message: it was not registered with this server, as far as it remembers.
+local function add_record(submission, epoch)
   local id = submission.id
   store(id,
     'submission', submission.json, 'queue', submission.queue, 'project', submission.project, 'name', submission.name,
@@ -70,7 +109,7 @@ local function add_record(submission)
     'state', 'QUEUED', 'attempt', '0', 'token', '0', 'worker_id', '', 'node_id', '', 'phase', '',
     'reason', '', 'detail', '', 'exit_code', '', 'last_lines', '', 'progress', '', 'history', '',
     'started_at', '', 'finished_at', '', 'cancel_reason', '', 'user_failures', '0', 'platform_failures', '0',
-    'until_ms', '0', 'span_ms', '0', 'kind', '', 'grant', '')
+    'until_ms', '0', 'span_ms', '0', 'kind', '', 'grant', '', 'epoch', epoch, 'is_reasserted', '')
   if submission.message ~= '' then
     redis.call('SET', MESSAGE .. id, submission.message)
   end
@@ -109,10 +148,18 @@ end
 
 -- Tells whether the holder of this token may write.
 local function may_write(record, token)
-  return is_leased(record) and not is_final(record) and record.token == token
+  return is_leased(record) and not is_final(record) and (record.token == token or OFF.token)
 end
 
-local function refuse(record)
+-- Tells whether this token was granted, for all that is known, and then forgotten.
+local function is_lost_grant(record, token)
+  return not is_final(record) and tonumber(record.token or '0') < tonumber(token)
+end
+
+local function refuse(record, token)
+  if is_lost_grant(record, token) and is_forgotten(load_clock(), record) then
+    return {'forgotten'}
+  end
   return {'superseded', record.token or '', record.state or ''}
 end
 

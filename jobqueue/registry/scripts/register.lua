@@ -30,8 +30,9 @@ for index = 1, #ARGV / SUBMISSION_LENGTH do
   ids[index] = id
 end
 
+local epoch = load_clock().epoch
 for _, submission in ipairs(new) do
-  add_record(submission)
+  add_record(submission, epoch)
   redis.call('DEL', WITHDRAWN .. submission.id)
   if submission.idempotency ~= '' then
     redis.call('SET', IDEMPOTENCY .. submission.idempotency, submission.id, 'PX', whole(UNUSED_INDEX_MS))

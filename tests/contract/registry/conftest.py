@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from services.redis import RedisServer
+from services.registries import settle
 
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import (
@@ -17,6 +18,7 @@ def url(request: pytest.FixtureRequest) -> str:
     if request.param == "memory":
         return "memory://"
     server: RedisServer = request.getfixturevalue("redis_server")
+    settle(server)
     return server.url
 
 
