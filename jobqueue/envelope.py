@@ -24,7 +24,7 @@ from jobqueue.codec import (
     encode_sealed_spec,
     encode_spec,
 )
-from jobqueue.errors import BadEnvelope, InvalidSpec, NotFound, Problem, Refused, Undecryptable, Untrusted
+from jobqueue.errors import BadEnvelope, Early, InvalidSpec, NotFound, Problem, Refused, Undecryptable, Untrusted
 from jobqueue.header import Header
 from jobqueue.keys import KeyRing, SenderPublicKey, Suite
 from jobqueue.spec import ExperimentSpec
@@ -92,7 +92,8 @@ def verify(message: bytes, *, keys: KeyRing, queue: str, now: datetime) -> Verif
         now: aware time of this node.
 
     Raises:
-        BadEnvelope: too large, no envelope, of an unknown version, or signed and still malformed or from the future.
+        BadEnvelope: too large, no envelope, of an unknown version, or signed and still malformed.
+        Early: sound, and from the future.
         Untrusted: the sender is not trusted for the queue, the signature is wrong, or it was sent to another queue.
         KeyRefused: a key file of this node is not to be used; the message is not at fault.
     """
@@ -106,12 +107,10 @@ def verify(message: bytes, *, keys: KeyRing, queue: str, now: datetime) -> Verif
     header = decode_header(envelope.header)
     if header.queue != queue:
         raise Untrusted(f"sent to the queue {header.queue}, found in {queue}")
-    if header.submitted_at > now + CLOCK_TOLERANCE:
-        raise BadEnvelope(
-            f"submitted at {header.submitted_at:%Y-%m-%dT%H:%M:%SZ}, which is still to come",
-            hint="compare the clocks of the sender and of this node",
-            experiment_id=header.experiment_id,
-        )
+    early = header.submitted_at - now
+    if early > CLOCK_TOLERANCE:
+        told = f"submitted at {header.submitted_at:%Y-%m-%dT%H:%M:%SZ}, which is still to come"
+        raise Early(told, remaining=early - CLOCK_TOLERANCE, experiment_id=header.experiment_id)
     return Verified(header=header, envelope=envelope, digest=hashlib.sha256(message).hexdigest(), message=message)
 
 

@@ -9,7 +9,7 @@
       ExperimentFailed         ExperimentCancelled      ExperimentTimeout
       Superseded               a write with an older fencing token
       Refused                  an envelope that a worker must not act on
-        BadEnvelope              Untrusted                Undecryptable
+        BadEnvelope              Untrusted                Undecryptable            Early
       KeyRefused               a key file that must not be used
       RuntimeFailure           the container engine, or an image it cannot have
         ImageRefused             ImagePullFailed
@@ -19,6 +19,7 @@ Every error carries a `code` (stable, for programs) and a `hint` (what to do, fo
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -198,6 +199,28 @@ class BadEnvelope(Refused):
     """The bytes are too large, not an envelope, or of an unknown version."""
 
     code = "bad_envelope"
+
+
+class Early(Refused):
+    """Sound, but sent at a time that is still to come: the clocks of its sender and of this node differ.
+
+    Args:
+        remaining: until its time has come, by this node's clock.
+    """
+
+    code = "early"
+    hint = "compare the clocks of the sender and of this node"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remaining: timedelta = timedelta(0),
+        hint: str | None = None,
+        experiment_id: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint, experiment_id=experiment_id)
+        self.remaining = remaining
 
 
 class Untrusted(Refused):

@@ -48,6 +48,21 @@ def dead_letter_queue(queue: str) -> str:
     return queue + DEAD
 
 
+def first_queue(queue: str) -> str:
+    """Return where messages lie that are served before those of a request queue: what has waited once already."""
+    return queue + FIRST
+
+
+def is_first_queue(name: str) -> bool:
+    """Tell whether it is one that is served before another."""
+    return name.endswith(FIRST)
+
+
+def served_queue(name: str) -> str:
+    """Return the request queue whose experiments come through a queue that workers consume."""
+    return name.removesuffix(FIRST)
+
+
 def is_request_queue(name: str) -> bool:
     """Tell whether a name is that of a request queue, not of a companion."""
     return not name.endswith(COMPANIONS)

@@ -77,7 +77,9 @@ class Node:
 
         Raises:
             InvalidSetting: the store cannot be trusted with results.
+            NotFound, KeyRefused: a key is missing, or not to be used.
         """
+        self.site.keys.check_node(self.queues)
         runtime = self.site.runtime
         if runtime.notice:
             log.warning("runtime.notice", extra={"runtime": runtime.name, "notice": runtime.notice})

@@ -185,6 +185,10 @@ class Broker(Protocol):
         """Return the `kombu.Queue` to consume or publish to: it never declares anything."""
         ...
 
+    def consumed(self, name: str) -> list[Any]:
+        """Return each `kombu.Queue` through which a request queue's messages come, those served first in front."""
+        ...
+
     def line(self, connection: Any) -> Line:
         """Return a way into the request queues over a `kombu.Connection` that was made with these settings."""
         ...

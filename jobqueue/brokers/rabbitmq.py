@@ -1,7 +1,8 @@
 """RabbitMQ: quorum queues, every message confirmed, and a delivery put off as a confirmed copy in a queue of its own.
 
-The deferred queue gives its messages back by at-least-once dead-lettering; a classic one loses confirmed messages when
-the broker is killed. All delays in it are short, because a message expires only at the head of the queue.
+The deferred queue gives its messages back by at-least-once dead-lettering, into a queue that is served first: whoever
+has waited once does not wait behind the backlog again. A classic queue loses confirmed messages when the broker is
+killed. All delays are short, because a message expires only at the head of its queue.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from jobqueue.brokers.lines import ConfirmingLine
 from jobqueue.brokers.links import PERSISTENT, Link, Links, tls_options, translated
 from jobqueue.brokers.rabbitmq_ledger import LEDGER, Ledger
 from jobqueue.brokers.rabbitmq_post import RabbitPost
-from jobqueue.routing import dead_letter_queue, deferred_queue
+from jobqueue.routing import dead_letter_queue, deferred_queue, first_queue
 
 _QUORUM: Final = {"x-queue-type": "quorum"}
 # The registry counts attempts; a limit here would drop an experiment that is only put off often, or a dead letter that
@@ -63,6 +64,10 @@ class RabbitBroker:
 
         return Queue(name, Exchange(""), routing_key=name, queue_arguments=dict(_QUORUM), no_declare=True)
 
+    def consumed(self, name: str) -> list[Any]:
+        """Return the queue of what comes back from having been put off, and the request queue."""
+        return [self.request_queue(first_queue(name)), self.request_queue(name)]
+
     def line(self, connection: Any) -> Line:
         """Return a way into the request queues."""
         return ConfirmingLine(connection, timeout=_CONFIRM)
@@ -89,17 +94,19 @@ class RabbitQueues:
         retention: timedelta | None = None,
     ) -> None:
         """Create a request queue, after the companions that it needs, and note it in the ledger."""
+        served = {
+            **_QUORUM,
+            **_dead_lettering(dead_letter_queue(queue)),
+            "x-delivery-limit": _DELIVERY_LIMIT,
+            "x-consumer-timeout": int(_CONSUMER_TIMEOUT.total_seconds() * 1000),
+        }
         declared = self._declare(
             {
                 LEDGER: {**_QUORUM, "x-delivery-limit": _DELIVERY_LIMIT},
                 dead_letter_queue(queue): {**_QUORUM, "x-delivery-limit": _DELIVERY_LIMIT},
-                deferred_queue(queue): {**_QUORUM, **_dead_lettering(queue)},
-                queue: {
-                    **_QUORUM,
-                    **_dead_lettering(dead_letter_queue(queue)),
-                    "x-delivery-limit": _DELIVERY_LIMIT,
-                    "x-consumer-timeout": int(_CONSUMER_TIMEOUT.total_seconds() * 1000),
-                },
+                first_queue(queue): served,
+                deferred_queue(queue): {**_QUORUM, **_dead_lettering(first_queue(queue))},
+                queue: served,
             }
         )
         if LEDGER in declared:
@@ -119,15 +126,15 @@ class RabbitQueues:
         return self._links.run(lambda link: link.look(queue)) is not None
 
     def depth(self, queue: str) -> Depth:
-        """Return how much lies in it and in its deferred queue; only operators can ask for unacknowledged ones."""
+        """Return how much lies in it and was put off; only operators can ask for unacknowledged ones."""
 
-        def look(link: Link) -> tuple[Any, Any]:
-            return link.look(queue), link.look(deferred_queue(queue))
+        def look(link: Link) -> list[Any]:
+            return [link.look(name) for name in (queue, first_queue(queue), deferred_queue(queue))]
 
-        own, deferred = self._links.run(look)
+        own, *companions = self._links.run(look)
         if own is None:
             raise missing_queue(queue)
-        put_off = deferred.message_count if deferred else 0
+        put_off = sum(companion.message_count for companion in companions if companion)
         return Depth(ready=own.message_count + put_off, consumers=own.consumer_count)
 
     def delete(self, queue: str) -> None:
@@ -136,7 +143,7 @@ class RabbitQueues:
         def delete(link: Link) -> None:
             if link.look(deferred_queue(queue)) is not None:
                 link.wait_for_age(_STARTING)
-            for name in (queue, deferred_queue(queue), dead_letter_queue(queue)):
+            for name in (queue, deferred_queue(queue), first_queue(queue), dead_letter_queue(queue)):
                 if link.look(name) is not None:
                     with link.patience():
                         link.channel.queue_delete(name)

@@ -56,6 +56,10 @@ class SqsBroker:
 
         return Queue(name, Exchange(""), routing_key=name, no_declare=True)
 
+    def consumed(self, name: str) -> list[Any]:
+        """Return the one `kombu.Queue`."""
+        return [self.request_queue(name)]
+
     def line(self, connection: Any) -> Line:
         """Return a way into the request queues."""
         return BatchLine(connection)

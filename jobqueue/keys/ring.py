@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jobqueue.errors import NotFound
@@ -68,6 +68,25 @@ class KeyRing:
         raise NotFound(
             f"the sender {key_id:.40} is not trusted for the queue {queue}", hint="`jobqueue keys trust LINE`"
         )
+
+    def check_node(self, queues: Iterable[str]) -> None:
+        """Return when a node can open messages, and trusts somebody for each of the request queues that it serves.
+
+        Raises:
+            NotFound: a key is missing; the hint says how to make or trust one.
+        """
+        if not any(isinstance(entry.key, NodeKey) for entry in self._node.entries()):
+            raise NotFound(f"no key to open messages with, in {self.folder / NODE}", hint="`jobqueue keys new node`")
+        for queue in queues:
+            if not self.trusts_any(queue):
+                raise NotFound(
+                    f"nobody is trusted to send to the queue {queue}, in {self.folder / TRUSTED}",
+                    hint="`jobqueue keys trust LINE` with the line that `jobqueue keys new sender` printed",
+                )
+
+    def trusts_any(self, queue: str) -> bool:
+        """Tell whether any sender is trusted for a queue."""
+        return any(isinstance(entry.key, SenderPublicKey) for entry in _most_specific(self._trusted.entries(), queue))
 
 
 def _most_specific(entries: Sequence[KeyEntry], queue: str) -> list[KeyEntry]:

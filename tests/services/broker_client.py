@@ -35,7 +35,7 @@ class Consumer:
         self.channel = self.connection.channel()
         self.consumer = kombu.Consumer(
             self.channel,
-            [broker.request_queue(queue)],
+            broker.consumed(queue),
             on_message=self.received.append,
             on_decode_error=lambda message, _: self.received.append(message),
             prefetch_count=1,

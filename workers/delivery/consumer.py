@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -17,17 +17,18 @@ from celery.worker.state import active_requests, reserved_requests
 
 from jobqueue.application import CONTENT_TYPE, TASK
 from jobqueue.envelope import Verified, verify
-from jobqueue.errors import BadEnvelope, BrokerUnavailable, JobqueueError, NoSuchQueue, Untrusted
-from jobqueue.ids import ExperimentId
-from jobqueue.lifecycle import Reason, State
-from workers.attempt.reporting import Reporter
+from jobqueue.errors import BadEnvelope, BrokerUnavailable, Early, JobqueueError, NoSuchQueue, Untrusted
+from jobqueue.lifecycle import Reason
+from jobqueue.routing import served_queue
 from workers.bootstrap import node_of
+from workers.delivery.intake import Intake
 from workers.delivery.request import requeue_later
 
 log = logging.getLogger(__name__)
 
 LOOK_FOR_QUEUES_SECONDS: Final = 1.0
 LOG_EVERY_SECONDS: Final = 1.0
+LONGEST_WAIT: Final = timedelta(minutes=1)
 _NOT_FOR_EXPERIMENTS: Final = ("eta", "expires", "group", "chord", "chain", "callbacks", "errbacks")
 _NO_LIMITS: Final = (None, [None, None], (None, None))
 
@@ -42,6 +43,8 @@ class Consumer(CeleryConsumer):
             step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in str(step)
         )
 
+    task_consumer: Any = None
+
     def __init__(self, on_task_request: Any, *, worker_options: Any = None, **options: Any) -> None:
         self.refused: Counter[str] = Counter()
         self._logged_at = 0.0
@@ -52,13 +55,25 @@ class Consumer(CeleryConsumer):
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
         connection = super().connect()
+        self._intake = Intake(node_of(self.app), has_place=self._has_place)
         self._choose_queues()
         return connection
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Look for queues that are not there yet."""
+        """Look for queues that are not there yet, and for those to be consumed again."""
         super().register_with_event_loop(hub)
-        hub.timer.call_repeatedly(LOOK_FOR_QUEUES_SECONDS, self._add_queues)
+        self.pool.on_free_place = self._resume
+        hub.timer.call_repeatedly(LOOK_FOR_QUEUES_SECONDS, self._look_for_queues)
+
+    def _has_place(self) -> bool:
+        return bool(self.pool.busy + node_of(self.app).adopted < self.pool.limit)
+
+    def _look_for_queues(self) -> None:
+        self._add_queues()
+        self._resume()
+
+    def _resume(self) -> None:
+        self._intake.resume(self.task_consumer)
 
     def _choose_queues(self) -> None:
         queues = self.app.amqp.queues
@@ -86,9 +101,12 @@ class Consumer(CeleryConsumer):
         def on_message(message: Any) -> None:
             try:
                 self._take(message, handle)
-            except Exception:  # no message may end the worker; it stays unacknowledged and comes back elsewhere
+            except Exception:  # no message may end the worker; one that cannot be examined twice is set aside
                 log.exception("delivery.check_failed")
-                self._set_aside(message, Reason.BAD_ENVELOPE, "it could not be examined")
+                if message.delivery_info.get("redelivered"):
+                    self._set_aside(message, Reason.BAD_ENVELOPE, "it could not be examined")
+                else:
+                    requeue_later(message)
 
         return on_message
 
@@ -97,32 +115,59 @@ class Consumer(CeleryConsumer):
         self._set_aside(message, Reason.BAD_ENVELOPE, type(exc).__name__)
 
     def _take(self, message: Any, handle: Callable[[Any], None]) -> None:
-        queue = _queue_of(message)
-        try:
-            _check_shape(message)
-            verified = verify(bytes(message.body), keys=node_of(self.app).site.keys, queue=queue, now=datetime.now(UTC))
-            _check_id(message, verified)
-        except Untrusted as error:
-            self._count(Reason.UNTRUSTED, queue, error.message)
-            message.ack()
-            return
-        except BadEnvelope as error:
-            self._set_aside(message, Reason.BAD_ENVELOPE, error.message, experiment_id=error.experiment_id)
-            return
-        except JobqueueError as error:  # this node's own trouble, such as unreadable keys: the message is sound
-            log.error("delivery.not_verified", extra={"queue": queue, "error": str(error)})  # noqa: TRY400 - no traceback
-            requeue_later(message)
+        verified = self._verify(message)
+        if verified is None:
             return
         running = self._running(verified.header.experiment_id)
         if running is not None:
             log.info("delivery.adopted", extra={"experiment": running.id})
             running.adopt(message)
             return
+        if not self._intake.is_open:
+            self._intake.refuse(message, self.task_consumer)
+            return
         try:
             handle(message)
         except Exception as error:  # what passes the check and still upsets Celery must not come back
             log.exception("delivery.refused_by_celery")
             self._set_aside(message, Reason.BAD_ENVELOPE, type(error).__name__)
+
+    def _verify(self, message: Any) -> Verified | None:
+        """Return what a message is, or None when something else has become of it."""
+        queue, keys = _queue_of(message), node_of(self.app).site.keys
+        try:
+            _check_shape(message)
+            verified = verify(bytes(message.body), keys=keys, queue=queue, now=datetime.now(UTC))
+            _check_id(message, verified)
+        except Early as error:
+            self._put_off(message, error)
+        except Untrusted as error:
+            if keys.trusts_any(queue):
+                self._count(Reason.UNTRUSTED, queue, error.message)
+                message.ack()
+            else:
+                self._requeue_unverified(message, f"nobody is trusted for the queue {queue} any more")
+        except BadEnvelope as error:
+            self._set_aside(message, Reason.BAD_ENVELOPE, error.message)
+        except JobqueueError as error:  # this node's own trouble, such as unreadable keys: the message is sound
+            self._requeue_unverified(message, str(error))
+        else:
+            return verified
+        return None
+
+    def _put_off(self, message: Any, early: Early) -> None:
+        """Let a message come back when its time has come."""
+        queue = _queue_of(message)
+        self._log_refusal("delivery.early", queue=queue, detail=early.message)
+        try:
+            node_of(self.app).site.deliveries.defer(message, queue=queue, delay=min(early.remaining, LONGEST_WAIT))
+        except (BrokerUnavailable, NoSuchQueue) as error:
+            log.warning("delivery.not_deferred", extra={"queue": queue, "error": error.message})
+            requeue_later(message)
+
+    def _requeue_unverified(self, message: Any, detail: str) -> None:
+        self._log_refusal("delivery.not_verified", queue=_queue_of(message), detail=detail)
+        requeue_later(message)
 
     def _running(self, experiment_id: str) -> Any:
         """Return the request that runs this experiment on a delivery that died with its channel."""
@@ -131,35 +176,33 @@ class Consumer(CeleryConsumer):
                 return request if _is_dead(request.message) else None
         return None
 
-    def _set_aside(self, message: Any, reason: Reason, detail: str, *, experiment_id: str = "") -> None:
-        """Move a message to the dead-letter queue; answer only when its signature has held and so named somebody."""
-        site, queue = node_of(self.app).site, _queue_of(message)
+    def _set_aside(self, message: Any, reason: Reason, detail: str) -> None:
+        """Move a message to the dead-letter queue.
+
+        It is not the end of an experiment, and none is reported: whoever can write to the queue can put a stranger's
+        signed envelope under headers of his own.
+        """
+        queue = _queue_of(message)
         self._count(reason, queue, detail)
         try:
-            site.deliveries.dead_letter(message, queue=queue, reason=reason.name, detail=detail)
+            node_of(self.app).site.deliveries.dead_letter(message, queue=queue, reason=reason.name, detail=detail)
         except (BrokerUnavailable, NoSuchQueue) as error:
             log.warning("delivery.not_set_aside", extra={"queue": queue, "error": error.message})
             requeue_later(message)
-            return
-        if experiment_id:
-            reporter = Reporter(
-                site.outbox, queue=queue, experiment_id=ExperimentId(experiment_id), worker_id=site.worker_id
-            )
-            reporter.ended(reason, state=State.FAILED, sentence=f"{reason.verdict.sentence}: {detail}")
 
     def _count(self, reason: Reason, queue: str, detail: str) -> None:
-        """Count a refusal; log at most one a second, never the message."""
         self.refused[reason.name] += 1
+        self._log_refusal("delivery.refused", queue=queue, detail=detail, reason=reason.name)
+
+    def _log_refusal(self, event: str, *, queue: str, detail: str, **fields: str) -> None:
+        """Log at most one a second, never the message."""
         if time.monotonic() - self._logged_at >= LOG_EVERY_SECONDS:
             self._logged_at = time.monotonic()
-            total = self.refused.total()
-            log.warning(
-                "delivery.refused", extra={"reason": reason.name, "queue": queue, "detail": detail, "total": total}
-            )
+            log.warning(event, extra={**fields, "queue": queue, "detail": detail, "total": self.refused.total()})
 
 
 def _queue_of(message: Any) -> str:
-    return str((message.delivery_info or {}).get("routing_key", ""))
+    return served_queue(str((message.delivery_info or {}).get("routing_key", "")))
 
 
 def _is_dead(message: Any) -> bool:
@@ -170,8 +213,7 @@ def _is_dead(message: Any) -> bool:
 
 def _check_id(message: Any, verified: Verified) -> None:
     if verified.header.experiment_id != message.headers["id"]:
-        experiment_id = verified.header.experiment_id
-        raise BadEnvelope("the message's id is not the envelope's", experiment_id=experiment_id)
+        raise BadEnvelope("the message's id is not the envelope's")
 
 
 def _check_shape(message: Any) -> None:

@@ -40,6 +40,10 @@ class SlotPool(BasePool):
 
     Args:
         limit: how many places; one for a slot with a device.
+
+    Attributes:
+        busy: how many of them are taken.
+        on_free_place: called on the main thread after each end.
     """
 
     signal_safe = False
@@ -49,7 +53,8 @@ class SlotPool(BasePool):
         super().__init__(*args, **options)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._done: deque[Callable[[], None]] = deque()
-        self._busy = 0
+        self.busy = 0
+        self.on_free_place: Callable[[], None] = lambda: None
         self._threads: list[threading.Thread] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -78,7 +83,7 @@ class SlotPool(BasePool):
         del kwargs
         if callback is None or error_callback is None:
             raise TypeError("a task without callbacks cannot be acknowledged")
-        self._busy += 1
+        self.busy += 1
         self._jobs.put(_Job(target=target, args=tuple(args), on_end=callback, on_error=error_callback))
         if accept_callback:
             accept_callback(os.getpid(), time.monotonic())
@@ -87,7 +92,7 @@ class SlotPool(BasePool):
         """Let what runs come to its end, within the grace; then hand it back."""
         node = node_of(self.app)
         deadline = time.monotonic() + node.settings.grace.total_seconds()
-        while self._busy and time.monotonic() < deadline and not node.is_hurried:
+        while (self.busy or node.adopted) and time.monotonic() < deadline and not node.is_hurried:
             self._turn()
         self._hand_back(node)
 
@@ -98,7 +103,7 @@ class SlotPool(BasePool):
     def _hand_back(self, node: Node) -> None:
         node.drain()
         deadline = time.monotonic() + node.settings.grace.total_seconds() + HAND_BACK_SECONDS
-        while self._busy and time.monotonic() < deadline:
+        while (self.busy or node.adopted) and time.monotonic() < deadline:
             self._turn()
         for _ in self._threads:
             self._jobs.put(None)
@@ -122,18 +127,19 @@ class SlotPool(BasePool):
 
     def _call_back(self) -> None:
         while self._done:
-            self._busy -= 1
+            self.busy -= 1
             end = self._done.popleft()
             try:
                 end()
             except Exception:
                 log.exception("delivery.callback_failed")
+            self.on_free_place()
 
     def _get_info(self) -> dict[str, Any]:
         return {
             "implementation": f"{__name__}:{type(self).__name__}",
             "max-concurrency": self.limit,
-            "busy": self._busy,
+            "busy": self.busy,
         }
 
 

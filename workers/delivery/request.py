@@ -12,6 +12,7 @@ from kombu.asynchronous import get_event_loop
 
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.lifecycle import Reason
+from jobqueue.routing import served_queue
 from workers.bootstrap import Node, node_of
 from workers.delivery.disposition import ExperimentEnded, HandedBack
 
@@ -32,7 +33,7 @@ class ExperimentRequest(Request):
     @property
     def queue(self) -> str:
         """The request queue that the delivery came from."""
-        return str(self.delivery_info["routing_key"])
+        return served_queue(str(self.delivery_info["routing_key"]))
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
         """Do what the task decided; whatever else it raised is the platform's fault and is tried again later."""
@@ -113,6 +114,13 @@ def requeue_later(message: Any) -> None:
     """Give a delivery back without a copy, not so fast that it spins. Main thread only."""
     loop = get_event_loop()
     if loop is None:
-        message.requeue()
+        _requeue(message)
     else:
-        loop.call_later(BEFORE_REQUEUE.total_seconds(), message.requeue)
+        loop.call_later(BEFORE_REQUEUE.total_seconds(), _requeue, message)
+
+
+def _requeue(message: Any) -> None:
+    try:
+        message.requeue()
+    except Exception as error:  # noqa: BLE001 - with its channel the delivery has died: it comes back by itself
+        log.warning("delivery.not_requeued", extra={"error": type(error).__name__})

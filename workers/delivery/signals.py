@@ -7,8 +7,8 @@ from typing import Any, Final, NoReturn
 from celery import current_app, signals
 
 from jobqueue.brokers import open_broker
-from jobqueue.errors import JobqueueError
-from jobqueue.routing import request_queues
+from jobqueue.errors import InvalidSetting, JobqueueError
+from jobqueue.routing import is_request_queue, request_queues
 from workers.bootstrap import Node, attach, node_of
 from workers.delivery.compression import refuse_compressed_bodies
 from workers.delivery.lines import make_formatter
@@ -26,8 +26,12 @@ def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any]
     cpu_queue, _gpu_queue = request_queues(settings.project)
     given = options.get("queues")
     names = tuple(given.split(",") if isinstance(given, str) else given or settings.queues or (cpu_queue,))
+    for name in names:
+        if not is_request_queue(name):
+            told = f"{name} is a companion of a request queue, no request queue"
+            _give_up(InvalidSetting(told, hint="name the request queue; its companions are served with it"))
     broker = open_broker(settings.broker, lease=settings.lease)
-    conf.task_queues = [broker.request_queue(name) for name in names]
+    conf.task_queues = [consumed for name in names for consumed in broker.consumed(name)]
     broker.close()
     name, _at, host = sender.partition("@")
     if name == "celery":
@@ -47,7 +51,7 @@ def format_lines(logger: logging.Logger, **_: Any) -> None:
 def open_node(sender: Any, **_: Any) -> None:
     """Open everything that experiments need, before the first message; without it there is no worker."""
     settings = sender.app.conf.jobqueue_settings
-    queues = tuple(queue.name for queue in sender.app.conf.task_queues)
+    queues = tuple(queue.name for queue in sender.app.conf.task_queues if is_request_queue(queue.name))
     try:
         node = Node(settings, worker_name=sender.hostname, queues=queues)
     except JobqueueError as error:

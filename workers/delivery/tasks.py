@@ -8,6 +8,7 @@ from celery import Task, shared_task
 from jobqueue.application import TASK
 from jobqueue.envelope import verify
 from jobqueue.lifecycle import Outcome, State
+from jobqueue.routing import served_queue
 from workers.attempt.supervise import Attempt, Ended, PutOff
 from workers.bootstrap import node_of
 from workers.delivery.disposition import ExperimentEnded, HandedBack, ended
@@ -33,7 +34,7 @@ def run_experiment(self: Any, sealed: bytes) -> dict[str, object]:
         HandedBack: not final; the message comes back later.
     """
     node = node_of(self.app)
-    queue = self.request.delivery_info["routing_key"]
+    queue = served_queue(self.request.delivery_info["routing_key"])
     message = verify(sealed, keys=node.site.keys, queue=queue, now=datetime.now(UTC))
     with node.running(message.header.experiment_id, Attempt(node.site, message), self.request.properties) as attempt:
         match attempt.run():

@@ -15,7 +15,7 @@ from jobqueue import envelope
 from jobqueue.artifacts import Artifact
 from jobqueue.codec import SealedEnvelope, decode_envelope, encode_envelope, encode_sealed_spec, encode_spec
 from jobqueue.envelope import MAX_ENVELOPE_BYTES, open_sealed, seal, verify
-from jobqueue.errors import BadEnvelope, InvalidSpec, JobqueueError, NotFound, Undecryptable, Untrusted
+from jobqueue.errors import BadEnvelope, Early, InvalidSpec, JobqueueError, NotFound, Undecryptable, Untrusted
 from jobqueue.header import Header
 from jobqueue.ids import KeyId, make_experiment_id
 from jobqueue.keys import KeyRing, Suite, ensure_laptop_keys, make_node_keys, make_sender_keys, trust
@@ -174,15 +174,15 @@ def test_a_message_that_was_moved_to_another_queue_is_refused(keys: KeyRing) -> 
         verify(message, keys=keys, queue="default_gpu", now=NOW)
 
 
-def test_a_message_from_the_future_is_refused_and_answered_but_not_within_the_tolerance(keys: KeyRing) -> None:
+def test_a_message_from_the_future_is_early_but_not_within_the_tolerance(keys: KeyRing) -> None:
     spec = spec_of()
     header = header_of(spec)
     message = seal(spec, header, keys=keys)
     assert verify(message, keys=keys, queue=QUEUE, now=NOW - timedelta(seconds=60))
     assert verify(message, keys=keys, queue=QUEUE, now=NOW + timedelta(days=400)), "expiry is decided later"
-    with pytest.raises(BadEnvelope, match="clocks") as caught:
+    with pytest.raises(Early, match="clocks") as caught:
         verify(message, keys=keys, queue=QUEUE, now=NOW - timedelta(seconds=61))
-    assert caught.value.experiment_id == header.experiment_id
+    assert (caught.value.experiment_id, caught.value.remaining) == (header.experiment_id, timedelta(seconds=1))
 
 
 @pytest.mark.parametrize(

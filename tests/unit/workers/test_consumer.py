@@ -13,7 +13,6 @@ from jobqueue.application import CONTENT_TYPE, TASK
 from jobqueue.errors import BrokerUnavailable, KeyRefused
 from jobqueue.ids import make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
-from jobqueue.lifecycle import Reason, State
 from workers.bootstrap import attach
 from workers.delivery import consumer as module
 from workers.delivery.consumer import Consumer
@@ -41,6 +40,9 @@ class Gate:
         self.node = node
         self.handed_on: list[Any] = []
         self.set_aside: list[tuple[str, str]] = []
+        self.deferred: list[timedelta] = []
+        self.has_place = True
+        self.refused_for_want_of_a_place: list[Any] = []
         self.error: Exception | None = None
         site = SimpleNamespace(
             keys=node.site.keys, outbox=node.site.outbox, worker_id=node.site.worker_id, deliveries=self
@@ -49,6 +51,7 @@ class Gate:
         self.consumer.app = SimpleNamespace()
         attach(self.consumer.app, SimpleNamespace(site=site))  # type: ignore[arg-type]
         self.consumer.refused, self.consumer._logged_at = Counter(), 0.0
+        self.consumer._intake = self  # type: ignore[assignment]
         self.site = site
 
     def dead_letter(self, message: Message, *, queue: str, reason: str, detail: str) -> None:
@@ -56,6 +59,17 @@ class Gate:
             raise self.error
         self.set_aside.append((reason, detail))
         message.ack()
+
+    def defer(self, message: Message, *, queue: str, delay: timedelta) -> None:
+        self.deferred.append(delay)
+        message.ack()
+
+    @property
+    def is_open(self) -> bool:
+        return self.has_place
+
+    def refuse(self, message: Message, consumers: Any) -> None:
+        self.refused_for_want_of_a_place.append(message)
 
     def take(self, message: Message) -> None:
         self.consumer._take(message, self.handed_on.append)
@@ -124,14 +138,28 @@ def test_a_message_for_another_queue_is_dropped(gate: Gate) -> None:
     assert (message.done, gate.consumer.refused) == (["ack"], {"UNTRUSTED": 1})
 
 
-def test_a_known_sender_that_spoiled_a_message_is_answered(gate: Gate) -> None:
+def test_a_strangers_envelope_under_another_id_is_set_aside_and_ends_nothing(gate: Gate) -> None:
     message = gate.seal()
-    known, message.headers["id"] = message.headers["id"], make_experiment_id()
+    message.headers["id"] = make_experiment_id()
     gate.take(message)
     assert [reason for reason, _ in gate.set_aside] == ["BAD_ENVELOPE"]
-    assert [(report.experiment_id, report.state, report.reason) for report in gate.node.reports()] == [
-        (known, State.FAILED, Reason.BAD_ENVELOPE)
-    ]
+    assert gate.node.reports() == []
+
+
+def test_a_message_is_given_back_when_nobody_is_trusted_any_more(gate: Gate) -> None:
+    message = gate.seal()
+    for trusted in (gate.site.keys.folder / "trusted").iterdir():
+        trusted.unlink()
+    gate.site.keys._trusted._looked_at = float("-inf")
+    gate.take(message)
+    assert (message.done, gate.consumer.refused) == (["requeue"], {})
+
+
+def test_a_sound_message_for_which_there_is_no_place_goes_back(gate: Gate) -> None:
+    gate.has_place = False
+    message = gate.seal()
+    gate.take(message)
+    assert (gate.handed_on, gate.refused_for_want_of_a_place) == ([], [message])
 
 
 def test_the_nodes_own_trouble_with_its_keys_gives_the_message_back(
@@ -194,7 +222,7 @@ def test_nothing_of_celerys_own_state_is_left_by_these_tests() -> None:
     assert (list(worker_state.active_requests), list(worker_state.reserved_requests)) == ([], [])
 
 
-def test_a_message_from_the_future_is_set_aside(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_from_the_future_is_put_off(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     class Past(datetime):
         """A clock of this node that is an hour late."""
 
@@ -205,4 +233,4 @@ def test_a_message_from_the_future_is_set_aside(gate: Gate, monkeypatch: pytest.
     message = gate.seal()
     monkeypatch.setattr(module, "datetime", Past)
     gate.take(message)
-    assert [reason for reason, _ in gate.set_aside] == ["BAD_ENVELOPE"]
+    assert (gate.set_aside, gate.deferred) == ([], [timedelta(minutes=1)])

@@ -20,6 +20,7 @@ class Node:
     def __init__(self, grace: timedelta) -> None:
         self.settings = SimpleNamespace(grace=grace)
         self.is_hurried = False
+        self.adopted = 0
         self.drained = threading.Event()
 
     def drain(self) -> None:
@@ -95,7 +96,7 @@ def test_no_error_ends_a_place_or_keeps_it(pool: SlotPool, hub: Hub, error: type
     apply(pool, lambda: "next", ends)
     turn(hub, lambda: len(ends) == 2, "both ends")
     assert [einfo.type for einfo in ends.errors] == [error]
-    assert (ends.results, pool._busy) == (["next"], 0)
+    assert (ends.results, pool.busy) == (["next"], 0)
     assert pool._threads == threads
     assert all(thread.is_alive() for thread in threads)
 
@@ -117,7 +118,7 @@ def test_a_callback_that_fails_does_not_lose_the_place(pool: SlotPool, hub: Hub)
     pool.apply_async(lambda: None, (), {}, callback=fail, error_callback=ends.error)
     apply(pool, lambda: "next", ends)
     turn(hub, lambda: len(ends) == 1, "the next end")
-    assert pool._busy == 0
+    assert pool.busy == 0
 
 
 def test_a_stop_lets_what_runs_finish_while_timers_go_on(pool: SlotPool, hub: Hub, node: Node) -> None:
@@ -137,6 +138,15 @@ def test_a_stop_hands_back_what_is_not_over_within_the_grace(pool: SlotPool, nod
     assert ends.results == [True]
 
 
+def test_a_stop_waits_for_what_was_adopted_too(pool: SlotPool, node: Node) -> None:
+    node.adopted = 1
+    end = threading.Timer(0.15, lambda: setattr(node, "adopted", 0))
+    end.start()
+    pool.on_stop()
+    assert node.adopted == 0
+    end.join()
+
+
 @pytest.mark.parametrize("way", ["hurried", "terminate"])
 def test_a_hurried_stop_does_not_wait_for_the_grace(pool: SlotPool, node: Node, way: str) -> None:
     node.settings.grace = timedelta(seconds=60)
@@ -153,4 +163,4 @@ def test_a_hurried_stop_does_not_wait_for_the_grace(pool: SlotPool, node: Node, 
 def test_a_task_that_nobody_could_acknowledge_is_refused(pool: SlotPool) -> None:
     with pytest.raises(TypeError, match="acknowledged"):
         pool.apply_async(lambda: None)
-    assert pool._busy == 0
+    assert pool.busy == 0
