@@ -31,7 +31,7 @@ class MemoryRegistry:
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._clock = clock = clock or _make_clock()
-        table = Table(clock=clock)
+        self._table = table = Table(clock=clock)
         self.leases: Leases = MemoryLeases(table)
         self.experiments: Experiments = MemoryExperiments(table)
         self.live_logs: LiveLogs = MemoryLiveLogs(table)
@@ -41,6 +41,10 @@ class MemoryRegistry:
     def ping(self) -> datetime:
         """Return its time: it is always there."""
         return self._clock()
+
+    def forget(self) -> None:
+        """Lose everything, as a server does that is wiped; its holders are left, and it knows nothing of them."""
+        self._table.forget()
 
     def close(self) -> None:
         """Keep everything: another caller in this process may share it."""

@@ -72,7 +72,7 @@ class Table:
         return entry
 
     def forget(self) -> None:
-        """Lose everything, as a server does that is wiped; holders may be left that it knows nothing of."""
+        """Lose everything but the time when that happened."""
         with self.lock:
             for known in (self.entries, self.seen, self.withdrawn, self.idempotency):
                 known.clear()

@@ -9,13 +9,14 @@ attempt's lease file as well: where this whole process is stopped or dead, the n
 import logging
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from enum import Enum
 from typing import Final
 
 from jobqueue.errors import RegistryUnavailable, Superseded
 from jobqueue.lifecycle import Reason
-from jobqueue.registry.base import Lease, Leases
+from jobqueue.registry.base import Holder, Lease, Leases
 from workers.attempt.lease_files import LeaseFile
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class LeaseKeeper:
         lease: as granted just now.
         ttl: how long it lasts from each renewal.
         granted_at_seconds: `clock_seconds()` before `acquire`, or the renewal that took it over, was sent.
+        holder: who holds it; a registry that has forgotten the lease gives it back to nobody else.
         file: where the deadline is kept on disk.
         is_taken_over: whether it was an earlier worker's, so that its container may be frozen.
 
@@ -67,6 +69,7 @@ class LeaseKeeper:
         *,
         ttl: timedelta,
         granted_at_seconds: float,
+        holder: Holder | None = None,
         file: LeaseFile | None = None,
         is_taken_over: bool = False,
     ) -> None:
@@ -74,6 +77,7 @@ class LeaseKeeper:
         self.lapses = int(is_taken_over)
         self._file = file
         self._leases = leases
+        self._holder = holder
         self._ttl = ttl
         self._cancel_reason: Reason | None = None
         self._is_lost = False
@@ -116,8 +120,10 @@ class LeaseKeeper:
 
     def _renew(self) -> None:
         sent_at_seconds = clock_seconds()
+        is_in_doubt = sent_at_seconds >= self._deadline_seconds
+        holder = replace(self._holder, is_in_doubt=is_in_doubt) if self._holder else None
         try:
-            self._cancel_reason = self._leases.renew(self.lease, ttl=self._ttl)
+            self._cancel_reason = self._leases.renew(self.lease, ttl=self._ttl, holder=holder)
         except Superseded:
             self._is_lost = True
             log.warning("lease.lost", extra={"experiment": self.lease.experiment_id, "token": self.lease.token})

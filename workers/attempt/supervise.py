@@ -14,7 +14,7 @@ from jobqueue.envelope import Verified
 from jobqueue.errors import ArtifactRefused, RegistryUnavailable, StoreUnavailable, Superseded
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry import base as registry
-from jobqueue.registry.base import Lease, Record, Submission
+from jobqueue.registry.base import Holder, Lease, Record, Submission
 from jobqueue.storage.markers import read_marker
 from workers.attempt.commit import follow_marker, outcome_of
 from workers.attempt.conclude import LOOK_AGAIN, Ended, PutOff, conclude, exhausted, give_back
@@ -26,7 +26,7 @@ from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container
 from workers.attempt.site import Site
 
-__all__ = ["Attempt", "Ended", "Left", "PutOff", "submission_of"]
+__all__ = ["Attempt", "Ended", "Left", "PutOff", "holder_of", "submission_of"]
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,12 @@ class Attempt:
                 return PutOff(delay=remaining)
         file = LeaseFile(site.leases, self._keep(answer.lease, asked_at_seconds))
         keeper = LeaseKeeper(
-            site.registry.leases, answer.lease, ttl=site.lease, granted_at_seconds=asked_at_seconds, file=file
+            site.registry.leases,
+            answer.lease,
+            ttl=site.lease,
+            granted_at_seconds=asked_at_seconds,
+            holder=holder_of(self._message, site),
+            file=file,
         )
         return self._under(
             keeper,
@@ -116,6 +121,7 @@ class Attempt:
             left.kept.lease,
             ttl=self._site.lease,
             granted_at_seconds=left.renewed_at_seconds,
+            holder=holder_of(self._message, self._site),
             file=file,
             is_taken_over=True,
         )
@@ -273,3 +279,8 @@ def submission_of(message: Verified) -> Submission:
         submitted_at=header.submitted_at,
         expires_at=header.expires_at,
     )
+
+
+def holder_of(message: Verified, site: Site) -> Holder:
+    """Return what gets this worker the lease of a message's experiment back, should the registry have forgotten it."""
+    return Holder(submission=submission_of(message), worker_id=site.worker_id, node_id=site.node_id)

@@ -8,7 +8,7 @@ left as it is, frozen by the guard if need be, and is looked at again.
 
 import logging
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from typing import Final
@@ -22,7 +22,7 @@ from workers.attempt import workspace
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, forget, name_of, read_boot_id, read_leases, read_message
 from workers.attempt.runtimes.base import Container
-from workers.attempt.supervise import Attempt, Left, submission_of
+from workers.attempt.supervise import Attempt, Left, holder_of, submission_of
 from workers.bootstrap import Node
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Janitor:
         holder = orphan.kept.worker_id if orphan.kept else record.worker_id if record else None
         if holder not in (None, self._site.worker_id) and self._node.folder.is_alive(holder):
             return
-        if holder is None or (record is not None and not _is_newest(orphan.lease, record)):
+        if holder is None or (record is not None and not _may_be_newest(orphan.lease, record)):
             self._remove(orphan)
         elif holder == self._site.worker_id:
             self._take_over(orphan, record)
@@ -123,13 +123,15 @@ class Janitor:
 
     def _take_over(self, orphan: Orphan, record: Record | None) -> None:
         """Go on with an attempt of this worker's, if it still is the newest one; else nothing of it stays."""
+        message = self._read_message(orphan)
         renewed_at_seconds = clock_seconds()
+        is_in_doubt = orphan.kept is None or orphan.kept.is_overdue(renewed_at_seconds)
+        holder = replace(holder_of(message, self._site), is_in_doubt=is_in_doubt) if message else None
         try:
-            self._site.registry.leases.renew(orphan.lease, ttl=self._site.lease)
+            self._site.registry.leases.renew(orphan.lease, ttl=self._site.lease, holder=holder)
         except Superseded:
             self._remove(orphan)
             return
-        message = self._read_message(orphan)
         if orphan.kept is None or orphan.container is None or message is None:
             self._remove(orphan)
             lost = Outcome(reason=Reason.WORKER_LOST, detail=self._site.worker_id)
@@ -184,6 +186,10 @@ def _lease_of(container: Container) -> Lease:
     return Lease(experiment_id=ExperimentId(labels.experiment_id), token=labels.token, attempt=labels.attempt)
 
 
-def _is_newest(lease: Lease, record: Record) -> bool:
-    """Tell whether nobody was granted the lease later, and it was neither given back nor is the end recorded."""
-    return record.token == lease.token and record.worker_id is not None and not record.state.is_final
+def _may_be_newest(lease: Lease, record: Record) -> bool:
+    """Tell whether nobody was granted the lease later, and it was neither given back nor is the end recorded.
+
+    A lower token is of a registry that has forgotten: a renewal says what becomes of the lease.
+    """
+    is_held = record.token == lease.token and record.worker_id is not None
+    return (is_held or record.token < lease.token) and not record.state.is_final

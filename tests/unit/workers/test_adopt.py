@@ -16,13 +16,14 @@ from jobqueue.envelope import Verified, open_sealed
 from jobqueue.errors import RegistryUnavailable
 from jobqueue.ids import WorkerId
 from jobqueue.lifecycle import Outcome, Reason, State
-from jobqueue.registry.base import Granted
+from jobqueue.registry.base import Granted, Quarantined
 from workers.attempt import workspace
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.planning import make_plan
 from workers.attempt.runtimes.base import Exit, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
+from workers.attempt.supervise import submission_of
 from workers.bootstrap import Node
 from workers.node.janitor import Janitor
 
@@ -181,6 +182,43 @@ def test_what_was_superseded_is_removed(place: Place) -> None:
     assert place.node.adopted == 0
     assert place.is_clean()
     assert place.fake.record(message).token == other.lease.token
+
+
+def test_what_a_wiped_registry_has_forgotten_is_adopted_once_no_newer_holder_can_be_there(place: Place) -> None:
+    message = place.fake.message()
+    container = place.leave(message)
+    place.fake.registry.forget()
+    place.janitor.look()
+    assert place.node.adopted == 0
+    assert not container.is_removed
+    place.fake.clock.ahead = TTL + timedelta(seconds=1)
+    place.janitor.look()
+    assert place.node.adopted == 1
+    container.finish()
+    wait_until(lambda: ended(place), what="its end")
+    record = place.fake.record(message)
+    assert (record.state, record.attempt, record.token) == (State.SUCCEEDED, 1, place.lease.token)
+    assert place.is_clean()
+
+
+def test_what_a_wiped_registry_learnt_anew_from_its_message_is_not_taken_for_newer(place: Place) -> None:
+    message = place.fake.message()
+    container = place.leave(message)
+    place.fake.registry.forget()
+    place.file.update(deadline_seconds=clock_seconds() + 60)
+    answer = place.site.registry.leases.acquire(
+        submission_of(message),
+        worker_id=WorkerId("cpu@other"),
+        node_id=place.site.node_id,
+        ttl=TTL,
+        platform_budget=3,
+    )
+    assert isinstance(answer, Quarantined)
+    place.janitor.look()
+    assert place.node.adopted == 1
+    container.finish()
+    wait_until(lambda: ended(place), what="its end")
+    assert place.fake.record(message).state is State.SUCCEEDED
 
 
 def test_what_is_over_is_removed(place: Place) -> None:

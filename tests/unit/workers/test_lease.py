@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from services.waiting import wait_until
 
 from jobqueue.errors import RegistryUnavailable, Superseded
-from jobqueue.ids import make_experiment_id
+from jobqueue.ids import NodeId, WorkerId, make_experiment_id
 from jobqueue.lifecycle import Reason
-from jobqueue.registry.base import Lease
+from jobqueue.registry.base import Holder, Lease, Submission
+from jobqueue.resources import Resources
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
 
 TTL = timedelta(milliseconds=400)
@@ -21,19 +23,22 @@ class Leases:
     def __init__(self) -> None:
         self.renewals = 0
         self.error: Exception | None = None
+        self.holder: Holder | None = None
         self.cancel_reason: Reason | None = None
 
-    def renew(self, lease: Lease, *, ttl: timedelta) -> Reason | None:
+    def renew(self, lease: Lease, *, ttl: timedelta, holder: Holder | None = None) -> Reason | None:
         self.renewals += 1
+        self.holder = holder
         if self.error:
             raise self.error
         return self.cancel_reason
 
 
 @contextmanager
-def kept(leases: Leases) -> Iterator[LeaseKeeper]:
+def kept(leases: Leases, holder: Holder | None = None) -> Iterator[LeaseKeeper]:
     lease = Lease(experiment_id=make_experiment_id(), token=1, attempt=1)
-    keeper = LeaseKeeper(leases, lease, ttl=TTL, granted_at_seconds=clock_seconds())  # type: ignore[arg-type]
+    now = clock_seconds()
+    keeper = LeaseKeeper(leases, lease, ttl=TTL, granted_at_seconds=now, holder=holder)  # type: ignore[arg-type]
     keeper.start()
     try:
         yield keeper
@@ -57,6 +62,24 @@ def test_a_silent_registry_puts_the_lease_in_doubt_before_it_ends() -> None:
         assert clock_seconds() - started_at_seconds < TTL.total_seconds()
         leases.error = None
         wait_until(lambda: keeper.standing is Standing.HELD, what="trust again")
+
+
+def test_a_holder_says_who_it_is_and_whether_it_is_in_doubt() -> None:
+    leases, now = Leases(), datetime.now(UTC)
+    submission = Submission(
+        id=make_experiment_id(),
+        queue="q",
+        project="p",
+        resources=Resources(cpus=1, memory_bytes=1, disk_bytes=1, shm_bytes=1),
+        submitted_at=now,
+        expires_at=now,
+    )
+    holder = Holder(submission=submission, worker_id=WorkerId("w"), node_id=NodeId("n"))
+    with kept(leases, holder) as keeper:
+        wait_until(lambda: leases.holder == holder, what="a renewal beyond doubt")
+        leases.error = RegistryUnavailable("down")
+        wait_until(lambda: leases.holder == replace(holder, is_in_doubt=True), what="a renewal in doubt")
+        assert keeper.standing is Standing.IN_DOUBT
 
 
 def test_doubt_comes_even_while_a_renewal_hangs() -> None:

@@ -489,6 +489,25 @@ def test_a_silent_registry_freezes_the_container_until_it_answers(
     assert result.state is State.SUCCEEDED
 
 
+def test_a_registry_that_was_wiped_costs_no_work(node: FakeNode) -> None:
+    message = node.message()
+    node.runtime.script = HELD
+    running = node.start(message)
+    container = node.container()
+    token = node.record(message).token
+    node.registry.forget()
+    wait_until(
+        lambda: message.header.experiment_id in node.registry.experiments.states([message.header.experiment_id]),
+        what="a holder that is known again",
+    )
+    assert (node.record(message).token, node.record(message).attempt) == (token, 1)
+    container.finish()
+    result = running.join()
+    assert isinstance(result, Ended)
+    assert node.record(message).state is State.SUCCEEDED
+    assert len(node.runtime.containers) == 1
+
+
 @pytest.mark.parametrize("state", [State.RUNNING, State.FINALIZING])
 def test_a_registry_that_is_away_for_a_while_costs_no_work(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch, state: State
