@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import quote
@@ -37,6 +38,14 @@ LONGEST_BEAT: Final = timedelta(seconds=15)
 _ATTRIBUTE: Final = "jobqueue_node"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    """What is known of an attempt that runs here; an adopted one has no delivery, and no properties of one."""
+
+    experiment_id: ExperimentId
+    properties: Mapping[str, Any] | None
+
+
 class Node:
     """One worker process's ports, and what runs in it now.
 
@@ -64,9 +73,7 @@ class Node:
         self.is_hurried = False
         self._is_stopping = False
         self._is_draining = False
-        self._running: dict[str, Attempt] = {}
-        self._properties: dict[str, Mapping[str, Any]] = {}
-        self._adopted: set[str] = set()
+        self._running: dict[Attempt, _Running] = {}
         self._queue_watch = QueueWatch(self.broker.queues)
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -96,63 +103,50 @@ class Node:
     ) -> Iterator[Attempt]:
         """Let others ask something of an attempt, and keep its delivery alive, while it runs.
 
-        An attempt without `properties` was adopted: it has no delivery. Another one of its experiment finds the lease
-        held, and is not what others ask for.
+        An attempt without `properties` was adopted: it has no delivery. One experiment may have several here, one for
+        each delivery; all but one find the lease held.
         """
         with self._lock:
-            is_first = self._running.setdefault(experiment_id, attempt) is attempt
-            if is_first and properties is None:
-                self._adopted.add(experiment_id)
-            if is_first and properties is not None:
-                self._properties[experiment_id] = properties
+            self._running[attempt] = _Running(experiment_id=experiment_id, properties=properties)
         if self._is_draining:
             attempt.ask(Reason.DRAINED)
         try:
             yield attempt
         finally:
             with self._lock:
-                if is_first:
-                    del self._running[experiment_id]
-                    self._properties.pop(experiment_id, None)
-                    self._adopted.discard(experiment_id)
+                del self._running[attempt]
 
     @property
     def adopted(self) -> int:
         """How many attempts run here that an earlier worker has started; each takes a place."""
-        return len(self._adopted)
+        return sum(running.properties is None for running in self._now().values())
 
     def is_running(self, experiment_id: str) -> bool:
         """Tell whether an attempt of it runs here."""
-        return experiment_id in self._running
+        return any(running.experiment_id == experiment_id for running in self._now().values())
 
     def redelivered(self, experiment_id: str, properties: Mapping[str, Any]) -> None:
         """Keep the newer delivery of a running experiment alive from now on."""
         with self._lock:
-            if experiment_id in self._properties:
-                self._properties[experiment_id] = properties
+            for attempt, running in self._running.items():
+                if running.experiment_id == experiment_id and running.properties is not None:
+                    self._running[attempt] = replace(running, properties=properties)
 
     def ask(self, experiment_id: str, reason: Reason) -> None:
-        """Ask for the end of an attempt, if it runs here."""
-        attempt = self._running.get(experiment_id)
-        if attempt:
-            attempt.ask(reason)
+        """Ask for the end of an experiment's attempts, if any runs here."""
+        for attempt, running in self._now().items():
+            if running.experiment_id == experiment_id:
+                attempt.ask(reason)
 
     def drain(self) -> None:
         """Ask for the end of everything that runs here; it is handed back."""
         self._is_draining = True
-        for attempt in tuple(self._running.values()):
+        for attempt in self._now():
             attempt.ask(Reason.DRAINED)
 
     def asked_to_stop(self, **_: Any) -> None:
         """Count the requests to stop: the first lets what runs finish, the second hands it back at once."""
         self.is_hurried, self._is_stopping = self._is_stopping, True
-
-    def cancel(self, experiment_id: str) -> None:
-        """Put a tombstone, as the user's cancel does."""
-        try:
-            self.site.registry.experiments.cancel(ExperimentId(experiment_id))
-        except JobqueueError as error:
-            log.warning("cancel.not_recorded", extra={"experiment": experiment_id, "error": error.message})
 
     def close(self) -> None:
         """Say that it has gone, send what is left to send, close everything."""
@@ -170,20 +164,25 @@ class Node:
         self.site.registry.close()
         os.close(self._claim)
 
+    def _now(self) -> dict[Attempt, _Running]:
+        with self._lock:
+            return dict(self._running)
+
     def _beat(self) -> None:
         """Keep the deliveries of what runs, and the worker's own record, alive; end what has lost its queue."""
         interval = min(self.settings.lease / RENEWALS_PER_LEASE, LONGEST_BEAT)
         while not self._closed.wait(interval.total_seconds()):
             self._abort_deleted()
-            for properties in tuple(self._properties.values()):
+            for running in self._now().values():
                 try:
-                    self.site.deliveries.keep_alive(properties)
+                    if running.properties is not None:
+                        self.site.deliveries.keep_alive(running.properties)
                 except JobqueueError as error:
                     log.warning("delivery.not_kept_alive", extra={"error": error.message})
             self._announce()
 
     def _abort_deleted(self) -> None:
-        attempts = tuple(self._running.values())
+        attempts = tuple(self._now())
         gone = self._queue_watch.gone(attempt.queue for attempt in attempts)
         for attempt in attempts:
             if attempt.queue in gone:
@@ -198,7 +197,7 @@ class Node:
             offer=site.offer,
             runtime=site.runtime.name,
             state="DRAINING" if self._is_draining else "OK",
-            experiment_id=ExperimentId(next(iter(self._running), "")) or None,
+            experiment_id=next((running.experiment_id for running in self._now().values()), None),
         )
         try:
             site.registry.workers.announce(record, ttl=site.lease)

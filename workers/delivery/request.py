@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from celery.utils.serialization import get_pickled_exception
 from celery.worker.request import Request
-from celery.worker.state import revoked as revoked_ids
 from celery.worker.state import task_ready
 from kombu.asynchronous import get_event_loop
 
@@ -93,15 +92,12 @@ class ExperimentRequest(Request):
         self.node.redelivered(self.id, newer.properties)
 
     def revoked(self) -> bool:
-        """Turn a revoke that came before the delivery into a cancel; the attempt then commits the end."""
-        if self.id in revoked_ids:
-            self.node.cancel(self.id)
+        """Let Celery discard nothing: what was revoked has a tombstone, and its attempt commits the end."""
         return False
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Turn a revoke of a running experiment into a cancel; acknowledged when its end is committed."""
         del pool, signal
-        self.node.cancel(self.id)
         self.node.ask(self.id, Reason.CANCELLED_BY_USER)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:  # noqa: FBT001, FBT002

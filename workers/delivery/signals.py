@@ -10,6 +10,7 @@ from jobqueue.brokers import open_broker
 from jobqueue.errors import InvalidSetting, JobqueueError
 from jobqueue.routing import is_request_queue, request_queues
 from workers.bootstrap import Node, attach, node_of
+from workers.delivery import control  # noqa: F401 - it registers what Celery's remote control may ask
 from workers.delivery.compression import refuse_compressed_bodies
 from workers.delivery.lines import make_formatter
 

@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import Task, shared_task
+from celery.worker.state import revoked
 
 from jobqueue.application import TASK
 from jobqueue.envelope import verify
-from jobqueue.lifecycle import Outcome, State
+from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.routing import served_queue
 from workers.attempt.supervise import Attempt, Ended, PutOff
 from workers.bootstrap import node_of
@@ -37,6 +38,8 @@ def run_experiment(self: Any, sealed: bytes) -> dict[str, object]:
     queue = served_queue(self.request.delivery_info["routing_key"])
     message = verify(sealed, keys=node.site.keys, queue=queue, now=datetime.now(UTC))
     with node.running(message.header.experiment_id, Attempt(node.site, message), self.request.properties) as attempt:
+        if self.request.id in revoked:  # a registry that has not known it can keep no tombstone for it
+            attempt.ask(Reason.CANCELLED_BY_USER)
         match attempt.run():
             case PutOff(delay=delay, outcome=outcome):
                 raise HandedBack(_sentence(outcome), delay.total_seconds())

@@ -160,6 +160,13 @@ def test_a_hurried_stop_does_not_wait_for_the_grace(pool: SlotPool, node: Node, 
     assert ends.results == [True]
 
 
+def test_a_stop_waits_for_what_was_adopted(pool: SlotPool, node: Node) -> None:
+    node.adopted = 1
+    node.drain = lambda: setattr(node, "adopted", 0)  # type: ignore[method-assign]
+    pool.on_stop()
+    assert node.adopted == 0
+
+
 def test_a_task_that_nobody_could_acknowledge_is_refused(pool: SlotPool) -> None:
     with pytest.raises(TypeError, match="acknowledged"):
         pool.apply_async(lambda: None)

@@ -56,9 +56,6 @@ class Node:
             raise BrokerUnavailable("away")
         self.asked.append(what)
 
-    def cancel(self, experiment_id: str) -> None:
-        self.asked.append(("cancel", experiment_id))
-
     def ask(self, experiment_id: str, reason: Reason) -> None:
         self.asked.append(("ask", experiment_id, reason))
 
@@ -170,19 +167,14 @@ def test_the_acknowledgement_goes_to_the_delivery_that_replaced_a_dead_one(
     assert node.asked == [("redelivered", request_.id, newer.properties)]
 
 
-def test_a_revoke_before_a_start_is_a_cancel_and_the_attempt_commits_it(
-    request_: ExperimentRequest, node: Node
-) -> None:
-    assert request_.revoked() is False
-    assert node.asked == []
+def test_celery_discards_nothing_that_was_revoked_the_attempt_commits_its_end(request_: ExperimentRequest) -> None:
     worker_state.revoked.add(request_.id)
     assert request_.revoked() is False
-    assert node.asked == [("cancel", request_.id)]
 
 
 def test_a_terminate_is_a_cancel_that_does_not_wait(request_: ExperimentRequest, message: Message, node: Node) -> None:
     request_.terminate(None, signal="SIGKILL")
-    assert node.asked == [("cancel", request_.id), ("ask", request_.id, Reason.CANCELLED_BY_USER)]
+    assert node.asked == [("ask", request_.id, Reason.CANCELLED_BY_USER)]
     assert message.done == []
 
 
