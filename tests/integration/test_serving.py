@@ -80,3 +80,15 @@ def test_a_worker_does_not_serve_a_companion(place: Place) -> None:
     said = start(place, JOBQUEUE_QUEUES=f"{place.site.queue}_dead")
     assert said.returncode == 69
     assert "companion" in said.stderr
+
+
+def test_a_lost_message_is_sent_again(place: Place) -> None:
+    experiment = place.submit("true")
+    with place.open_broker() as broker:
+        mail = broker.post.receive(place.site.queue, timeout=LONG)
+        assert mail
+        broker.post.acknowledge(mail)
+    with place.make_worker(environment={"JOBQUEUE_LEASE": "2s"}) as worker:
+        assert experiment.result(timeout=60) == {"exit_code": 0}
+        assert "sweep.republished" in worker.log.read_text()
+    assert experiment.attempt == 1

@@ -127,6 +127,7 @@ class FakeNode:
             submitted_at=header.submitted_at,
             expires_at=header.expires_at,
             spec_digest="0" * 64,
+            message=message.message,
         )
         self.registry.experiments.register(submission)
         return submission

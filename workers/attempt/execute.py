@@ -116,6 +116,7 @@ class Execution:
         header = self._message.header
         if header.expires_at <= datetime.now(UTC):
             return Outcome(reason=Reason.EXPIRED)
+        self._check()
         self._reporter.entered(State.PREPARING)
         self._note(State.PREPARING, Phase.PULLING)
         spec = self._spec = open_sealed(self._message, keys=self._site.keys)

@@ -1,0 +1,125 @@
+"""What becomes of experiments whose messages are lost, whose queue is gone, and which nobody started in time."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from services.node import FakeNode
+from services.waiting import wait_until
+
+from jobqueue.errors import BrokerUnavailable
+from jobqueue.ids import WorkerId
+from jobqueue.lifecycle import Reason, State
+from jobqueue.publishing import Publisher
+from jobqueue.registry.base import Submission
+from workers.bootstrap import Node
+from workers.node import sweep as module
+from workers.node.sweep import ROLE, Sweeper
+
+
+class Published:
+    """A publisher that only notes what it was given."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+        self.error: Exception | None = None
+
+    def publish(self, submissions: list[Submission]) -> None:
+        if self.error:
+            raise self.error
+        self.messages += [(submission.queue, submission.message) for submission in submissions]
+
+
+@pytest.fixture
+def published() -> Published:
+    return Published()
+
+
+@pytest.fixture
+def sweeper(node: FakeNode, published: Published, monkeypatch: pytest.MonkeyPatch) -> Sweeper:
+    monkeypatch.setattr(module, "UNSEEN_LEASES", 0)
+    part: Any = SimpleNamespace(site=node.site, broker=node.broker)
+    return Sweeper(cast("Node", part), cast("Publisher", published))
+
+
+def test_what_no_queue_holds_is_published_again_once(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    message = node.message()
+    node.register(message)
+    sweeper.sweep()
+    assert published.messages == [(node.queue, message.message)]
+
+
+def test_it_is_published_where_it_is_served_first(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    first = f"{node.queue}_first"
+    node.broker.queues.create_plain(first)
+    node.register(node.message())
+    sweeper.sweep()
+    node.broker.queues.delete(first)
+    assert [queue for queue, _message in published.messages] == [first]
+
+
+def test_what_waits_in_its_queue_is_not_lost(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    for _ in range(2):
+        node.register(node.message())
+        node.broker.post.send(node.queue, b"a message", content_type="x")
+    sweeper.sweep()
+    assert published.messages == []
+    node.register(node.message())
+    sweeper.sweep()
+    assert len(published.messages) == 3
+
+
+def test_only_one_worker_sweeps(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    node.register(node.message())
+    assert node.registry.ledger.elect(ROLE, WorkerId("other@host"), ttl=timedelta(minutes=1))
+    sweeper.sweep()
+    assert published.messages == []
+
+
+def test_what_is_running_or_over_is_left_alone(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    message = node.message()
+    node.register(message)
+    running = node.start(message)
+    container = node.container()
+    sweeper.sweep()
+    container.finish()
+    running.join()
+    sweeper.sweep()
+    assert published.messages == []
+
+
+def test_what_expired_unseen_ends_though_nobody_has_its_message(
+    node: FakeNode, sweeper: Sweeper, published: Published
+) -> None:
+    expires_at = datetime.now(UTC) + timedelta(milliseconds=50)
+    message = node.message(expires_at=expires_at)
+    node.register(message)
+    wait_until(lambda: datetime.now(UTC) > expires_at, what="its expiry")
+    sweeper.sweep()
+    assert (node.record(message).state, node.record(message).reason) == (State.FAILED, Reason.EXPIRED)
+    assert [report.reason for report in node.reports() if report.state] == [Reason.EXPIRED]
+    marker = node.marker(message)
+    assert marker is not None
+    assert marker.reason is Reason.EXPIRED
+    assert published.messages == []
+
+
+def test_what_has_lost_its_queue_is_cancelled(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    message = node.message(cpus=1000)
+    node.register(message)
+    node.broker.queues.delete(node.queue)
+    sweeper.sweep()
+    assert (node.record(message).state, node.record(message).reason) == (State.CANCELLED, Reason.QUEUE_DELETED)
+    assert (published.messages, node.runtime.containers) == ([], [])
+
+
+def test_a_broker_that_is_away_is_asked_again_later(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    message = node.message()
+    node.register(message)
+    published.error = BrokerUnavailable("away")
+    with pytest.raises(BrokerUnavailable):
+        sweeper.sweep()
+    published.error = None
+    sweeper.sweep()
+    assert published.messages == [(node.queue, message.message)]
