@@ -81,13 +81,12 @@ local function load_clock()
   if found[1] == run_id then
     return clock
   end
-  if not found[1] then
-    clock.era, clock.watched_ms, clock.seen_ms, clock.floor_ms = whole(now_ms * 1000), now_ms, now_ms, now_ms
-  end
   -- With an append-only file a server of this machine comes back with all that it has ever confirmed.
   local is_whole = IS_LOCAL and found[1] and string.find(redis.call('INFO', 'persistence'), 'aof_enabled:1', 1, true)
   if not is_whole then
     clock.epoch, clock.epoch_ms, clock.settled = run_id .. ':' .. whole(now_ms), now_ms, ''
+    clock.era, clock.watched_ms, clock.seen_ms = whole(now_ms * 1000), now_ms, now_ms
+    clock.floor_ms = math.max(clock.floor_ms or 0, now_ms)
   end
   redis.call('HSET', CLOCK, 'run_id', run_id, 'epoch', clock.epoch, 'epoch_ms', whole(clock.epoch_ms),
     'settled', clock.settled, 'era', clock.era, 'watched_ms', whole(clock.watched_ms), 'seen_ms', whole(clock.seen_ms),
