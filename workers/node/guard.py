@@ -33,7 +33,7 @@ LOOK_AT_FILES: Final = timedelta(milliseconds=250)
 LOOK_AT_ENGINE: Final = timedelta(seconds=2)
 # A container's lease file is written before it is started; without one it is a stranger, or its file was lost.
 UNKNOWN: Final = timedelta(seconds=3)
-LINGER: Final = timedelta(seconds=5)
+LINGER: Final = timedelta(milliseconds=200)
 SILENT: Final = timedelta(minutes=10)
 _LOG_BYTES: Final = 2**20
 
@@ -59,9 +59,12 @@ class Guard:
         """Freeze what is overdue now; the engine is asked when a deadline has just passed, and now and then."""
         # Before the files are read: a deadline that is moved after this instant was not passed at it.
         now = clock_seconds()
-        overdue = {name for name, kept in read_leases(self._node.leases).items() if kept.is_overdue(now)}
+        leases = read_leases(self._node.leases)
+        overdue = {name for name, kept in leases.items() if kept.is_overdue(now)}
         self._frozen &= overdue | set(self._unknown_since)
-        if overdue - self._frozen or now - self._engine_at >= LOOK_AT_ENGINE.total_seconds():
+        is_time = now - self._engine_at >= LOOK_AT_ENGINE.total_seconds()
+        is_last = not leases and not self._node.has_workers()
+        if is_time or is_last or overdue - self._frozen:
             self._engine_at = now
             self._look_at_engine(now)
             self._frozen |= overdue

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY: Final = timedelta(seconds=1)
 LONGEST_PAUSE: Final = timedelta(seconds=30)
+END_WITHIN: Final = timedelta(seconds=2)
+_END_TICK_SECONDS: Final = 0.05
 # It opens the engine, and nothing else: no broker, no registry, no store.
 _VARIABLES: Final = ("PATH", "HOME", "LANG", "TMPDIR", "SSL_CERT_FILE")
 _ENGINE_VARIABLES: Final = "DOCKER_"
@@ -46,6 +49,16 @@ class GuardStarter:
         """Stop looking; a guard that runs goes on until nothing is left to guard."""
         self._closed.set()
         self._thread.join()
+
+    def await_end(self) -> None:
+        """Wait a moment for the end of a guard that has nothing left to guard: a worker that ends leaves nothing."""
+        patience = time.monotonic() + END_WITHIN.total_seconds()
+        while not self._node.has_workers() and self._is_there() and time.monotonic() < patience:
+            time.sleep(_END_TICK_SECONDS)
+
+    def _is_there(self) -> bool:
+        is_mine = self._started is not None and self._started.poll() is None
+        return is_mine or is_locked(self._node.guard)
 
     def _stay(self) -> None:
         while not self._closed.wait(self._pause.total_seconds()):
