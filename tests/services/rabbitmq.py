@@ -71,8 +71,14 @@ class RabbitServer:
 
 
 @contextmanager
-def open_rabbitmq(folder: Path, *, settings: Mapping[str, str] | None = None) -> Iterator[RabbitServer]:
-    """Run a node on `folder`; `settings` are lines of rabbitmq.conf, such as `consumer_timeout`."""
+def open_rabbitmq(
+    folder: Path, *, settings: Mapping[str, str] | None = None, internals: Mapping[str, int] | None = None
+) -> Iterator[RabbitServer]:
+    """Run a node on `folder`.
+
+    `settings` are lines of rabbitmq.conf, `internals` what only its advanced.config takes, such as
+    `channel_tick_interval`.
+    """
     if not (_PROGRAMS / "rabbitmq-server").exists():
         raise MissingProgramError(
             "rabbitmq-server is not installed: run `make test` as root, or apt-get install rabbitmq-server"
@@ -81,6 +87,8 @@ def open_rabbitmq(folder: Path, *, settings: Mapping[str, str] | None = None) ->
     folder.mkdir(parents=True, exist_ok=True)
     environment = _make_environment(folder)
     _write_settings(folder, port=port, management_port=management_port, settings=settings or {})
+    pairs = ",".join(f"{{{key},{value}}}" for key, value in (internals or {}).items())
+    (folder / "advanced.config").write_text(f"[{{rabbit,[{pairs}]}}].\n")
     names = _make_name_server(folder, int(environment["ERL_EPMD_PORT"]))
     broker = Process(
         name="rabbitmq",
@@ -112,6 +120,7 @@ def _make_environment(folder: Path) -> dict[str, str]:
         "RABBITMQ_LOG_BASE": str(folder),
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{loopback} -start_epmd false",
