@@ -30,7 +30,12 @@ def start(place: Place, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a worker that is not expected to start."""
     worker = place.make_worker(environment=environment)
     return subprocess.run(
-        worker._command, env={**os.environ, **worker._environment}, capture_output=True, text=True, timeout=60, check=False
+        worker._command,
+        env={**os.environ, **worker._environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
