@@ -15,6 +15,7 @@ from services.waiting import wait_until
 
 from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record
+from jobqueue.storage import open_store
 from producers.handle import Experiment
 
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
@@ -102,6 +103,8 @@ def test_a_worker_that_comes_back_goes_on_with_what_it_ran(place: Place) -> None
     with place.make_worker() as worker:
         experiment = place.submit(count_to(60, seconds=seconds))
         pid = wait_for_sleep(seconds)
+        store = open_store(place.site.settings.storage)
+        wait_until(lambda: any("/logs/" in each.key for each in store.list("")), what="a stored log", within=LONG)
         worker.kill()
         assert sleepers(seconds) == [pid]
         worker.start()

@@ -294,3 +294,16 @@ def test_an_engine_that_is_away_is_asked_again(place: Place) -> None:
     wait_until(lambda: ended(place), what="its end")
     place.janitor.close()
     assert place.fake.record(message).attempt == 1
+
+
+def test_what_the_guard_froze_is_thawed_after_a_lapse(node: FakeNode) -> None:
+    node.runtime.script = Script(is_held=True)
+    running = node.start(node.message())
+    container = node.container()
+    container.pause()
+    execution = running.attempt._execution
+    assert execution is not None
+    execution._keeper.lapses += 1
+    wait_until(lambda: not container.is_paused, what="its thaw")
+    container.finish()
+    running.join()

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 from services.waiting import wait_until
 
@@ -13,6 +15,7 @@ from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Holder, Lease, Submission
 from jobqueue.resources import Resources
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
+from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 
 TTL = timedelta(milliseconds=400)
 
@@ -35,10 +38,11 @@ class Leases:
 
 
 @contextmanager
-def kept(leases: Leases, holder: Holder | None = None) -> Iterator[LeaseKeeper]:
+def kept(leases: Leases, holder: Holder | None = None, file: LeaseFile | None = None) -> Iterator[LeaseKeeper]:
     lease = Lease(experiment_id=make_experiment_id(), token=1, attempt=1)
     now = clock_seconds()
-    keeper = LeaseKeeper(leases, lease, ttl=TTL, granted_at_seconds=now, holder=holder)  # type: ignore[arg-type]
+    port: Any = leases
+    keeper = LeaseKeeper(port, lease, ttl=TTL, granted_at_seconds=now, holder=holder, file=file)
     keeper.start()
     try:
         yield keeper
@@ -105,3 +109,28 @@ def test_a_tombstone_is_seen_at_the_next_renewal() -> None:
     with kept(leases) as keeper:
         wait_until(lambda: keeper.standing is Standing.CANCELLED, what="the tombstone")
         assert keeper.cancel_reason is Reason.QUEUE_DELETED
+
+
+def test_a_deadline_that_had_passed_before_a_renewal_is_told(tmp_path: Path) -> None:
+    leases = Leases()
+    kept_lease = KeptLease(
+        experiment_id=make_experiment_id(),
+        attempt=1,
+        token=1,
+        worker_id=WorkerId("cpu@host"),
+        queue="q",
+        boot_id=read_boot_id(),
+        deadline_seconds=0.0,
+    )
+    file = LeaseFile(tmp_path, kept_lease)
+    with kept(leases, file=file) as keeper:
+        wait_until(lambda: leases.renewals > 2, what="renewals")
+        assert keeper.lapses == 0
+        assert not file.kept.is_overdue(clock_seconds())
+        leases.error = RegistryUnavailable("down")
+        wait_until(lambda: keeper.standing is Standing.IN_DOUBT, what="doubt")
+        assert file.kept.is_overdue(clock_seconds())
+        leases.error = None
+        wait_until(lambda: keeper.standing is Standing.HELD, what="trust again")
+        assert keeper.lapses == 1
+        assert not file.kept.is_overdue(clock_seconds())
