@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from kombu.transport import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobqueue.brokers.copies import as_message
 from jobqueue.brokers.redis_server import RECEIVE, mail_hash, mail_index, mail_keys
@@ -38,16 +39,6 @@ class _Noted(_kombu.QoS):  # type: ignore[misc]  # a class, untyped
             pipe.zrem(mail_index(queue), delivery_tag)
             pipe.execute()
 
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Give unacknowledged deliveries back, unless the connection was given up: they come back in their own time.
-
-        kombu would look for an address that is not there any more, and end the worker.
-        """
-        if self.channel.connection.client is not None:
-            super().restore_unacked_once(stderr)
-        else:
-            self._on_collect.cancel()
-
 
 class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
     """A channel that takes requests in one step; what needs no acknowledgement it takes as kombu does."""
@@ -59,6 +50,16 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         self._receive_script = self._create_client().register_script(RECEIVE)
         self._is_acknowledging = True
         self._gone: set[str] = set()
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
+        """Return a client; where the connection was given up, say so as Redis does.
+
+        kombu would look for an address that is not there any more: whoever acknowledges or gives back what the old
+        connection brought would end the worker. What was not acknowledged comes back in its own time.
+        """
+        if self.connection is None or self.connection.client is None:
+            raise RedisConnectionError("the connection that brought this was given up")
+        return super()._create_client(asynchronous)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: FBT001 - kombu's
         """Consume a queue, and remember whether it is to be acknowledged."""
