@@ -33,7 +33,8 @@ def collect(world: World, names: list[str], watcher: Watcher) -> None:
             with suppress(JobqueueError):
                 history.add("record", **_describe_record(registry.experiments.get(name)))
     for queue, messages in world.broker.depths().items():
-        if queue.startswith(PROJECT) or queue == "unacked":
+        # Whoever reads the reports has stopped, and an end may be told once more.
+        if queue == "unacked" or (queue.startswith(PROJECT) and not queue.endswith(REPORTING)):
             is_dead = queue.endswith(DEAD) and not queue.endswith(REPORTING + DEAD)
             history.add("queue", queue=queue, messages=messages, is_dead_letters=is_dead)
     for residue in find_residue(world):
