@@ -5,13 +5,15 @@ to the dead-letter queue, what is not signed by a trusted sender is dropped with
 already runs here replaces the dead delivery.
 """
 
+import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import active_requests, reserved_requests
 
@@ -22,13 +24,16 @@ from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
 from workers.bootstrap import node_of
 from workers.delivery.intake import Intake
-from workers.delivery.request import requeue_later
+from workers.delivery.request import requeue, requeue_later
 
 log = logging.getLogger(__name__)
 
 LOOK_FOR_QUEUES_SECONDS: Final = 1.0
 LOG_EVERY_SECONDS: Final = 1.0
 LONGEST_WAIT: Final = timedelta(minutes=1)
+# What upsets the check once may be this worker's own trouble; what upsets it each time must not come back for ever.
+CHANCES: Final = 3
+_REMEMBERED_FAILURES: Final = 1000
 _NOT_FOR_EXPERIMENTS: Final = ("eta", "expires", "group", "chord", "chain", "callbacks", "errbacks")
 _NO_LIMITS: Final = (None, [None, None], (None, None))
 
@@ -48,6 +53,9 @@ class Consumer(CeleryConsumer):
     def __init__(self, on_task_request: Any, *, worker_options: Any = None, **options: Any) -> None:
         self.refused: Counter[str] = Counter()
         self._logged_at = 0.0
+        self._failures: deque[bytes] = deque(maxlen=_REMEMBERED_FAILURES)
+        self._stopped: set[str] = set()
+        self._late: list[Any] = []
         # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **options)
@@ -65,7 +73,30 @@ class Consumer(CeleryConsumer):
         self.pool.on_free_place = self._resume
         hub.timer.call_repeatedly(LOOK_FOR_QUEUES_SECONDS, self._look_for_queues)
 
+    def stop(self) -> None:
+        """Take nothing more, and give back at once what came when it was told to stop."""
+        super().stop()
+        while self._late:
+            requeue(self._late.pop())
+
+    def cancel_task_queue(self, queue: Any) -> None:
+        """Stop taking from a request queue until an operator says otherwise."""
+        for name in self._names(queue):
+            self._stopped.add(name)
+            self._intake.forget(name)
+            super().cancel_task_queue(name)
+
+    def add_task_queue(self, queue: Any, *_: Any, **__: Any) -> Any:
+        """Take from one of this worker's request queues again; no other one is served, or created."""
+        self._stopped.difference_update(self._names(queue))
+        self._add_queues()
+
+    def _names(self, queue: str) -> list[str]:
+        return [consumed.name for consumed in node_of(self.app).broker.consumed(queue)]
+
     def _has_place(self) -> bool:
+        if _is_stopping():
+            return False
         return bool(self.pool.busy + node_of(self.app).adopted < self.pool.limit)
 
     def _look_for_queues(self) -> None:
@@ -79,14 +110,15 @@ class Consumer(CeleryConsumer):
         queues = self.app.amqp.queues
         wanted = list(queues)
         queues.select(wanted)
-        queues.deselect([name for name in wanted if not self._exists(name)])
+        queues.deselect([name for name in wanted if name in self._stopped or not self._exists(name)])
 
     def _add_queues(self) -> None:
         queues = self.app.amqp.queues
         for name in tuple(queues):
-            if name not in queues.consume_from and self._exists(name):
+            if name not in queues.consume_from and name not in self._stopped and self._exists(name):
                 log.info("queue.found", extra={"queue": name})
-                self.add_task_queue(name)
+                queues.select_add(queues[name])
+                super().add_task_queue(name)
 
     def _exists(self, name: str) -> bool:
         try:
@@ -101,12 +133,9 @@ class Consumer(CeleryConsumer):
         def on_message(message: Any) -> None:
             try:
                 self._take(message, handle)
-            except Exception:  # no message may end the worker; one that cannot be examined twice is set aside
+            except Exception:  # no message may end the worker
                 log.exception("delivery.check_failed")
-                if message.delivery_info.get("redelivered"):
-                    self._set_aside(message, Reason.BAD_ENVELOPE, "it could not be examined")
-                else:
-                    requeue_later(message)
+                self._on_failed_check(message)
 
         return on_message
 
@@ -122,6 +151,9 @@ class Consumer(CeleryConsumer):
         if running is not None:
             log.info("delivery.adopted", extra={"experiment": running.id})
             running.adopt(message)
+            return
+        if _is_stopping():
+            self._late.append(message)
             return
         if not self._intake.is_open:
             self._intake.refuse(message, self.task_consumer)
@@ -154,6 +186,18 @@ class Consumer(CeleryConsumer):
         else:
             return verified
         return None
+
+    def _on_failed_check(self, message: Any) -> None:
+        """Give back what could not be examined; set it aside when that happens again and again."""
+        try:
+            digest = hashlib.sha256(repr(message.body).encode()).digest()
+            self._failures.append(digest)
+            if self._failures.count(digest) < CHANCES:
+                requeue_later(message)
+            else:
+                self._set_aside(message, Reason.BAD_ENVELOPE, "it could not be examined")
+        except Exception:  # the same edge: the message stays unacknowledged, and comes back with its channel
+            log.exception("delivery.not_returned")
 
     def _put_off(self, message: Any, early: Early) -> None:
         """Let a message come back when its time has come."""
@@ -203,6 +247,12 @@ class Consumer(CeleryConsumer):
 
 def _queue_of(message: Any) -> str:
     return served_queue(str((message.delivery_info or {}).get("routing_key", "")))
+
+
+def _is_stopping() -> bool:
+    """Tell whether Celery was told to stop; it notes an exit code, which may be zero."""
+    asked: tuple[Any, ...] = (state.should_stop, state.should_terminate)
+    return any(each is not None and each is not False for each in asked)
 
 
 def _is_dead(message: Any) -> bool:

@@ -49,6 +49,10 @@ class Intake:
         log.debug("intake.paused", extra={"queue": queue})
         message.requeue()
 
+    def forget(self, queue: str) -> None:
+        """Leave a paused queue to whoever stops taking from it."""
+        self._paused.pop(queue, None)
+
     def resume(self, consumers: Any) -> None:
         """Consume again what was paused, if a place is free; only what is to be served first, while there is any."""
         if not self._paused or not self.is_open or consumers is None:

@@ -128,12 +128,11 @@ class SlotPool(BasePool):
     def _call_back(self) -> None:
         while self._done:
             self.busy -= 1
-            end = self._done.popleft()
-            try:
-                end()
-            except Exception:
-                log.exception("delivery.callback_failed")
-            self.on_free_place()
+            for call in (self._done.popleft(), self.on_free_place):
+                try:
+                    call()
+                except Exception:  # the edge of the main loop, and of a stop
+                    log.exception("delivery.callback_failed")
 
     def _get_info(self) -> dict[str, Any]:
         return {

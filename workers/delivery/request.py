@@ -110,12 +110,13 @@ def requeue_later(message: Any) -> None:
     """Give a delivery back without a copy, not so fast that it spins. Main thread only."""
     loop = get_event_loop()
     if loop is None:
-        _requeue(message)
+        requeue(message)
     else:
-        loop.call_later(BEFORE_REQUEUE.total_seconds(), _requeue, message)
+        loop.call_later(BEFORE_REQUEUE.total_seconds(), requeue, message)
 
 
-def _requeue(message: Any) -> None:
+def requeue(message: Any) -> None:
+    """Give a delivery back at once, if its channel still lives. Main thread only."""
     try:
         message.requeue()
     except Exception as error:  # noqa: BLE001 - with its channel the delivery has died: it comes back by itself

@@ -1,6 +1,6 @@
 """What looks at every message before Celery does: what is refused, dropped, adopted, handed on."""
 
-from collections import Counter
+from collections import Counter, deque
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,9 @@ class Message:
     def ack(self) -> None:
         self.done.append("ack")
 
+    def requeue(self) -> None:
+        self.done.append("requeue")
+
 
 class Gate:
     """A consumer without Celery's machinery, and what it has decided."""
@@ -51,6 +54,7 @@ class Gate:
         self.consumer.app = SimpleNamespace()
         attach(self.consumer.app, SimpleNamespace(site=site))  # type: ignore[arg-type]
         self.consumer.refused, self.consumer._logged_at = Counter(), 0.0
+        self.consumer._failures, self.consumer._late = deque(), []
         self.consumer._intake = self  # type: ignore[assignment]
         self.site = site
 
@@ -234,3 +238,42 @@ def test_a_message_from_the_future_is_put_off(gate: Gate, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "datetime", Past)
     gate.take(message)
     assert (gate.set_aside, gate.deferred) == ([], [timedelta(minutes=1)])
+
+
+def test_what_upsets_the_check_comes_back_and_is_set_aside_in_the_end(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upset(*_: object, **__: object) -> None:
+        raise OverflowError("no")
+
+    monkeypatch.setattr(module, "verify", upset)
+    monkeypatch.setattr(module.CeleryConsumer, "create_task_handler", lambda _self: gate.handed_on.append)
+    on_message, message = gate.consumer.create_task_handler(), gate.seal()
+    for _ in range(2):
+        on_message(message)
+        on_message(gate.seal())
+    assert (message.done, gate.set_aside) == (["requeue", "requeue"], [])
+    on_message(message)
+    assert gate.set_aside == [("BAD_ENVELOPE", "it could not be examined")]
+
+
+def test_no_trouble_with_a_message_leaves_the_check(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.CeleryConsumer, "create_task_handler", lambda _self: gate.handed_on.append)
+    gate.error = TypeError("no")
+    message = gate.seal()
+    message.headers["task"] = "rm"
+    for _ in range(4):
+        gate.consumer.create_task_handler()(message)
+    assert gate.handed_on == []
+
+
+def test_a_worker_that_was_told_to_stop_starts_nothing_more(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[list[str]] = []
+    monkeypatch.setattr(module.CeleryConsumer, "stop", lambda _self: stopped.append(list(message.done)))
+    monkeypatch.setattr(worker_state, "should_stop", 0)
+    message = gate.seal()
+    gate.take(message)
+    assert gate.handed_on == []
+    assert not gate.consumer._has_place()
+    gate.consumer.stop()
+    assert (stopped, message.done) == ([[]], ["requeue"]), "it would come back to what still consumes"

@@ -1,0 +1,104 @@
+"""When a worker takes a message and when it does not: with several queues, while it drains, when it is told to stop."""
+
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from services.place import LONG, Place, open_place, sleepers
+from services.waiting import wait_until
+
+from jobqueue.application import make_app
+from jobqueue.lifecycle import Reason, State
+from jobqueue.registry.base import Record
+from producers.handle import Experiment
+
+pytestmark = pytest.mark.filterwarnings("ignore:no worker", "ignore::producers.preparation.JobqueueWarning")
+
+
+@pytest.fixture(params=["rabbitmq", "redis", "sqs"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A place whose leases are so long that nothing comes back because one has run out."""
+    registry = request.getfixturevalue("redis_server")
+    server = request.getfixturevalue(f"{request.param}_server")
+    with open_place(tmp_path, broker=server.url, registry=registry.url, engine=None, lease="90s", grace="2s") as opened:
+        with opened.open_broker() as broker:
+            for queue in (opened.site.queue, other(opened)):
+                broker.queues.create(queue)
+        yield opened
+
+
+def other(place: Place) -> str:
+    return f"{place.site.settings.project}_gpu"
+
+
+def both(place: Place) -> dict[str, str]:
+    return {"JOBQUEUE_QUEUES": f"{place.site.queue},{other(place)}"}
+
+
+def number() -> str:
+    return f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
+
+
+def record_of(place: Place, experiment: Experiment) -> Record:
+    return place.client._connections.registry.experiments.get(experiment.id)
+
+
+def started_at(place: Place, experiments: list[Experiment]) -> list[float]:
+    found = [record_of(place, experiment).started_at for experiment in experiments]
+    return [each.timestamp() for each in found if each]
+
+
+def test_no_queue_waits_until_another_one_is_empty(place: Place) -> None:
+    first = [place.submit("sleep 0.3") for _ in range(8)]
+    second = [place.submit("sleep 0.3", queue=other(place)) for _ in range(8)]
+    with place.make_worker(environment=both(place)):
+        for experiment in (*first, *second):
+            assert experiment.result(timeout=90) == {"exit_code": 0}
+    starts = started_at(place, first), started_at(place, second)
+    assert min(starts[0]) < sorted(starts[1])[4]
+    assert min(starts[1]) < sorted(starts[0])[4]
+
+
+def test_what_is_handed_back_comes_at_once_to_another_worker(place: Place) -> None:
+    seconds = number()
+    with place.make_worker("going") as going:
+        experiment = place.submit(f"if [ $JOBQUEUE_ATTEMPT = 1 ]; then sleep {seconds}; fi")
+        wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
+        with place.make_worker("staying"):
+            os.kill(going.pid, signal.SIGTERM)
+            assert experiment.result(timeout=30) == {"exit_code": 0}
+    record = record_of(place, experiment)
+    assert [past.reason for past in record.history] == [Reason.DRAINED]
+    assert (record.platform_failures, record.user_failures) == (0, 0)
+
+
+def test_a_worker_that_drains_takes_nothing_more_from_any_queue(place: Place) -> None:
+    seconds = [number(), number()]
+    with place.make_worker(environment={**both(place), "JOBQUEUE_GRACE": "40s"}) as worker:
+        running = place.submit(f"sleep {seconds[0]}")
+        pid = wait_until(lambda: sleepers(seconds[0]), what="it running", within=LONG)[0]
+        behind = [place.submit("true", queue=queue) for queue in (place.site.queue, other(place))]
+        os.kill(worker.pid, signal.SIGTERM)
+        wait_until(lambda: "Warm shutdown" in worker.log.read_text(), what="the drain", within=LONG)
+        os.kill(pid, signal.SIGTERM)
+        assert worker._child is not None
+        assert worker._child.wait(timeout=40) == 0
+        assert running.wait(5)
+    assert [experiment.state for experiment in behind] == [State.QUEUED] * 2
+    with place.make_worker("next", environment=both(place)):
+        assert [experiment.result(timeout=30) for experiment in behind] == [{"exit_code": 0}] * 2
+    assert [record_of(place, experiment).history for experiment in behind] == [(), ()]
+
+
+def test_a_queue_that_an_operator_stops_is_not_served_until_he_says_so(place: Place) -> None:
+    app = make_app(place.site.settings)
+    with place.make_worker(environment=both(place)), app.connection_for_write() as connection:
+        assert app.control.cancel_consumer(place.site.queue, connection=connection, reply=True, timeout=5)
+        held = place.submit("true")
+        assert [place.submit("sleep 1", queue=other(place)).result(timeout=40) for _ in range(3)]
+        assert held.state == State.QUEUED
+        app.control.add_consumer(place.site.queue, connection=connection)
+        assert held.result(timeout=40) == {"exit_code": 0}
