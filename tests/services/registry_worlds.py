@@ -48,8 +48,9 @@ class MemoryWorld:
     def note(self) -> None:
         """Remember what `restart` is to come back with."""
 
-    def restart(self, *, forgets: bool) -> None:
-        """Have another server go on, which may know only what was noted."""
+    def restart(self, *, forgets: bool) -> bool:
+        """Have another server go on, which may know only what was noted; returns whether it does."""
+        return False
 
     @property
     def now_seconds(self) -> float:
@@ -102,8 +103,8 @@ class RedisWorld:
         keys = [key for key in self._redis.scan_iter() if key != SKEW.encode()]
         self._noted = {key: self._redis.dump(key) or b"" for key in keys}
 
-    def restart(self, *, forgets: bool) -> None:
-        """Have another server go on, which may know only what was noted."""
+    def restart(self, *, forgets: bool) -> bool:
+        """Have another server go on, which may know only what was noted; returns whether it does."""
         if forgets:
             self.wipe()
             for key, value in self._noted.items():
@@ -111,6 +112,7 @@ class RedisWorld:
         if self._redis.exists(CLOCK):
             self._restarts += 1
             self._redis.hset(CLOCK, "run_id", f"before-restart-{self._restarts}")
+        return forgets
 
     @property
     def now_seconds(self) -> float:
