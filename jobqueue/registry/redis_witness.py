@@ -16,7 +16,7 @@ class Witness:
         era: changes when that clock steps; empty before anything was heard.
         since_ms: since when it was watched, without a step.
         heard_ms: what it was then; heard_at_seconds: when that was, on a clock that counts suspended time too.
-        floor_ms: no token was above it; so tokens grow also over a wiped registry whose clock went back.
+        floor_ms: the highest token known of; so they grow also over a wiped registry whose clock went back.
     """
 
     era: str = ""

@@ -1,12 +1,12 @@
 """Whatever becomes of the registry, its clock and its callers: never two live holders, and tokens that only grow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
@@ -27,9 +27,9 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 NOTHING = Resources(cpus=1, memory_bytes=1, disk_bytes=1, shm_bytes=1)
 
 attempts = Bundle("attempts")
-indexes, callers = st.integers(0, 1), st.integers(0, 2)
+indexes, callers = st.sampled_from([0, 0, 0, 1]), st.integers(0, 2)
 durations = st.sampled_from([1, 4, 11, 35, 62]).map(lambda seconds: timedelta(seconds=seconds))
-steps = st.sampled_from([3600, -1800, 20, -20]).map(lambda seconds: timedelta(seconds=seconds))
+steps = st.sampled_from([3600, 3600, -1800, 20]).map(lambda seconds: timedelta(seconds=seconds))
 
 
 @dataclass(eq=False)
@@ -64,7 +64,10 @@ class Holders(RuleBasedStateMachine):
         self.behind = timedelta(0)
 
     @initialize()
-    def submit(self) -> None:
+    def begin_anew_and_submit(self) -> None:
+        self.world.wipe()
+        for caller in range(3):
+            self.world.replace_caller(caller)
         for _ in range(2):
             submission = Submission(
                 id=make_experiment_id(), queue="q", project="p", resources=NOTHING, submitted_at=NOW, expires_at=NOW
@@ -155,7 +158,9 @@ class Holders(RuleBasedStateMachine):
             return
         model.is_cancelled = True
         if state.is_final and not model.end:
-            model.end = (Reason.CANCELLED_BY_USER, state)
+            # One that a restarted server remembers all the same.
+            reason = Reason.EXITED_ZERO if state is State.SUCCEEDED else Reason.CANCELLED_BY_USER
+            model.end = (reason, state)
 
     @rule(duration=durations)
     def time_passes(self, duration: timedelta) -> None:
@@ -234,14 +239,27 @@ def world(
         yield world
 
 
-def test_nothing_that_befalls_the_registry_makes_two_live_holders(world: MemoryWorld | RedisWorld) -> None:
+def run(world: MemoryWorld | RedisWorld, *, examples: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
     run_machine(
         lambda: Holders(world),  # type: ignore[arg-type]
         settings=settings(
-            max_examples=100,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             database=None,
+            phases=phases,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_nothing_that_befalls_the_registry_makes_two_live_holders(world: MemoryWorld | RedisWorld) -> None:
+    run(world, examples=100)
+
+
+def test_without_the_quarantine_the_same_events_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        open_world("redis", tmp_path / "redis", monkeypatch, off=["quarantine"]) as world,
+        pytest.raises(AssertionError),
+    ):
+        run(world, examples=1000, phases=[Phase.generate])

@@ -49,7 +49,7 @@ end
 if kind == 'granted' then
   store(id, 'state', 'PREPARING', 'attempt', whole(tonumber(record.attempt) + 1))
 end
-local token = math.max(tonumber(record.token) + 1, clock.floor_ms)
+local token = math.max(tonumber(record.token) + 1, clock.floor_ms + 1, now_ms)
 raise_floor(clock, token)
 store(id, 'token', whole(token), 'kind', kind, 'grant', grant, 'is_reasserted', '',
   'worker_id', worker_id, 'node_id', node_id, 'until_ms', whole(now_ms + ttl_ms), 'span_ms', whole(ttl_ms))

@@ -71,7 +71,7 @@ end
 -- `run_id` is new after every start of a server, so also after a failover. An `epoch` begins when something may have been
 -- forgotten: all with a wiped memory, the last moments with a server that came back. It is `settled` one lease later.
 -- `era` changes when the clock was seen to step; `watched_ms` to `seen_ms` is the time for which it is known not to have stepped.
--- `floor_ms` is what no token was above yet.
+-- `floor_ms` is the highest token that is known of.
 local function load_clock()
   local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
   local found = redis.call('HMGET', CLOCK,
@@ -86,7 +86,7 @@ local function load_clock()
   if not is_whole then
     clock.epoch, clock.epoch_ms, clock.settled = run_id .. ':' .. whole(now_ms), now_ms, ''
     clock.era, clock.watched_ms, clock.seen_ms = whole(now_ms * 1000), now_ms, now_ms
-    clock.floor_ms = math.max(clock.floor_ms or 0, now_ms)
+    clock.floor_ms = clock.floor_ms or 0
   end
   redis.call('HSET', CLOCK, 'run_id', run_id, 'epoch', clock.epoch, 'epoch_ms', whole(clock.epoch_ms),
     'settled', clock.settled, 'era', clock.era, 'watched_ms', whole(clock.watched_ms), 'seen_ms', whole(clock.seen_ms),

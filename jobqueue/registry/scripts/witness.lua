@@ -3,7 +3,7 @@
 -- A lease has run out when its length has been *watched*, not when the server's clock says so: that may step. Whoever calls says
 -- how much time has gone by, on a monotonic clock of its own, since it heard the registry's time last; as long as the two
 -- agree, the clock was watched. ARGV ends with: era, since when the caller has watched, what it heard last, milliseconds since
--- then, its floor for tokens; the numbers are 0 before it has heard anything.
+-- then, the highest token that it knows of; the numbers are 0 before it has heard anything.
 local LONGEST_TOLERANCE_MS, TOLERANCES_PER_LEASE = 3000, 12
 local QUARANTINE_MARGIN_MS = 1000
 -- Then those who watched until `seen_ms` are gone, and whoever has watched since starts anew.
@@ -60,7 +60,7 @@ local function observe(ttl_ms)
   if clock.quarantine_ms <= 0 then
     clock.settled = '1'
   end
-  clock.floor_ms = math.max(clock.floor_ms, floor_ms, now_ms)
+  clock.floor_ms = math.max(clock.floor_ms, floor_ms)
   redis.call('HSET', CLOCK, 'era', clock.era, 'watched_ms', whole(clock.watched_ms), 'seen_ms', whole(clock.seen_ms),
     'epoch_ms', whole(clock.epoch_ms), 'settled', clock.settled, 'floor_ms', whole(clock.floor_ms))
   return clock
