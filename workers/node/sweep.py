@@ -1,8 +1,9 @@
 """Experiments that no queue holds any more are published again; those that can never start any more are ended.
 
 A message may be lost with its broker or its retention; the registry still knows the experiment, and has the sealed
-message. One worker of all looks for such experiments at a time. A message too many is harmless: whoever gets it meets
-the lease, or the end.
+message. Of the workers that serve a queue, one at a time looks for such experiments. A message too many is harmless:
+whoever gets it meets the lease, or the end. What this worker does not serve may be at another broker: of that, only
+what has expired is ended.
 """
 
 import itertools
@@ -40,6 +41,7 @@ class Sweeper:
 
     def __init__(self, node: Node, publisher: Publisher) -> None:
         self._site, self._broker, self._publisher = node.site, node.broker, publisher
+        self._queues = node.queues
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
 
@@ -61,11 +63,12 @@ class Sweeper:
             BrokerUnavailable, RegistryUnavailable: some or all remain to be looked after.
         """
         ledger, lease = self._site.registry.ledger, self._site.lease
-        if not ledger.elect(ROLE, self._site.worker_id, ttl=2 * lease):
+        elected = {name for name in self._queues if ledger.elect(f"{ROLE} {name}", self._site.worker_id, ttl=2 * lease)}
+        if not elected:
             return
         lost = sorted(ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE), key=lambda found: found.queue)
         for queue, found in itertools.groupby(lost, key=lambda submission: submission.queue):
-            self._look_after(queue, list(found))
+            self._look_after(queue, list(found), is_ours=queue in elected)
 
     def _run(self) -> None:
         while not self._closed.wait(self._site.lease.total_seconds()):
@@ -76,26 +79,30 @@ class Sweeper:
             except Exception:  # one experiment's trouble must not end the sweep of all
                 log.exception("sweep.failed")
 
-    def _look_after(self, queue: str, found: Sequence[Submission]) -> None:
+    def _look_after(self, queue: str, found: Sequence[Submission], *, is_ours: bool) -> None:
         now = datetime.now(UTC)
-        if not self._broker.queues.exists(queue):
+        if is_ours and not self._broker.queues.exists(queue):
             for submission in found:
                 self._end(submission, Reason.QUEUE_DELETED)
             return
-        waiting = [submission for submission in found if submission.expires_at > now]
         for submission in found:
             if submission.expires_at <= now:
                 self._end(submission, Reason.EXPIRED)
-        depth = self._broker.queues.depth(queue)
-        # As many messages as experiments: they wait in the queue, and none is lost.
-        if depth.ready + (depth.unacked or 0) < len(waiting):
+        waiting = [submission for submission in found if submission.expires_at > now]
+        if is_ours and not self._holds(queue, len(waiting)):
             self._publish_again(queue, waiting)
+        # Looked after now: it is not the first to be found for a while, or the oldest would hide the rest.
+        self._site.registry.ledger.republished([submission.id for submission in found])
+
+    def _holds(self, queue: str, count: int) -> bool:
+        """Tell whether a queue holds as many messages as experiments: then they wait there, and none is lost."""
+        depth = self._broker.queues.depth(queue)
+        return depth.ready + (depth.unacked or 0) >= count
 
     def _publish_again(self, queue: str, submissions: Sequence[Submission]) -> None:
         first = first_queue(queue)
         target = first if self._broker.queues.exists(first) else queue
         self._publisher.publish([replace(submission, queue=target) for submission in submissions])
-        self._site.registry.ledger.republished([submission.id for submission in submissions])
         log.warning("sweep.republished", extra={"queue": queue, "experiments": len(submissions)})
 
     def _end(self, submission: Submission, reason: Reason) -> None:

@@ -1,5 +1,6 @@
 """What becomes of experiments whose messages are lost, whose queue is gone, and which nobody started in time."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +10,7 @@ from services.node import FakeNode
 from services.waiting import wait_until
 
 from jobqueue.errors import BrokerUnavailable
-from jobqueue.ids import WorkerId
+from jobqueue.ids import WorkerId, make_experiment_id
 from jobqueue.lifecycle import Reason, State
 from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
@@ -39,7 +40,7 @@ def published() -> Published:
 @pytest.fixture
 def sweeper(node: FakeNode, published: Published, monkeypatch: pytest.MonkeyPatch) -> Sweeper:
     monkeypatch.setattr(module, "UNSEEN_LEASES", 0)
-    part: Any = SimpleNamespace(site=node.site, broker=node.broker)
+    part: Any = SimpleNamespace(site=node.site, broker=node.broker, queues=(node.queue,))
     return Sweeper(cast("Node", part), cast("Publisher", published))
 
 
@@ -72,7 +73,7 @@ def test_what_waits_in_its_queue_is_not_lost(node: FakeNode, sweeper: Sweeper, p
 
 def test_only_one_worker_sweeps(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
     node.register(node.message())
-    assert node.registry.ledger.elect(ROLE, WorkerId("other@host"), ttl=timedelta(minutes=1))
+    assert node.registry.ledger.elect(f"{ROLE} {node.queue}", WorkerId("other@host"), ttl=timedelta(minutes=1))
     sweeper.sweep()
     assert published.messages == []
 
@@ -123,3 +124,11 @@ def test_a_broker_that_is_away_is_asked_again_later(node: FakeNode, sweeper: Swe
     published.error = None
     sweeper.sweep()
     assert published.messages == [(node.queue, message.message)]
+
+
+def test_what_another_broker_may_hold_is_left_alone(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    elsewhere = replace(node.register(node.message()), id=make_experiment_id(), queue="elsewhere_cpu")
+    node.registry.experiments.register(elsewhere)
+    sweeper.sweep()
+    assert [queue for queue, _message in published.messages] == [node.queue]
+    assert node.registry.experiments.get(elsewhere.id).state is State.QUEUED
