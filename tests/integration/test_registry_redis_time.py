@@ -60,10 +60,15 @@ def test_after_a_step_a_lost_holder_is_replaced_within_one_lease(world: RedisWor
     assert isinstance(acquire(world.caller(asks), submission, ttl=TTL), Granted)
 
 
-def test_a_step_back_and_forth_between_two_calls_ends_no_lease(world: RedisWorld) -> None:
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_step_back_and_forth_between_two_calls_ends_no_lease(world: RedisWorld, *, is_new: bool) -> None:
     holder, other = world.caller(0), world.caller(1)
     submission = registered(holder)
     announce(other)
+    world.pass_time(timedelta(hours=1))
+    announce(other)
+    if not is_new:
+        announce(holder)
     world.step_clock(timedelta(minutes=-30))
     lease = granted(holder, submission, ttl=TTL).lease
     world.step_clock(timedelta(minutes=30))
@@ -98,6 +103,19 @@ def test_one_who_comes_after_a_silence_watches_for_one_lease_what_was_held_befor
     assert isinstance(answer, Held)
     world.pass_time(answer.remaining + LITTLE)
     assert isinstance(acquire(newcomer, held, ttl=TTL), Granted)
+
+
+def test_one_who_stays_after_a_silence_watches_for_those_who_come_later(world: RedisWorld) -> None:
+    submission = registered(world.caller(0))
+    granted(world.caller(0), submission, ttl=TTL)
+    world.pass_time(timedelta(hours=10))
+    for _ in range(4):
+        announce(world.caller(1))
+        world.pass_time(TTL / 4)
+    assert isinstance(acquire(world.caller(2), submission, ttl=TTL), Held)
+    world.pass_time(LITTLE)
+    announce(world.caller(1))
+    assert isinstance(acquire(world.caller(2), submission, ttl=TTL), Granted)
 
 
 def test_newcomers_one_after_another_stop_nobodys_watch(world: RedisWorld) -> None:

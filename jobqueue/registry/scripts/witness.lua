@@ -34,11 +34,6 @@ local function observe(ttl_ms)
   local tolerance_ms = math.min(LONGEST_TOLERANCE_MS, ttl_ms / TOLERANCES_PER_LEASE)
   local is_witness = era == clock.era
 
-  local span_ms = ttl_ms + QUARANTINE_MARGIN_MS
-  -- What was watched until now may be long enough, and its beginning may be forgotten below.
-  if clock.seen_ms - math.max(clock.epoch_ms, clock.watched_ms) >= span_ms then
-    clock.settled = '1'
-  end
   local stepped_ms = now_ms - clock.seen_ms
   if is_witness then
     stepped_ms = now_ms - heard_ms - elapsed_ms
@@ -56,7 +51,7 @@ local function observe(ttl_ms)
   elseif is_witness and now_ms - clock.seen_ms > UNSEEN_MS then
     clock.watched_ms, clock.seen_ms = clock.since_ms, now_ms
   end
-  clock.quarantine_ms = span_ms - watched_since(clock, clock.epoch_ms)
+  clock.quarantine_ms = ttl_ms + QUARANTINE_MARGIN_MS - watched_since(clock, clock.epoch_ms)
   if clock.quarantine_ms <= 0 then
     clock.settled = '1'
   end

@@ -178,6 +178,15 @@ def test_a_holder_that_comes_back_after_another_was_granted_the_lease_is_superse
             registry.leases.renew(lease, ttl=TTL, holder=holder(submission, is_in_doubt=doubt))
 
 
+def test_a_live_holder_is_not_replaced_by_a_higher_token_of_another_registry(registry: Registry) -> None:
+    submission = registered(registry)
+    lease = granted(registry, submission, ttl=TTL).lease
+    other = replace(lease, token=lease.token + 1_000_000)
+    with pytest.raises(Superseded):
+        registry.leases.renew(other, ttl=TTL, holder=holder(submission, worker="gpu0@b"))
+    assert registry.leases.renew(lease, ttl=TTL) is None
+
+
 def test_what_was_withdrawn_or_ended_after_the_wipe_is_not_brought_back_to_life(
     world: World, registry: Registry
 ) -> None:
