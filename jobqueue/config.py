@@ -74,6 +74,7 @@ class Settings(BaseSettings):
         queues: what a worker consumes; empty: the project's CPU queue.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
+        disk_floor: with less free in `cache_dir` a worker takes no message.
         grace: between SIGTERM and SIGKILL, for a container and for a draining worker.
     """
 
@@ -101,6 +102,7 @@ class Settings(BaseSettings):
     max_timeout: _PositiveDuration = timedelta(days=30)
     log_limit: _Size = 2 * 2**30
     cache_dir: _Folder = Field(default_factory=_cache_folder)
+    disk_floor: _Size = 2**30
     grace: _Duration = timedelta(seconds=30)
     log_format: Literal["text", "json"] = "text"
 

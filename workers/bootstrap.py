@@ -21,6 +21,7 @@ from jobqueue.registry import open_registry
 from jobqueue.registry.presence import WorkerRecord
 from jobqueue.storage import open_store
 from jobqueue.storage.base import check_store
+from workers.attempt.health import NodeHealth
 from workers.attempt.lease import RENEWALS_PER_LEASE
 from workers.attempt.node_folder import NodeFolder, open_node_folder
 from workers.attempt.queue_watch import QueueWatch
@@ -94,7 +95,9 @@ class Node:
             check_store(self.site.store)
         except StoreUnavailable as error:
             log.warning("store.unavailable", extra={"error": error.message})
+        self.health.start()
         self._announce()
+        self.health.on_change = self._announce
         self._pulse.start()
 
     @contextmanager
@@ -115,6 +118,11 @@ class Node:
         finally:
             with self._lock:
                 del self._running[attempt]
+
+    @property
+    def health(self) -> NodeHealth:
+        """Whether this machine can run anything now."""
+        return self.site.health
 
     @property
     def adopted(self) -> int:
@@ -152,6 +160,7 @@ class Node:
         """Say that it has gone, send what is left to send, close everything."""
         self.companions.close()
         self._closed.set()
+        self.health.close()
         if self._pulse.is_alive():
             self._pulse.join()
         self.site.outbox.close(FLUSH_REPORTS)
@@ -196,7 +205,7 @@ class Node:
             queues=self.queues,
             offer=site.offer,
             runtime=site.runtime.name,
-            state="DRAINING" if self._is_draining else "OK",
+            state="DRAINING" if self._is_draining else self.health.trouble or "OK",
             experiment_id=next((running.experiment_id for running in self._now().values()), None),
         )
         try:
@@ -214,6 +223,7 @@ def _make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: 
         deliveries=broker.deliveries,
         store=open_store(settings.storage, endpoint=settings.storage_endpoint),
         runtime=runtime,
+        health=NodeHealth(runtime, settings.cache_dir, floor_bytes=settings.disk_floor),
         keys=KeyRing(settings.keys_dir),
         outbox=Outbox(broker.post, settings.state_dir / "reports" / quote(worker_name, safe="@")),
         offer=measure_offer(settings.cache_dir),

@@ -27,6 +27,7 @@ from jobqueue.spec import parse_spec
 from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
 from services.waiting import wait_until
+from workers.attempt.health import NodeHealth
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes.fake import FakeContainer, FakeRuntime
 from workers.attempt.site import Policy, Site
@@ -206,6 +207,7 @@ def open_fake_node(folder: Path) -> Iterator[FakeNode]:
         deliveries=broker.deliveries,
         store=cast("Store", store),
         runtime=runtime,
+        health=NodeHealth(runtime, folder, floor_bytes=0),
         keys=KeyRing(folder / "keys"),
         outbox=outbox,
         offer=Offer(cpus=4, memory_bytes=8 * 2**30, disk_bytes=2**40),

@@ -46,6 +46,8 @@ def conclude(
 ) -> Ended | PutOff:
     """Commit the end, or give the lease back when another attempt follows; `record` is as of the grant."""
     outcome, verdict = executed.outcome, executed.outcome.reason.verdict
+    # Before the message goes back: it is to be taken by another node.
+    site.health.note(outcome.reason)
     if outcome.reason is Reason.SUPERSEDED:
         return PutOff(delay=LOOK_AGAIN)
     delay = _next_delay(executed, record, platform_budget=site.policy.platform_budget)

@@ -10,6 +10,7 @@ from jobqueue.keys import KeyRing
 from jobqueue.registry.base import Registry
 from jobqueue.resources import Offer
 from jobqueue.storage.base import Store
+from workers.attempt.health import NodeHealth
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes.base import ContainerRuntime
 
@@ -51,6 +52,7 @@ class Site:
     deliveries: Deliveries
     store: Store
     runtime: ContainerRuntime
+    health: NodeHealth
     keys: KeyRing
     outbox: Outbox
     offer: Offer

@@ -1,0 +1,154 @@
+"""When a node is fit to run anything, and how soon it finds out."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from services.node import FakeNode
+from services.waiting import wait_until
+
+from jobqueue.errors import RuntimeFailure
+from jobqueue.lifecycle import Reason
+from workers.attempt import health as module
+from workers.attempt.health import NodeHealth, Trouble
+from workers.attempt.runtimes.fake import FakeRuntime
+from workers.attempt.supervise import PutOff
+from workers.bootstrap import Node
+
+
+@pytest.fixture
+def runtime() -> FakeRuntime:
+    return FakeRuntime()
+
+
+@pytest.fixture
+def health(runtime: FakeRuntime, tmp_path: Path) -> Iterator[NodeHealth]:
+    made = NodeHealth(runtime, tmp_path, floor_bytes=1)
+    yield made
+    made.close()
+
+
+def test_an_engine_that_is_late_once_is_no_trouble_and_one_that_stays_silent_is(
+    health: NodeHealth, runtime: FakeRuntime
+) -> None:
+    runtime.is_down = True
+    health.look()
+    assert health.is_fit
+    health.look()
+    assert (health.is_fit, health.trouble) == (False, Trouble.NO_ENGINE)
+    runtime.is_down = False
+    health.look()
+    assert health.is_fit
+
+
+def test_an_engine_that_is_late_now_and_then_is_no_trouble(health: NodeHealth, runtime: FakeRuntime) -> None:
+    for is_down in (True, False, True, False, True):
+        runtime.is_down = is_down
+        health.look()
+        assert health.is_fit
+
+
+def test_an_engine_that_an_attempt_has_failed_on_is_gone_at_once(health: NodeHealth, runtime: FakeRuntime) -> None:
+    runtime.is_down = True
+    health.note(Reason.RUNTIME_FAILURE)
+    assert health.trouble is Trouble.NO_ENGINE
+
+
+@pytest.mark.parametrize("reason", [Reason.RUNTIME_FAILURE, Reason.EXITED_NONZERO, Reason.STORE_UNAVAILABLE])
+def test_a_failure_on_an_engine_that_answers_says_nothing_of_the_node(health: NodeHealth, reason: Reason) -> None:
+    health.note(reason)
+    assert health.is_fit
+
+
+def test_no_engine_at_the_start_is_trouble_from_the_start_and_over_once_it_answers(
+    health: NodeHealth, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY", module.LOOK_EVERY / 200)
+    runtime.is_down = True
+    health.start()
+    assert health.trouble is Trouble.NO_ENGINE
+    runtime.is_down = False
+    wait_until(lambda: health.is_fit, what="it fit again")
+
+
+def test_a_look_that_is_upset_is_not_the_last_one(
+    health: NodeHealth, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY", module.LOOK_EVERY / 200)
+    health.start()
+    upset = []
+
+    def check() -> None:
+        upset.append(1)
+        raise ValueError if len(upset) < 3 else RuntimeFailure("down")
+
+    monkeypatch.setattr(runtime, "check", check)
+    wait_until(lambda: health.trouble is Trouble.NO_ENGINE, what="a look after those")
+
+
+def test_less_free_than_the_floor_is_a_full_disk(runtime: FakeRuntime, tmp_path: Path) -> None:
+    free_bytes = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    health = NodeHealth(runtime, tmp_path, floor_bytes=2 * free_bytes + 1)
+    health.look()
+    assert health.trouble is Trouble.DISK_FULL
+
+
+def test_a_disk_without_a_file_left_is_full(health: NodeHealth, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = {"f_bavail": 10, "f_frsize": 4096}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=100, f_favail=0, **room))
+    health.look()
+    assert health.trouble is Trouble.DISK_FULL
+    # Some file systems have as many as one likes, and say none.
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=0, f_favail=0, **room))
+    health.look()
+    assert health.is_fit
+
+
+def test_a_folder_that_is_not_there_yet_is_no_trouble(runtime: FakeRuntime, tmp_path: Path) -> None:
+    health = NodeHealth(runtime, tmp_path / "later", floor_bytes=1)
+    health.look()
+    assert health.is_fit
+
+
+def test_a_disk_that_an_attempt_has_found_full_counts_as_full_for_a_while(
+    health: NodeHealth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health.note(Reason.NODE_DISK_FULL)
+    assert health.trouble is Trouble.DISK_FULL
+    later = module.time.monotonic() + module.AFTER_FULL.total_seconds()
+    monkeypatch.setattr(module.time, "monotonic", lambda: later)
+    health.look()
+    assert health.is_fit
+
+
+def test_a_change_is_told_once(health: NodeHealth, runtime: FakeRuntime) -> None:
+    told: list[Trouble | None] = []
+    health.on_change = lambda: told.append(health.trouble)
+    for is_down in (False, True, True, True, True, False, False):
+        runtime.is_down = is_down
+        health.look()
+    assert told == [Trouble.NO_ENGINE, None]
+
+
+def test_a_worker_announces_what_is_wrong_with_its_node(node: FakeNode) -> None:
+    worker = Node.__new__(Node)
+    worker.site, worker._running, worker._is_draining, worker.queues = node.site, {}, False, ()
+    worker._lock = module.threading.Lock()
+    node.runtime.is_down = True
+    worker.health.on_change = worker._announce
+    worker.health.note(Reason.RUNTIME_FAILURE)
+    (record,) = node.registry.workers.present()
+    assert record.state == "NO_ENGINE"
+
+
+def test_an_attempt_that_met_a_dead_engine_or_a_full_disk_makes_its_node_unfit_before_its_message_goes_back(
+    node: FakeNode,
+) -> None:
+    node.runtime.is_down = True
+    put_off = node.run(node.message())
+    assert isinstance(put_off, PutOff)
+    assert put_off.outcome is not None
+    assert put_off.outcome.reason is Reason.RUNTIME_FAILURE
+    assert node.site.health.trouble is Trouble.NO_ENGINE

@@ -1,0 +1,132 @@
+"""Whether this node can run anything now: its engine answers, and its disk has room.
+
+A node that cannot run anything would take one message after the other only to hand it back, and spend the platform's
+budget of each. It takes none while something is wrong, says so, and goes on by itself when that is over.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from jobqueue.errors import RuntimeFailure
+from jobqueue.lifecycle import Reason
+from jobqueue.quantities import describe_size
+from workers.attempt.runtimes.base import ContainerRuntime
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = timedelta(seconds=2)
+# A busy engine may be late once; one that an attempt has just failed on is not asked twice.
+MISSES: Final = 2
+# What an attempt found full may be another disk than the one looked at here, or a quota.
+AFTER_FULL: Final = timedelta(minutes=1)
+
+
+class Trouble(StrEnum):
+    """Why a node runs nothing now; also what its workers announce."""
+
+    NO_ENGINE = "NO_ENGINE"
+    DISK_FULL = "DISK_FULL"
+
+
+class NodeHealth:
+    """Looks at the node now and then, on a thread of its own; it may be asked from any.
+
+    Args:
+        runtime: what starts containers.
+        folder: where attempts and caches lie.
+        floor_bytes: so much has to be free there.
+
+    Attributes:
+        trouble: what is wrong; None when nothing is.
+        on_change: called after `trouble` has changed, on the thread that found out.
+    """
+
+    def __init__(self, runtime: ContainerRuntime, folder: Path, *, floor_bytes: int) -> None:
+        self.trouble: Trouble | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self._runtime, self._folder, self._floor_bytes = runtime, folder, floor_bytes
+        self._misses = 0
+        self._full_until_seconds = 0.0
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._stay, name="health", daemon=True)
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether it can run anything; while it cannot, its workers take no message."""
+        return self.trouble is None
+
+    def start(self) -> None:
+        """Look at once, then now and then."""
+        self.look(misses=1)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def note(self, reason: Reason) -> None:
+        """Learn at once from the end of an attempt that the node was to blame for."""
+        if reason is Reason.NODE_DISK_FULL:
+            self._full_until_seconds = time.monotonic() + AFTER_FULL.total_seconds()
+        if reason in (Reason.NODE_DISK_FULL, Reason.RUNTIME_FAILURE):
+            self.look(misses=1)
+
+    def look(self, *, misses: int = MISSES) -> None:
+        """Find out what is wrong; an engine counts as gone when it has not answered `misses` times in a row."""
+        with self._lock:
+            trouble, detail = self._find(misses)
+            if trouble is self.trouble:
+                return
+            self.trouble = trouble
+        if trouble is None:
+            log.info("node.fit")
+        else:
+            log.warning("node.unfit", extra={"state": trouble.value, "detail": detail})
+        self.on_change()
+
+    def _stay(self) -> None:
+        while not self._closed.wait(LOOK_EVERY.total_seconds()):
+            try:
+                self.look()
+            except Exception:  # the edge of a thread: what upsets one look must not leave the node unfit for ever
+                log.exception("node.not_looked_at")
+
+    def _find(self, misses: int) -> tuple[Trouble | None, str]:
+        full = self._find_full()
+        if full:
+            return Trouble.DISK_FULL, full
+        try:
+            self._runtime.check()
+        except RuntimeFailure as error:
+            self._misses += 1
+            is_gone = self.trouble is Trouble.NO_ENGINE or self._misses >= misses
+            return (Trouble.NO_ENGINE if is_gone else None), error.message
+        self._misses = 0
+        return None, ""
+
+    def _find_full(self) -> str:
+        """Return what says that the disk is full, or nothing."""
+        if time.monotonic() < self._full_until_seconds:
+            return "an attempt has met a full disk"
+        try:
+            found = os.statvfs(self._folder)
+        except FileNotFoundError:  # the next attempt makes it
+            return ""
+        except OSError as error:
+            return f"{self._folder} cannot be used: {error.strerror}"
+        if found.f_files and not found.f_favail:
+            return f"no more files fit on the disk of {self._folder}"
+        free_bytes = found.f_bavail * found.f_frsize
+        if free_bytes < self._floor_bytes:
+            return f"{describe_size(free_bytes)} free in {self._folder}, wanted {describe_size(self._floor_bytes)}"
+        return ""
