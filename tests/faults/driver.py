@@ -43,6 +43,7 @@ class Wanted:
         fault_count: faults, besides duplicates.
         kinds: of faults; empty: all.
         duplicate_seconds: between two duplicates.
+        is_at_once: all are submitted at the beginning; else over the time of the faults.
     """
 
     shape: Shape
@@ -52,6 +53,7 @@ class Wanted:
     kinds: tuple[str, ...] = ()
     is_gentle: bool = False
     duplicate_seconds: float = 1.0
+    is_at_once: bool = False
 
 
 def run(wanted: Wanted, folder: Path) -> Path:
@@ -64,7 +66,7 @@ def run(wanted: Wanted, folder: Path) -> Path:
         kinds=wanted.kinds, is_gentle=wanted.is_gentle,
     )  # fmt: skip
     history = History(folder / "history.jsonl")
-    spread = _spread_seconds(orders, faults, shape)
+    spread = 0.0 if wanted.is_at_once else _spread_seconds(orders, faults, shape)
     allowed = _allowed_seconds(orders, faults, shape, spread)
     try:
         with open_world(shape, folder, history) as world:

@@ -22,6 +22,7 @@ from jobqueue.envelope import Verified, verify
 from jobqueue.errors import BadEnvelope, BrokerUnavailable, Early, JobqueueError, NoSuchQueue, Untrusted
 from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
+from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
 from workers.delivery.intake import Intake
 from workers.delivery.request import requeue, requeue_later
@@ -129,6 +130,8 @@ class Consumer(CeleryConsumer):
     def create_task_handler(self, promise: Any = None) -> Callable[[Any], None]:
         """Return what is called with each message, on the main thread."""
         handle = super().create_task_handler(promise) if promise else super().create_task_handler()
+        if is_off(Protection.CONSUMER):
+            return handle
 
         def on_message(message: Any) -> None:
             try:
