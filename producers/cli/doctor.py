@@ -3,7 +3,7 @@
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,10 +18,12 @@ from producers.cli.output import Format, colour, format_option, plain, write_jso
 
 if TYPE_CHECKING:
     from jobqueue.config import Settings
+    from jobqueue.registry.presence import WorkerRecord
 
 _PROBE: Final = "doctor/probe"
 _CLOCK_TOLERANCE: Final = timedelta(seconds=30)
 _LEAST_DISK_BYTES: Final = 2 * 10**9
+_FIT: Final = ("OK", "DRAINING")
 
 
 class Verdict(StrEnum):
@@ -112,12 +114,21 @@ def _check_registry(settings: "Settings") -> Iterator[Finding]:
         yield Finding(name="registry", verdict=Verdict.OK, text=f"{_without_password(settings.registry)} answers")
         yield _judge_clock(ahead)
         workers = registry.workers.present()
-    names = ", ".join(f"{worker.worker_id} ({worker.runtime}; {', '.join(worker.queues)})" for worker in workers)
-    if workers:
-        yield Finding(name="workers", verdict=Verdict.OK, text=names)
-    else:
+    yield _judge_workers(workers)
+
+
+def _judge_workers(workers: "Sequence[WorkerRecord]") -> Finding:
+    if not workers:
         fix = "start one with `celery -A jobqueue worker`, or `jobqueue dev`"
-        yield Finding(name="workers", verdict=Verdict.WARN, text="none is there; experiments wait", fix=fix)
+        return Finding(name="workers", verdict=Verdict.WARN, text="none is there; experiments wait", fix=fix)
+    names = ", ".join(f"{worker.worker_id} ({worker.runtime}; {', '.join(worker.queues)})" for worker in workers)
+    unfit = [f"{worker.worker_id}: {worker.state}" for worker in workers if worker.state not in _FIT]
+    if unfit:
+        fix = "look at the engine and the disk there; the worker's log says what is wrong"
+        return Finding(
+            name="workers", verdict=Verdict.WARN, text=f"{names}; taking nothing: {', '.join(unfit)}", fix=fix
+        )
+    return Finding(name="workers", verdict=Verdict.OK, text=names)
 
 
 def _judge_clock(ahead: timedelta) -> Finding:

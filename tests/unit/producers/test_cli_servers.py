@@ -221,14 +221,7 @@ def _findings() -> dict[str, tuple[str, str]]:
 def test_the_doctor_finds_all_well(project: str, tmp_path: Path, no_engine: None) -> None:
     ensure_laptop_keys(tmp_path / "keys")
     _call("queues", "create")
-    worker = WorkerRecord(
-        worker_id=WorkerId("cpu@test"),
-        node_id=NodeId("test"),
-        queues=(f"{project}_cpu",),
-        offer=Offer(cpus=1, memory_bytes=1, disk_bytes=1),
-        runtime="process",
-    )
-    open_registry("memory://").workers.announce(worker, ttl=timedelta(minutes=1))
+    _announce(project, "OK")
     found = _findings()
     verdicts = {name: verdict for name, (verdict, _) in found.items() if "disk" not in name}
     assert verdicts == {
@@ -243,6 +236,27 @@ def test_the_doctor_finds_all_well(project: str, tmp_path: Path, no_engine: None
         "engine": "warn",
     }
     assert _call("doctor").exit_code == 0
+
+
+def test_the_doctor_names_a_worker_that_takes_nothing(project: str, tmp_path: Path, no_engine: None) -> None:
+    _announce(project, "NO_ENGINE")
+    try:
+        assert _findings()["workers"][0] == "warn"
+        assert "taking nothing: cpu@test: NO_ENGINE" in _call("doctor").stdout
+    finally:
+        _announce(project, "OK")
+
+
+def _announce(project: str, state: str) -> None:
+    worker = WorkerRecord(
+        worker_id=WorkerId("cpu@test"),
+        node_id=NodeId("test"),
+        queues=(f"{project}_cpu",),
+        offer=Offer(cpus=1, memory_bytes=1, disk_bytes=1),
+        runtime="process",
+        state=state,
+    )
+    open_registry("memory://").workers.announce(worker, ttl=timedelta(minutes=1))
 
 
 def test_the_doctor_names_the_fix_for_what_is_missing(project: str, no_engine: None) -> None:

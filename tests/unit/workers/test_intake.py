@@ -48,11 +48,12 @@ class Situation:
     """How many places are free, and how much lies in the queue that is served first; None: it does not exist."""
 
     free: int = 0
+    is_fit: bool = True
     waiting: int | None = 0
     consumers: Consumers = field(default_factory=Consumers)
 
     def __post_init__(self) -> None:
-        node: Any = SimpleNamespace(broker=SimpleNamespace(queues=self))
+        node: Any = SimpleNamespace(broker=SimpleNamespace(queues=self), health=self)
         self.intake = Intake(node, has_place=lambda: self.free > 0)
 
     def depth(self, queue: str) -> Depth:
@@ -94,4 +95,14 @@ def test_without_anybody_who_waited_everything_is_consumed_again(waiting: int | 
     site = Situation(waiting=waiting)
     site.refuse(FIRST)
     site.free = 1
+    assert site.resume() == {FIRST, NORMAL, OTHER}
+
+
+def test_a_node_that_can_run_nothing_takes_nothing_though_a_place_is_free() -> None:
+    site = Situation(free=1, is_fit=False)
+    assert not site.intake.is_open
+    site.refuse(FIRST)
+    site.refuse(NORMAL)
+    assert site.resume() == set()
+    site.is_fit = True
     assert site.resume() == {FIRST, NORMAL, OTHER}
