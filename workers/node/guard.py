@@ -53,7 +53,7 @@ class Guard:
         self._unknown_since: dict[str, float] = {}
         self._engine_at = 0.0
         self._engine_since = self._needed_at = clock_seconds()
-        self._is_silent = False
+        self._is_silent = self._is_leased = False
 
     def look(self) -> None:
         """Freeze what is overdue now; the engine is asked when a deadline has just passed, and now and then."""
@@ -63,16 +63,18 @@ class Guard:
         overdue = {name for name, kept in leases.items() if kept.is_overdue(now)}
         self._frozen &= overdue | set(self._unknown_since)
         is_time = now - self._engine_at >= LOOK_AT_ENGINE.total_seconds()
-        is_last = not leases and not self._node.has_workers()
+        # A container may be starting whose worker has just died: its lease file was there before it.
+        self._is_leased = len(overdue) < len(leases)
+        is_last = not self._known and not self._node.has_workers()
         if is_time or is_last or overdue - self._frozen:
             self._engine_at = now
             self._look_at_engine(now)
             self._frozen |= overdue
 
     def is_needed(self) -> bool:
-        """Tell whether there is a worker or a container here, or was a moment ago."""
+        """Tell, after a look, whether there is a worker, a container or a lease here, or was a moment ago."""
         now = clock_seconds()
-        if self._node.has_workers() or (self._known and not self._is_silent):
+        if self._node.has_workers() or self._is_leased or (self._known and not self._is_silent):
             self._needed_at = now
         patience = SILENT if self._is_silent else LINGER
         return now - self._needed_at < patience.total_seconds()
@@ -129,9 +131,10 @@ def main() -> None:
     runtime = open_runtime(_runtime(runtime_name), state_dir=state_dir)
     guard = Guard(node, runtime)
     log.warning("guard.started", extra={"node": node.node_id, "runtime": runtime.name})
+    guard.look()
     while _is_mine(node, held) and guard.is_needed():
-        guard.look()
         time.sleep(LOOK_AT_FILES.total_seconds())
+        guard.look()
     log.warning("guard.ended", extra={"node": node.node_id})
     runtime.close()
 

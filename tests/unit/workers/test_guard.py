@@ -155,3 +155,19 @@ def test_it_is_needed_while_there_is_a_worker_or_a_container(
     guard.look()
     monkeypatch.setattr(module, "LINGER", timedelta(seconds=5))
     assert guard.is_needed()
+
+
+def test_it_stays_for_what_a_worker_left_that_died_before_the_guard_asked_the_engine(
+    node: NodeFolder, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER", timedelta(0))
+    guard = Guard(node, runtime)
+    guard.look()
+    keep(node, AHEAD)
+    guard.look()
+    assert guard.is_needed(), "its container may be starting"
+    keep(node, PAST)
+    container = start(node, runtime)
+    guard.look()
+    assert guard.is_needed()
+    assert container.is_paused
