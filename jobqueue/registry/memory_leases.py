@@ -137,6 +137,7 @@ class MemoryLeases:
             token=max(record.token + 1, (now - EPOCH) // timedelta(milliseconds=1)),
             attempt=record.attempt + is_attempt,
             state=State.PREPARING if is_attempt else record.state,
+            is_whole=record.is_whole and entry.epoch == self._table.epoch,
             worker_id=worker_id,
             node_id=node_id,
         )

@@ -90,7 +90,7 @@ class Table:
 
     def add(self, submission: Submission, *, epoch: int | None = None) -> Entry:
         """Record a submission as QUEUED; without an epoch when it was not registered here, as far as is known."""
-        entry = Entry(record=Record(submission=submission), epoch=epoch)
+        entry = Entry(record=Record(submission=submission, is_whole=epoch is not None), epoch=epoch)
         self.entries[submission.id] = entry
         self.see(submission.id)
         return entry

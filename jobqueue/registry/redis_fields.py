@@ -59,6 +59,7 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
         started_at=_parse_instant(fields["started_at"]),
         finished_at=_parse_instant(fields["finished_at"]),
         cancel_reason=Reason[fields["cancel_reason"]] if fields["cancel_reason"] else None,
+        is_whole=bool(fields["is_whole"]),
         user_failures=int(fields["user_failures"]),
         platform_failures=int(fields["platform_failures"]),
         history=tuple(_parse_past(past) for past in json.loads(fields["history"] or "[]")),

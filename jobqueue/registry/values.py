@@ -52,6 +52,8 @@ class Record:
         progress: the last progress, a JSON object as text.
         started_at: when a container was first running; finished_at: when it became final.
         cancel_reason: a tombstone lies, for this reason; the holder will see it at its next renewal.
+        is_whole: the registry has known it from its submission to the last grant; else there may be an end, in the
+            store, that it has forgotten.
         user_failures, platform_failures: attempts spent from each budget.
     """
 
@@ -70,6 +72,7 @@ class Record:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     cancel_reason: Reason | None = None
+    is_whole: bool = True
     user_failures: int = 0
     platform_failures: int = 0
     history: tuple[PastAttempt, ...] = ()

@@ -207,7 +207,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[tuple[Registry, RunOut]]:
     with redis.Redis.from_url(server.url) as client:
 
         def run_out(experiment_id: ExperimentId) -> None:
-            client.hset(f"jobqueue:experiment:{experiment_id}", "until_ms", "0")
+            client.hset(f"jobqueue:experiment:{experiment_id}", mapping={"until_ms": "0", "span_ms": "0"})
 
         yield registry, run_out
     registry.close()

@@ -193,7 +193,7 @@ def test_a_server_that_came_back_grants_nothing_old_for_one_lease_but_what_is_ne
         assert isinstance(acquire(registry, held, ttl=TTL), Held)
         assert registry.experiments.get(ended.id).state is State.SUCCEEDED
         assert registry.leases.renew(lease, ttl=TTL) is None
-        assert isinstance(acquire(registry, registered(registry), ttl=TTL), Granted)
+        assert granted(registry, registered(registry), ttl=TTL).record.is_whole
         registry.close()
 
 
@@ -236,3 +236,15 @@ def test_nobody_turns_the_clock_of_a_registry_that_is_not_unprotected(tmp_path: 
         token = registry.experiments.get(submission.id).token
         assert token / 1000 - before.timestamp() < timedelta(minutes=1).total_seconds()
         world.close()
+
+
+def test_what_is_granted_by_a_server_that_came_back_may_have_ended_before(world: RedisWorld) -> None:
+    registry = world.caller(0)
+    submission = registered(registry)
+    world.note()
+    registry.leases.finish(granted(registry, submission, ttl=TTL).lease, SUCCESS, state=State.SUCCEEDED)
+    world.restart(forgets=True)
+    announce(registry)
+    world.pass_time(TTL + 2 * LITTLE)
+    answer = granted(registry, submission, ttl=TTL)
+    assert (answer.lease.attempt, answer.record.is_whole) == (1, False)

@@ -192,7 +192,7 @@ class Attempt:
 
     def _follow(self, record: Record, keeper: LeaseKeeper, reporter: Reporter) -> Ended | None:
         """Return the end that an earlier attempt has written, told to everybody, or None when there is none."""
-        may_have_ended = record.attempt > 1 or not record.submission.spec_digest
+        may_have_ended = record.attempt > 1 or not record.is_whole
         marker = read_marker(self._site.store, keeper.lease.experiment_id) if may_have_ended else None
         if marker is None:
             return None

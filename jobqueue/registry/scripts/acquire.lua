@@ -51,6 +51,9 @@ if kind == 'granted' then
 end
 local token = math.max(tonumber(record.token) + 1, clock.floor_ms + 1, now_ms)
 raise_floor(clock, token)
+if record.epoch ~= clock.epoch then
+  store(id, 'is_whole', '')
+end
 store(id, 'token', whole(token), 'kind', kind, 'grant', grant, 'is_reasserted', '',
   'worker_id', worker_id, 'node_id', node_id, 'until_ms', whole(now_ms + ttl_ms), 'span_ms', whole(ttl_ms))
 return answer(clock, {kind, redis.call('HGETALL', key)})

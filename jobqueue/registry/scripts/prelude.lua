@@ -108,7 +108,7 @@ local function add_record(submission, epoch)
     'state', 'QUEUED', 'attempt', '0', 'token', '0', 'worker_id', '', 'node_id', '', 'phase', '',
     'reason', '', 'detail', '', 'exit_code', '', 'last_lines', '', 'progress', '', 'history', '',
     'started_at', '', 'finished_at', '', 'cancel_reason', '', 'user_failures', '0', 'platform_failures', '0',
-    'until_ms', '0', 'span_ms', '0', 'kind', '', 'grant', '', 'epoch', epoch, 'is_reasserted', '')
+    'until_ms', '0', 'span_ms', '0', 'kind', '', 'grant', '', 'epoch', epoch, 'is_whole', epoch ~= '' and '1' or '', 'is_reasserted', '')
   if submission.message ~= '' then
     redis.call('SET', MESSAGE .. id, submission.message)
   end
