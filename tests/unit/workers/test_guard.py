@@ -160,7 +160,7 @@ def test_it_is_needed_while_there_is_a_worker_or_a_container(
 def test_it_stays_for_what_a_worker_left_that_died_before_the_guard_asked_the_engine(
     node: NodeFolder, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LINGER", timedelta(0))
+    monkeypatch.setattr(module, "LINGER", timedelta(microseconds=1))
     guard = Guard(node, runtime)
     guard.look()
     keep(node, AHEAD)
