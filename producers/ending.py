@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from jobqueue.artifacts import attempt_prefix
-from jobqueue.errors import ExperimentCancelled, ExperimentFailed, JobqueueError, StoreUnavailable
+from jobqueue.errors import ArtifactRefused, ExperimentCancelled, ExperimentFailed, JobqueueError, StoreUnavailable
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.marker import Marker
 from jobqueue.registry.base import Record, Submission
@@ -63,7 +63,8 @@ def without_message(submission: Submission) -> Submission:
 def write_cancel_marker(store: Store, record: Record) -> None:
     """Write the result marker of an experiment that was cancelled while nobody held it; one that is there stays.
 
-    The registry knows of the end already, so a store that does not answer changes nothing for the user.
+    The registry knows of the end already, so a store that does not answer, or a marker there that cannot be read,
+    changes nothing for the user.
     """
     marker = Marker(
         experiment_id=record.submission.id,
@@ -76,5 +77,5 @@ def write_cancel_marker(store: Store, record: Record) -> None:
     )
     try:
         write_marker(store, marker)
-    except StoreUnavailable as error:
+    except (StoreUnavailable, ArtifactRefused) as error:
         log.warning("experiment.marker_not_written experiment=%s error=%s", marker.experiment_id, error.message)

@@ -22,6 +22,7 @@ def commit(
 
     Raises:
         StoreUnavailable: the marker could not be written for minutes; nothing is final.
+        ArtifactRefused: there is one that cannot be read.
         Superseded: the registry names a newer holder and there is no marker of ours.
         RegistryUnavailable: the marker is written, the registry does not know yet.
     """
@@ -44,19 +45,25 @@ def commit(
 
 def follow_marker(lease: Lease, marker: Marker, *, leases: Leases, reporter: Reporter) -> None:
     """Report what the marker says, then tell the registry; its writer may have been lost before it did."""
-    outcome = outcome_of(marker)
+    tell_end(lease, outcome_of(marker), state=marker.state, manifest=marker.manifest, leases=leases, reporter=reporter)
+
+
+def tell_end(
+    lease: Lease, outcome: Outcome, *, state: State, manifest: str = "", leases: Leases, reporter: Reporter
+) -> None:
+    """Report an end, then tell the registry."""
     reporter.ended(
         outcome.reason,
-        state=marker.state,
+        state=state,
         sentence=outcome.sentence,
         exit_code=outcome.exit_code,
         last_lines=outcome.last_lines,
-        manifest=marker.manifest,
+        manifest=manifest,
     )
-    patiently(RegistryUnavailable, lambda: leases.finish(lease, outcome, state=marker.state))
+    patiently(RegistryUnavailable, lambda: leases.finish(lease, outcome, state=state))
     log.info(
         "experiment.final",
-        extra={"experiment": lease.experiment_id, "state": marker.state, "reason": marker.reason.name},
+        extra={"experiment": lease.experiment_id, "state": state, "reason": outcome.reason.name},
     )
 
 

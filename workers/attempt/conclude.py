@@ -1,13 +1,13 @@
 """What an attempt's end leads to: the experiment's end, committed, or the lease given back for another attempt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from jobqueue.errors import RegistryUnavailable
+from jobqueue.errors import ArtifactRefused, RegistryUnavailable
 from jobqueue.lifecycle import Budget, Message, Outcome, Reason, State
 from jobqueue.registry.base import Record
-from workers.attempt.commit import commit, outcome_of
+from workers.attempt.commit import commit, outcome_of, tell_end
 from workers.attempt.ending import back_off
 from workers.attempt.execute import Executed
 from workers.attempt.lease import LeaseKeeper
@@ -76,6 +76,24 @@ def give_back(outcome: Outcome, *, site: Site, keeper: LeaseKeeper, reporter: Re
         seconds=DRAIN_PATIENCE_SECONDS if outcome.reason is Reason.DRAINED else PATIENCE_SECONDS,
     )
     return PutOff(delay=delay, outcome=outcome)
+
+
+def doubt(
+    error: ArtifactRefused, record: Record, *, site: Site, keeper: LeaseKeeper, reporter: Reporter
+) -> Ended | PutOff:
+    """Put off an experiment that has ended nobody can read how; nothing is run again and nothing is written over.
+
+    It may be readable at a later time. When the platform's budget is spent, the registry alone is told of an end.
+    """
+    why = f"its result marker cannot be read: {error.message}"
+    outcome = Outcome(reason=Reason.STORE_UNAVAILABLE, detail=why)
+    if record.platform_failures + 1 < site.policy.platform_budget:
+        delay = back_off(record.platform_failures)
+        return give_back(outcome, site=site, keeper=keeper, reporter=reporter, delay=delay)
+    last = exhausted(record, outcome)
+    end = replace(last, detail=f"{last.detail}; {why}")
+    tell_end(keeper.lease, end, state=State.FAILED, leases=site.registry.leases, reporter=reporter)
+    return Ended(state=State.FAILED, outcome=end)
 
 
 def exhausted(record: Record, last: Outcome | None = None) -> Outcome:

@@ -17,7 +17,7 @@ from jobqueue.registry import base as registry
 from jobqueue.registry.base import Holder, Lease, Record, Submission
 from jobqueue.storage.markers import read_marker
 from workers.attempt.commit import follow_marker, outcome_of
-from workers.attempt.conclude import LOOK_AGAIN, Ended, PutOff, conclude, exhausted, give_back
+from workers.attempt.conclude import LOOK_AGAIN, Ended, PutOff, conclude, doubt, exhausted, give_back
 from workers.attempt.ending import back_off, outcome_of_error
 from workers.attempt.execute import Executed, Execution
 from workers.attempt.lease import LeaseKeeper, clock_seconds, local_deadline
@@ -189,6 +189,8 @@ class Attempt:
             outcome = Outcome(reason=Reason.STORE_UNAVAILABLE, detail=error.message)
             delay = back_off(record.platform_failures)
             return give_back(outcome, site=self._site, keeper=keeper, reporter=reporter, delay=delay)
+        except ArtifactRefused as error:
+            return doubt(error, record, site=self._site, keeper=keeper, reporter=reporter)
 
     def _follow(self, record: Record, keeper: LeaseKeeper, reporter: Reporter) -> Ended | None:
         """Return the end that an earlier attempt has written, told to everybody, or None when there is none."""
