@@ -9,6 +9,7 @@ from celery import current_app, signals
 from jobqueue.brokers import open_broker
 from jobqueue.errors import InvalidSetting, JobqueueError
 from jobqueue.routing import is_request_queue, request_queues
+from workers.attempt.patience import log_retries
 from workers.bootstrap import Node, attach, node_of
 from workers.delivery import control  # noqa: F401 - it registers what Celery's remote control may ask
 from workers.delivery.compression import refuse_compressed_bodies
@@ -57,6 +58,7 @@ def open_node(sender: Any, **_: Any) -> None:
         node = Node(settings, worker_name=sender.hostname, queues=queues)
     except JobqueueError as error:
         _give_up(error)
+    log_retries()
     attach(sender.app, node)
     signals.worker_shutting_down.connect(node.asked_to_stop, weak=False)
 
