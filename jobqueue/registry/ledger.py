@@ -19,10 +19,11 @@ class Ledger(Protocol):
         """Tell whether this worker has the role for `ttl` from now: one at a time, until it no longer asks."""
         ...
 
-    def lost(self, older_than: timedelta, *, limit: int) -> list[Submission]:
+    def lost(self, older_than: timedelta, *, limit: int, queue: str = "") -> list[Submission]:
         """Return what is neither final nor held and was not seen for `older_than`: with messages, longest unseen first.
 
-        Cancelled ones too, whose holder was lost before it could commit that: whoever gets the message does it.
+        Of one request queue, or of all when it is empty. Cancelled ones too, whose holder was lost before it could
+        commit that: whoever gets the message does it.
         """
         ...
 

@@ -25,14 +25,14 @@ class MemoryLedger:
             self._roles[role] = worker_id, now + ttl
             return True
 
-    def lost(self, older_than: timedelta, *, limit: int) -> list[Submission]:
+    def lost(self, older_than: timedelta, *, limit: int, queue: str = "") -> list[Submission]:
         """Return what is neither final nor held and was not seen for `older_than`."""
         with self._table.lock:
             before = self._table.clock() - older_than
             unseen = sorted((at, name) for name, at in self._table.seen.items() if at <= before)
             entries = [self._table.entries[name] for _, name in unseen]
             found = [entry.record.submission for entry in entries if self._table.remaining(entry) <= timedelta(0)]
-        return [submission for submission in found if submission.message][:limit]
+        return [one for one in found if one.message and queue in {"", one.queue}][:limit]
 
     def republished(self, experiment_ids: Sequence[ExperimentId]) -> None:
         """Note that they were seen now."""

@@ -22,7 +22,7 @@ from jobqueue.unprotected import Protection, is_off
 COMMANDS: Final = (
     *("ping", "select", "time", "evalsha", "script|load"),
     *("get", "set", "del", "exists", "pexpire", "hget", "hgetall", "hmget", "info", "hset", "hincrby", "hdel", "hvals"),
-    *("zadd", "zrem", "zrange", "zrangebyscore", "zrevrangebylex", "xadd", "xrange", "xrevrange", "xtrim"),
+    *("zadd", "zscore", "zrem", "zrange", "zrangebyscore", "zrevrangebylex", "xadd", "xrange", "xrevrange", "xtrim"),
 )
 
 _CONNECT_SECONDS: Final = 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from jobqueue.ids import ExperimentId, WorkerId
-from jobqueue.registry.redis_client import RedisClient
+from jobqueue.registry.redis_client import RedisClient, as_bytes
 from jobqueue.registry.redis_fields import milliseconds, parse_submission
 from jobqueue.registry.values import Submission
 
@@ -19,9 +19,9 @@ class RedisLedger:
         """Tell whether this worker has the role for `ttl` from now."""
         return bool(self._client.run("elect", role, worker_id, milliseconds(ttl)))
 
-    def lost(self, older_than: timedelta, *, limit: int) -> list[Submission]:
+    def lost(self, older_than: timedelta, *, limit: int, queue: str = "") -> list[Submission]:
         """Return what is neither final nor held and was not seen for `older_than`."""
-        found = self._client.run("lost", milliseconds(older_than), limit)
+        found = self._client.run("lost", milliseconds(older_than), limit, as_bytes(queue))
         return [parse_submission(text.decode(), message=message) for text, message in found]
 
     def republished(self, experiment_ids: Sequence[ExperimentId]) -> None:

@@ -6,7 +6,6 @@ whoever gets it meets the lease, or the end. What this worker does not serve may
 what has expired is ended.
 """
 
-import itertools
 import logging
 import threading
 from collections.abc import Sequence
@@ -66,9 +65,12 @@ class Sweeper:
         elected = {name for name in self._queues if ledger.elect(f"{ROLE} {name}", self._site.worker_id, ttl=2 * lease)}
         if not elected:
             return
-        lost = sorted(ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE), key=lambda found: found.queue)
-        for queue, found in itertools.groupby(lost, key=lambda submission: submission.queue):
-            self._look_after(queue, list(found), is_ours=queue in elected)
+        for queue in sorted(elected):
+            self._look_after(queue, ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE, queue=queue))
+        now = datetime.now(UTC)
+        for submission in ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE):
+            if submission.expires_at <= now:
+                self._end(submission, Reason.EXPIRED)
 
     def _run(self) -> None:
         while not self._closed.wait(self._site.lease.total_seconds()):
@@ -79,20 +81,19 @@ class Sweeper:
             except Exception:  # one experiment's trouble must not end the sweep of all
                 log.exception("sweep.failed")
 
-    def _look_after(self, queue: str, found: Sequence[Submission], *, is_ours: bool) -> None:
-        now = datetime.now(UTC)
-        if is_ours and not self._broker.queues.exists(queue):
+    def _look_after(self, queue: str, found: Sequence[Submission]) -> None:
+        if not found:
+            return
+        if not self._broker.queues.exists(queue):
             for submission in found:
                 self._end(submission, Reason.QUEUE_DELETED)
             return
-        for submission in found:
-            if submission.expires_at <= now:
-                self._end(submission, Reason.EXPIRED)
+        now = datetime.now(UTC)
         waiting = [submission for submission in found if submission.expires_at > now]
-        if is_ours and not self._holds(queue, len(waiting)):
+        if not self._holds(queue, len(waiting)):
             self._publish_again(queue, waiting)
         # Looked after now: it is not the first to be found for a while, or the oldest would hide the rest.
-        self._site.registry.ledger.republished([submission.id for submission in found])
+        self._site.registry.ledger.republished([submission.id for submission in waiting])
 
     def _holds(self, queue: str, count: int) -> bool:
         """Tell whether a queue holds as many messages as experiments: then they wait there, and none is lost."""

@@ -13,7 +13,7 @@ end
 if is_final(record) then
   return answer(clock, {'final', redis.call('HGETALL', key)})
 end
-see(id, now_ms)
+see(id, record.queue, now_ms)
 
 if remaining_ms(record) > tonumber(record.span_ms) + CLOCK_TOLERANCE_MS then
   -- The clock jumped back: a live holder renews within its span, a dead one is over after it.

@@ -8,7 +8,7 @@
 local EXPERIMENT, MESSAGE, WITHDRAWN = 'jobqueue:experiment:', 'jobqueue:message:', 'jobqueue:withdrawn:'
 local ALL, PROJECT, NAME = 'jobqueue:experiments', 'jobqueue:project:', 'jobqueue:name:'
 local CLOCK, IDEMPOTENCY = 'jobqueue:clock', 'jobqueue:idempotency:'
--- What is not final: by request queue, and by the time when it was seen last.
+-- What is not final: by request queue; by the time when it was seen last, in all and, with `:` and its name, in each queue.
 local OPEN, SEEN = 'jobqueue:open:', 'jobqueue:seen'
 
 local DAY_MS = 24 * 3600 * 1000
@@ -30,8 +30,14 @@ local function whole(value)
 end
 
 -- Notes that somebody has, or will have, an open experiment before their eyes.
-local function see(id, at_ms)
+local function see(id, queue, at_ms)
   redis.call('ZADD', SEEN, whole(at_ms), id)
+  redis.call('ZADD', SEEN .. ':' .. queue, whole(at_ms), id)
+end
+
+local function forget_seen(id, queue)
+  redis.call('ZREM', SEEN, id)
+  redis.call('ZREM', SEEN .. ':' .. queue, id)
 end
 
 local function load(id)
@@ -113,7 +119,7 @@ local function add_record(submission, epoch)
     redis.call('SET', MESSAGE .. id, submission.message)
   end
   redis.call('ZADD', OPEN .. submission.queue, 0, id)
-  see(id, now_ms)
+  see(id, submission.queue, now_ms)
   add_to_index(ALL, id)
   add_to_index(PROJECT .. submission.project, id)
   if submission.name ~= '' then
@@ -182,7 +188,7 @@ local function give_back(id, record, ended)
   end
   store(id, 'state', 'QUEUED', 'phase', '', 'worker_id', '', 'node_id', '', 'kind', '', 'grant', '',
     'until_ms', whole(now_ms + ended.delay_ms), 'span_ms', whole(ended.delay_ms))
-  see(id, now_ms + ended.delay_ms)
+  see(id, record.queue, now_ms + ended.delay_ms)
 end
 
 local function make_final(id, record, ended)
@@ -192,7 +198,7 @@ local function make_final(id, record, ended)
   redis.call('PEXPIRE', EXPERIMENT .. id, whole(RETENTION_MS))
   redis.call('DEL', MESSAGE .. id)
   redis.call('ZREM', OPEN .. record.queue, id)
-  redis.call('ZREM', SEEN, id)
+  forget_seen(id, record.queue)
   if record.idempotency ~= '' then
     redis.call('PEXPIRE', IDEMPOTENCY .. record.idempotency, whole(RETENTION_MS))
   end

@@ -27,6 +27,6 @@ if not may_write(record, token) then
     'attempt', whole(math.max(tonumber(record.attempt), tonumber(attempt))), 'epoch', clock.epoch, 'is_reasserted', '1')
   raise_floor(clock, tonumber(token))
 end
-see(id, now_ms)
+see(id, record.queue, now_ms)
 store(id, 'until_ms', whole(now_ms + ttl_ms), 'span_ms', whole(ttl_ms))
 return answer(clock, {'ok', record.cancel_reason})

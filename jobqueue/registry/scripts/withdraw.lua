@@ -20,5 +20,5 @@ redis.call('ZREM', ALL, id)
 redis.call('ZREM', PROJECT .. record.project, id)
 redis.call('ZREM', NAME .. record.name, id)
 redis.call('ZREM', OPEN .. record.queue, id)
-redis.call('ZREM', SEEN, id)
+forget_seen(id, record.queue)
 return {'ok'}

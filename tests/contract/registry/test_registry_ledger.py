@@ -32,6 +32,21 @@ def test_no_more_are_found_than_wanted(registry: Registry) -> None:
     assert len(registry.ledger.lost(AT_ONCE, limit=2)) == 2
 
 
+def test_what_is_lost_can_be_asked_for_by_its_queue(registry: Registry) -> None:
+    queue = f"{make_experiment_id()}_cpu"
+    here, elsewhere = registered(registry, queue=queue), registered(registry)
+
+    def lost_here() -> list[ExperimentId]:
+        return [found.id for found in registry.ledger.lost(AT_ONCE, limit=MANY, queue=queue)]
+
+    assert lost_here() == [here.id]
+    assert set(lost_ids(registry, among=[here, elsewhere])) == {here.id, elsewhere.id}
+    lease = granted(registry, here).lease
+    assert lost_here() == []
+    registry.leases.finish(lease, SUCCESS, state=State.SUCCEEDED)
+    assert lost_here() == []
+
+
 def test_what_is_held_waits_or_has_ended_is_not_lost(registry: Registry) -> None:
     held, waiting, ended, withdrawn, cancelled = all_of_them = [registered(registry) for _ in range(5)]
     granted(registry, held)

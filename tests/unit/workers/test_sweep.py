@@ -129,6 +129,9 @@ def test_a_broker_that_is_away_is_asked_again_later(node: FakeNode, sweeper: Swe
 def test_what_another_broker_may_hold_is_left_alone(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
     elsewhere = replace(node.register(node.message()), id=make_experiment_id(), queue="elsewhere_cpu")
     node.registry.experiments.register(elsewhere)
+    node.clock.ahead = timedelta(minutes=1)
     sweeper.sweep()
     assert [queue for queue, _message in published.messages] == [node.queue]
     assert node.registry.experiments.get(elsewhere.id).state is State.QUEUED
+    [lost] = node.registry.ledger.lost(timedelta(seconds=30), limit=10)
+    assert lost.id == elsewhere.id, "whoever serves its queue is to find it"
