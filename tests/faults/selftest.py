@@ -44,7 +44,7 @@ TRIALS: Final[Mapping[str, Trial]] = {
     "quarantine": Trial(kinds=("registry.wipe",), breaks=frozenset({"I2"}), fault_count=6, duplicate_seconds=0.15),
     "clock": Trial(kinds=("registry.clock",), breaks=frozenset({"I2"}), fault_count=6, duplicate_seconds=0.15),
     "token": Trial(kinds=("worker.stop", "cut.registry"), breaks=frozenset({"I2", "I7", "I8", "I10"})),
-    "marker": Trial(kinds=("store.loses_answers",), breaks=frozenset({"I10", "I3"}), count=16, fault_count=6),
+    "marker": Trial(kinds=("store.loses_answers",), breaks=frozenset({"I10", "I3"}), count=16, fault_count=9),
     "defer": Trial(
         kinds=("worker.kill_and_stay_away", "container.kill"), breaks=frozenset({"I1"}), covered_by=("sweep",)
     ),

@@ -1,4 +1,4 @@
-"""A way to the store that understands HTTP: it can answer with errors, hang, cut bodies short, or lose an answer.
+"""A way to the store that understands HTTP: it can answer with errors, hang, cut bodies short, or lose answers.
 
 It also writes down every result marker that the store accepts, which nobody else can see afterwards.
 """
@@ -33,6 +33,8 @@ class StoreProxy:
         self.target = port
         self.on_marker = on_marker
         self.restored = threading.Event()
+        # The first answer for each object is lost: were all of them, nobody would get as far as the result marker.
+        self.lost: set[str] = set()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -48,6 +50,7 @@ class StoreProxy:
     def break_down(self, mode: str) -> None:
         """Misbehave from now on."""
         self.restored.clear()
+        self.lost.clear()
         self.mode = mode
 
     def restore(self) -> None:
@@ -96,9 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
         if mode == "slow":
             time.sleep(_SLOW_SECONDS)
         status, headers, content = self._ask(body)
-        if self.command == "PUT" and self.path.partition("?")[0].endswith("/RESULT"):
-            self.proxy.on_marker(self.path.partition("?")[0], status)
-        if mode == "loses_answers" and self.command == "PUT":
+        path = self.path.partition("?")[0]
+        if self.command == "PUT" and path.endswith("/RESULT"):
+            self.proxy.on_marker(path, status)
+        if mode == "loses_answers" and self.command == "PUT" and path not in self.proxy.lost:
+            self.proxy.lost.add(path)
             self.close_connection = True
             self.connection.close()
             return

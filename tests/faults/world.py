@@ -35,8 +35,8 @@ UNSAFE: Final = "JOBQUEUE_UNSAFE_FOR_TESTS"
 # Lets `registry.clock` turn the registry's clock, for everybody who asks it.
 _ALWAYS_OFF: Final = "skew"
 PROJECT: Final = "faults"
-# Each of them ends a stock worker, and then the next one.
-MALFORMED: Final = (b'{"foo": 1}', b"null", b"", b"[1, 2]")
+# The first two end a stock worker, and then the next one; the others it drops.
+MALFORMED: Final = (b'{"task": "unknown"}', b'{"task": []}', b'{"foo": 1}', b"null", b"", b"[1, 2]")
 _BUCKET: Final = "faults"
 # What has to be named where a protection is off.
 _NAMED: Final = ("broker_url", "registry_url", "storage_url", "storage_endpoint")
