@@ -32,6 +32,7 @@ from jobqueue.config import PREFIX, Settings
 from jobqueue.lifecycle import Reason
 from jobqueue.spec import DEFAULT_OUTPUTS, ExperimentSpec
 from producers.cli import jobqueue
+from workers.attempt.health import Trouble
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -377,7 +378,7 @@ def test_the_table_of_arguments_is_the_spec() -> None:
 def test_reasons_that_a_page_names_exist(page: Path) -> None:
     named = {name for name in _REASON.findall(page.read_text()) if not name.startswith(PREFIX)}
     others = {*(name.upper() for name in Settings.model_fields), "DOCKER_HOST", "CUDA_VISIBLE_DEVICES"}
-    assert named <= {*Reason.__members__, *others}
+    assert named <= {*Reason.__members__, *Trouble.__members__, *others}
 
 
 def _table(page: Path, prefix: str, *, heading: str = "") -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -187,11 +188,12 @@ def test_a_worker_starts_and_works_while_the_bus_is_away_and_hears_when_it_is_ba
             assert place.submit("true").result(timeout=40) == {"exit_code": 0}
             bus.process.start()
             settings = Settings(**{**place.site.settings.model_dump(), "events_url": bus.url})
-            with make_app(settings) as app:
-                wait_until(lambda: app.control.ping(timeout=1, limit=1), what="an answer", within=LONG)
+            with make_app(settings) as app, app.connection_for_write() as connection:
+                ping = partial(app.control.ping, timeout=1, limit=1, connection=connection)
+                wait_until(ping, what="an answer", within=LONG)
                 bus.process.restart()
                 assert place.submit("true").result(timeout=40) == {"exit_code": 0}
-                wait_until(lambda: app.control.ping(timeout=1, limit=1), what="another one", within=LONG)
+                wait_until(ping, what="another one", within=LONG)
             bus.process.pause()
             try:
                 assert place.submit("true").result(timeout=40) == {"exit_code": 0}

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +260,8 @@ def test_inspect_shows_the_experiment_and_no_secret(place: Served) -> None:
         f"echo $PASSWORD; sleep {seconds}", env={"HINT": "hunter1"}, secrets={"PASSWORD": "hunter2"}
     )
     wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
-    with make_app(place.site.settings) as app:
-        inspect = app.control.inspect(timeout=5, limit=1)
+    with make_app(place.site.settings) as app, app.connection_for_write() as connection:
+        inspect = app.control.inspect(timeout=5, limit=1, connection=connection)
         active, stats = inspect.active(), inspect.stats()
     assert active
     assert stats
@@ -298,10 +299,11 @@ def test_a_revoke_is_a_cancel(place: Served, *, terminate: bool) -> None:
     running = place.submit(f"sleep {seconds}")
     wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
     waiting = place.submit("echo never")
-    with make_app(place.site.settings) as app:
-        app.control.revoke(waiting.id, terminate=terminate)
+    with make_app(place.site.settings) as app, app.connection_for_write() as connection:
+        revoke = partial(app.control.revoke, connection=connection)
+        revoke(waiting.id, terminate=terminate)
         if terminate:
-            app.control.revoke(running.id, terminate=True)
+            revoke(running.id, terminate=True)
         else:
             running.cancel()
     for experiment in (running, waiting):
