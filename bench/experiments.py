@@ -1,7 +1,8 @@
 """What an experiment costs from its submission to its end, when it does nothing."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def measure_start_latency(servers: Servers) -> list[Result]:
 
 def measure_slot_memory(servers: Servers) -> list[Result]:
     """Measure what an idle worker takes after an experiment, against Celery's own worker after a task."""
-    values: dict[str, list[tuple[float, float]]] = {"ours": [], "task": []}
+    values: dict[str, list[tuple[float, float]]] = {"ours": [], "guard": [], "task": []}
     for _ in range(servers.rounds(3)):
         with servers.site("redis") as site:
             worker = site.make_worker(environment=servers.engine_environment)
@@ -73,13 +74,18 @@ def measure_slot_memory(servers: Servers) -> list[Result]:
                 folder.mkdir()
                 run_experiment(site)
                 _run_task(app, make_body(BUSYBOX, ("true",), folder))
-                values["ours"].append(_memory(worker))
-                values["task"].append(_memory(plain))
+                slot, guard = _split(worker)
+                values["ours"].append(_memory(slot))
+                values["guard"].append(_memory(guard))
+                values["task"].append(_memory(_split(plain)[0]))
     (ours_rss, ours_pss), (task_rss, task_pss) = (zip(*values[name], strict=True) for name in ("ours", "task"))
+    guard_rss, guard_pss = zip(*values["guard"], strict=True)
     note = "a Celery worker of one task, prefork -c 1, both processes"
     return [
         compare("slot_memory", ours_rss, task_rss, unit="MB", note=f"RSS; {note}"),
         compare("slot_memory_pss", ours_pss, task_pss, unit="MB", note=f"PSS; {note}"),
+        absolute("guard_memory", guard_rss, unit="MB", note="RSS; once a machine, whatever its slots"),
+        absolute("guard_memory_pss", guard_pss, unit="MB", note="PSS; once a machine, whatever its slots"),
     ]
 
 
@@ -125,11 +131,16 @@ def _submit_all(site: Site, rounds: int) -> dict[str, float]:
     return submitted
 
 
-def _memory(worker: Process) -> tuple[float, float]:
-    """Return RSS and PSS in MB, of the process and its children."""
-    parent = psutil.Process(worker.pid)
-    family = [parent, *parent.children(recursive=True)]
-    return tuple(sum(_rollup(each.pid, kind) for each in family) / _MB for kind in ("Rss", "Pss"))  # type: ignore[return-value]
+def _split(worker: Process) -> tuple[list[int], list[int]]:
+    """Return the processes of a worker, and its machine's guard, which has a session of its own."""
+    family = [worker.pid, *(child.pid for child in psutil.Process(worker.pid).children(recursive=True))]
+    session = os.getsid(worker.pid)
+    return [pid for pid in family if os.getsid(pid) == session], [pid for pid in family if os.getsid(pid) != session]
+
+
+def _memory(family: Iterable[int]) -> tuple[float, float]:
+    """Return RSS and PSS in MB of some processes together."""
+    return tuple(sum(_rollup(pid, kind) for pid in family) / _MB for kind in ("Rss", "Pss"))  # type: ignore[return-value]
 
 
 def _rollup(pid: int, kind: str) -> int:
