@@ -162,15 +162,17 @@ class Node:
             return log.read().decode(errors="replace")
 
 
-def make_worker(folder: Path, *, name: str, slots: int, environment: Mapping[str, str]) -> Process:
+def make_worker(
+    folder: Path, *, name: str, slots: int, environment: Mapping[str, str], app: str = "jobqueue"
+) -> Process:
     """Return a worker that is not started yet and is not waited for: a node may come up while its servers are away."""
-    command = [sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-l", "INFO", "-c", str(slots)]
+    command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-c", str(slots)]
     return Process(
         name=name,
         command=[*command, "-n", f"{name}@faults"],
         log=folder / "worker.log",
         ready=lambda: True,
-        environment={**environment, "PYTHONPATH": str(ROOT)},
+        environment={**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
     )
 
 

@@ -51,6 +51,9 @@ class Shape:
         broker: one of `BROKERS`; store: `s3` or `file`.
         slots: how many containers a node runs at once.
         unsafe: protections that are switched off, by name.
+        app: what `celery -A` runs.
+        node_count: how many nodes there are.
+        is_idle: whether no worker is started at first.
     """
 
     broker: str
@@ -58,6 +61,9 @@ class Shape:
     lease_seconds: float = 6.0
     slots: int = 3
     unsafe: tuple[str, ...] = ()
+    app: str = "jobqueue"
+    node_count: int = NODES
+    is_idle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +137,7 @@ def open_world(shape: Shape, folder: Path, history: History) -> Iterator[World]:
         _set_variables(_as_variables({name: shown[name] for name in _NAMED}, shape), stack)
         ensure_laptop_keys(settings.keys_dir)
         nodes = []
-        for number in range(1, NODES + 1):
+        for number in range(1, shape.node_count + 1):
             home = folder / f"{NODE_PREFIX}{number}"
             home.mkdir(exist_ok=True)
             ways = _make_ways(home.name, wires, broker=broker, registry=registry, storage=storage, history=history)
@@ -145,9 +151,9 @@ def open_world(shape: Shape, folder: Path, history: History) -> Iterator[World]:
             nodes=tuple(nodes), full_disk=full_disk,
         )  # fmt: skip
         world.make_queues()
-        for node in nodes:
+        for node in () if shape.is_idle else nodes:
             node.start()
-        for node in nodes:
+        for node in () if shape.is_idle else nodes:
             node.wait_ready()
         yield world
 
@@ -231,7 +237,7 @@ def _make_node_worker(
         **({"storage_endpoint": ways.store.url} if ways.store else {}),
     }
     environment = {**_as_variables(values, shape), "DOCKER_HOST": engine.url}
-    return make_worker(home, name=home.name, slots=shape.slots, environment=environment)
+    return make_worker(home, name=home.name, slots=shape.slots, environment=environment, app=shape.app)
 
 
 def _mount_small_disk(folder: Path, stack: ExitStack) -> Path | None:
