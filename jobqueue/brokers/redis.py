@@ -46,6 +46,8 @@ _VISIBILITY_MARGIN: Final = timedelta(seconds=5)
 _SWEEP_SECONDS: Final = 1
 # A worker that dies while it gives messages back must not keep the others from it for long.
 _MUTEX_SECONDS: Final = 5
+# What was due so long ago has come back, whoever gives messages back, and need not be known as put off any more.
+SURELY_BACK_SECONDS: Final = 60
 
 
 class RedisBroker:
@@ -197,6 +199,9 @@ class RedisDeliveries:
         with self._server.translated() as client, client.pipeline() as pipe:
             pipe.zadd(_UNACKED_INDEX, {message.delivery_tag: received}, xx=True)
             pipe.zadd(_DEFERRED + queue, {message.delivery_tag: received})
+            pipe.zremrangebyscore(
+                _DEFERRED + queue, "-inf", time.time() - self._visibility_seconds - SURELY_BACK_SECONDS
+            )
             pipe.execute()
         # Only the consumer's own bookkeeping: the transport's `ack` would remove the message itself.
         QoS.ack(message.channel.qos, message.delivery_tag)

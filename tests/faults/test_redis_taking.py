@@ -68,6 +68,22 @@ def test_what_was_taken_by_a_worker_that_died_before_it_knew_comes_back(
             message.ack()
 
 
+def test_what_was_put_off_again_and_again_leaves_no_trail(
+    redis_server: RedisServer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobqueue.brokers.redis.SURELY_BACK_SECONDS", 0)
+    with (
+        request_queue(broker) as queue,
+        closing(Redis.from_url(redis_server.url)) as client,
+        closing(Consumer(broker, queue)) as consumer,
+    ):
+        publish(broker, queue)
+        for _ in range(4):
+            broker.deliveries.defer(consumer.next(COMES_BACK), queue=queue, delay=timedelta(0))
+        consumer.next(COMES_BACK).ack()
+        assert sum(client.zcard(key) for key in client.scan_iter(f"jobqueue:deferred:{queue}")) <= 1
+
+
 def test_messages_of_several_queues_reach_one_worker(broker: Broker) -> None:
     with request_queue(broker) as first, request_queue(broker) as second, closing(Consumer(broker, first)) as consumer:
         consumer.consumer.add_queue(broker.request_queue(second))
