@@ -5,6 +5,7 @@ wrong field at once with its fix, and returns plain numbers. The limits here are
 """
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from jobqueue.artifacts import Artifact
+from jobqueue.artifacts import Artifact, path_fault
 from jobqueue.errors import InvalidSpec, Problem
 from jobqueue.quantities import MAX_BYTES, parse_duration, parse_size
 from jobqueue.resources import Resources
@@ -35,7 +36,7 @@ ALIASES: Final = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _RESERVED_VARIABLES = ("JOBQUEUE_", "NVIDIA_", "CUDA_VISIBLE_DEVICES", "LD_", "DOCKER_")
-_IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(?:@sha256:[0-9a-f]{64})?", re.ASCII)
+_IMAGE = re.compile(r"[a-z0-9][\w.:/-]{0,399}(?:@sha256:[0-9a-f]{64})?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # lone surrogates too: they are no text to write down
 _NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _SHAPES = {
@@ -54,10 +55,10 @@ def is_name(text: str, *, limit: int = _MAX_NAME) -> bool:
 def _command(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         words = _split(value)
-    elif isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
-        words = tuple(value)
+    elif not isinstance(value, list | tuple):
+        raise ValueError(f"not a command: {value!r:.80} (use a list of words, or one text)")  # noqa: TRY004 - pydantic's rule
     else:
-        raise ValueError(f"not a command: {value!r} (use a list of words, or one text as for a shell)")
+        words = tuple(_word(word) for word in value)
     if not words or not words[0]:
         raise ValueError("empty (say what to run, as in ['python', 'train.py'])")
     if any(_NOT_TEXT.search(word) for word in words):
@@ -65,6 +66,13 @@ def _command(value: object) -> tuple[str, ...]:
     if sum(len(word.encode()) for word in words) > MAX_COMMAND_BYTES:
         raise ValueError(f"longer than {MAX_COMMAND_BYTES} bytes (put it into a file of the workspace)")
     return words
+
+
+def _word(value: object) -> str:
+    """Return a word of a command; numbers and paths are written out, as a shell's variables would be."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | os.PathLike):
+        raise ValueError(f"not a word: {value!r:.80} (use a list of texts, as in ['python', 'train.py'])")  # noqa: TRY004 - pydantic's rule
+    return str(value)
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -77,26 +85,29 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _image(value: object) -> str:
     if not isinstance(value, str) or not _IMAGE.fullmatch(value):
-        raise ValueError(f"not an image: {value!r} (use a name such as 'python:3.12-slim')")
+        raise ValueError(f"not an image: {value!r:.80} (use a name such as 'python:3.12-slim')")
     return value
 
 
 def _path(value: object) -> str:
     """Return a path relative to the workspace; a trailing slash (a folder) is kept."""
-    if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
-        raise ValueError(f"not a path: {value!r} (use one inside the workspace, such as 'model.pt')")
-    path = PurePosixPath(value)
+    text = str(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text.strip() or _CONTROL.search(text):
+        raise ValueError(f"not a path: {text!r:.80} (use one inside the workspace, such as 'model.pt')")
+    path = PurePosixPath(text)
     if path.is_relative_to(WORKSPACE):
         path = path.relative_to(WORKSPACE)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"outside the workspace: {value!r} (use a path inside {WORKSPACE})")
-    return f"{path}/" if value.endswith("/") and path.parts else str(path)
+    if path.is_absolute() or ".." in path.parts or (text.startswith("~") and path.parts[0] != text):
+        raise ValueError(f"outside the workspace: {text!r:.80} (use a path inside {WORKSPACE})")
+    if path.parts and (fault := path_fault(str(path))):
+        raise ValueError(f"{text!r:.80} {fault} (use a shorter one)")
+    return f"{path}/" if text.endswith("/") and path.parts else str(path)
 
 
 def _named(limit: int) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or not is_name(value, limit=limit):
-            raise ValueError(f"not a name: {value!r} (use letters, digits, - and _, at most {limit})")
+            raise ValueError(f"not a name: {value!r:.80} (use letters, digits, - and _, at most {limit})")
         return value
 
     return check
@@ -105,19 +116,19 @@ def _named(limit: int) -> Callable[[object], str]:
 def _title(value: object) -> str:
     limit = 128
     if not isinstance(value, str) or not value.strip() or len(value) > limit or _CONTROL.search(value):
-        raise ValueError(f"not a name: {value!r} (use at most {limit} printable characters)")
+        raise ValueError(f"not a name: {value!r:.80} (use at most {limit} printable characters)")
     return value
 
 
 def _input_name(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        raise ValueError(f"not an input name: {value!r} (use letters, digits, . - and _, at most 64)")
+        raise ValueError(f"not an input name: {value!r:.80} (use letters, digits, . - and _, at most 64)")
     return value
 
 
 def _variable(value: object) -> str:
     if not isinstance(value, str) or not _VARIABLE.fullmatch(value):
-        raise ValueError(f"not a variable name: {value!r} (use letters, digits and _)")
+        raise ValueError(f"not a variable name: {value!r:.80} (use letters, digits and _)")
     if value.startswith(_RESERVED_VARIABLES):
         raise ValueError(f"{value} is set by the node (take it out)")
     return value
@@ -143,18 +154,13 @@ def _artifact(value: object) -> Artifact:
     return value
 
 
-def _positive_duration(value: object) -> timedelta:
-    duration = parse_duration(value)
-    if not duration:
-        raise ValueError("must be longer than 0s")
-    return duration
+def _positive(parse: Callable[[object], Any]) -> Callable[[object], Any]:
+    def check(value: object) -> Any:
+        if not (parsed := parse(value)):
+            raise ValueError("must be more than 0")
+        return parsed
 
-
-def _positive_size(value: object) -> int:
-    size = parse_size(value)
-    if not size:
-        raise ValueError("must be larger than 0")
-    return size
+    return check
 
 
 def _number(value: object) -> object:
@@ -168,8 +174,8 @@ _Command = Annotated[tuple[str, ...], BeforeValidator(_command)]
 _Image = Annotated[str, BeforeValidator(_image)]
 _Path = Annotated[str, BeforeValidator(_path)]
 _Size = Annotated[int, BeforeValidator(parse_size)]
-_PositiveSize = Annotated[int, BeforeValidator(_positive_size)]
-_Duration = Annotated[timedelta, BeforeValidator(_positive_duration)]
+_PositiveSize = Annotated[int, BeforeValidator(_positive(parse_size))]
+_Duration = Annotated[timedelta, BeforeValidator(_positive(parse_duration))]
 _Title = Annotated[str, BeforeValidator(_title)]
 _InputName = Annotated[str, BeforeValidator(_input_name)]
 _Variable = Annotated[str, BeforeValidator(_variable)]

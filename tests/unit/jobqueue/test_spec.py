@@ -1,6 +1,7 @@
 """What people write becomes a spec of plain numbers, or an error that names every wrong field and its fix."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,10 +106,11 @@ def test_an_unknown_field_is_answered_with_all_that_are_known() -> None:
         ("image", ""), ("image", "a b"), ("image", "busybox\n"), ("image", "--privileged"), ("image", None),
         ("image", "busybox@sha256:abc"),
         ("command", ""), ("command", "a 'b"), ("command", ["a\0b"]), ("command", [HALF_A_CHARACTER]), ("command", 5),
-        ("command", ["x" * 70_000]), ("command", [1]),
+        ("command", ["x" * 70_000]), ("command", [None]), ("command", ["a", True]), ("command", [["a"]]),
         ("outputs", ["/etc/passwd"]), ("outputs", ["../x"]), ("outputs", ["a/../../b"]), ("outputs", [""]),
         ("outputs", ["a\nb"]), ("outputs", [HALF_A_CHARACTER]), ("outputs", ["x"] * 257),
-        ("outputs", ["/workspace/../x"]),
+        ("outputs", ["/workspace/../x"]), ("outputs", ["a" * 256]), ("outputs", ["a/" * 1500]), ("outputs", ["~me/x"]),
+        ("outputs", ["~/model.pt"]), ("outputs", [b"x"]), ("image", "a" * 500),
         ("env", {"LD_PRELOAD": "x"}), ("env", {"NVIDIA_VISIBLE_DEVICES": "all"}), ("env", {"JOBQUEUE_TOKEN": "1"}),
         ("env", {"CUDA_VISIBLE_DEVICES": "0"}), ("env", {"DOCKER_HOST": "x"}), ("env", {"1A": "x"}),
         ("env", {"A": "\0"}), ("env", {"A": HALF_A_CHARACTER}), ("env", {"A": None}), ("env", {"A": True}),
@@ -150,6 +152,22 @@ def test_a_wrong_field_is_refused_by_name_with_a_fix(field: str, value: object) 
 )
 def test_what_has_the_wrong_shape_is_told_the_right_one(field: str, value: object, fix: str) -> None:
     assert fix in problems_of(**{field: value})[field]
+
+
+def test_numbers_and_paths_of_a_command_are_written_out() -> None:
+    spec = parse_spec({**SHORTEST, "command": ["python", Path("src/train.py"), "--lr", 0.1, "--seed", 3]})
+    assert spec.command == ("python", "src/train.py", "--lr", "0.1", "--seed", "3")
+
+
+def test_outputs_may_be_paths_and_begin_with_a_tilde_that_is_none() -> None:
+    spec = parse_spec({**SHORTEST, "outputs": [Path("a/model.pt"), "~lock", "."]})
+    assert spec.outputs == ("a/model.pt", "~lock", ".")
+
+
+@pytest.mark.parametrize("field", ["image", "command", "outputs", "queue", "name", "memory", "timeout"])
+def test_what_is_huge_is_told_in_short(field: str) -> None:
+    told = problems_of(**{field: ["~/" + "x" * 100_000] if field == "outputs" else "~" * 100_000})
+    assert all(len(message) < 250 for message in told.values())
 
 
 def test_a_refusal_never_shows_a_secret_or_a_signed_address() -> None:
