@@ -8,6 +8,8 @@ from faults.seen import Run, put_in_order
 
 _INJECTED = 0.9
 _MORE_FILES = 100
+# What a worker that has worked keeps and a new one does not have yet, besides a thread of the store's library per core.
+_MORE_THREADS = 8
 
 
 def judge(facts: Sequence[Fact]) -> list[Violation]:
@@ -40,10 +42,18 @@ def _judge_site(run: Run) -> Iterator[Violation]:
         if not least <= fact["messages"] <= most:
             wanted = f"{least}" if least == most else f"{least} to {most}"
             yield violation("I6", f"{fact['queue']} holds {fact['messages']} messages instead of {wanted}")
-    yield from (violation("I13", evidence) for evidence in _leaks(run))
+    yield from (violation("I13", evidence) for evidence in (*_leaks(run), *_threads_left(run)))
+    yield from (violation("I14", evidence) for evidence in _unexplained_ends(run))
+
+
+def _unexplained_ends(run: Run) -> Iterator[str]:
     for fact in of_kind(run.facts, "worker"):
         if fact["event"] == "died":
-            yield violation("I14", f"the worker of {fact['node']} ended with {fact['code']}; nobody had asked it to")
+            yield f"the worker of {fact['node']} ended with {fact['code']}; nobody had asked it to"
+    for fact in of_kind(run.facts, "drained"):
+        if fact.get("is_last") and fact["code"] != 0:
+            how = "had to be killed" if fact["code"] is None else f"ended with {fact['code']}"
+            yield f"the worker of {fact['node']}, told to end when all was over, {how}"
 
 
 def _expected(run: Run) -> tuple[int, int]:
@@ -67,3 +77,12 @@ def _leaks(run: Run) -> Iterator[str]:
         grown = fact["files"] - first[pid]["files"]
         if grown > _MORE_FILES:
             yield f"the worker of {fact['node']} opened {grown} files and did not close them"
+
+
+def _threads_left(run: Run) -> Iterator[str]:
+    """Compare idle workers: those that have worked with those that had not yet."""
+    idle = [fact for fact in of_kind(run.facts, "sample") if fact.get("is_idle")]
+    new = max((fact["threads"] for fact in idle if fact["t"] <= idle[0]["t"] + 1), default=0)
+    for fact in idle:
+        if fact["threads"] > new + run.about["cores"] + _MORE_THREADS:
+            yield f"the worker of {fact['node']} has {fact['threads']} threads and nothing to do, a new one {new}"

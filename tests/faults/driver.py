@@ -1,5 +1,6 @@
 """One run: a site is started, users submit, faults come as planned, and it is waited until everything is over."""
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ from typing import Final
 
 from services.waiting import wait_until
 
-from faults.evidence import collect, describe_backlog, find_residue, sample
+from faults.evidence import collect, describe_backlog, sample
 from faults.flavours import Order, make_orders
 from faults.history import History, clock_seconds
 from faults.injections import INJECTIONS, Missed, Scene, poison
 from faults.load import Copies, Reader, Users
 from faults.nodes import Node
 from faults.plan import Fault, make_plan
+from faults.residue import find_remains, find_residue
 from faults.ticks import Watcher, Witness
 from faults.world import Shape, World, open_registry_of, open_world
 from jobqueue.errors import JobqueueError
@@ -31,7 +33,9 @@ _BACK_OFFS_SECONDS: Final = 75.0
 _SWEEP_LEASES: Final = 7
 _START_SECONDS: Final = 30.0
 _TARGET: Final = timedelta(seconds=20)
-_QUIET: Final = timedelta(seconds=40)
+_QUIET: Final = timedelta(seconds=60)
+# A guard that has nothing left to guard ends, and a broker forgets the queues of who has gone.
+_GONE: Final = timedelta(seconds=20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ def run(wanted: Wanted, folder: Path) -> Path:
                 seed=wanted.seed,
                 broker=shape.broker,
                 store=shape.store,
+                cores=os.cpu_count() or 1,
                 unsafe=shape.unsafe,
                 lease_seconds=shape.lease_seconds,
                 platform_budget=PLATFORM_BUDGET,
@@ -135,17 +140,20 @@ class _Run:
             keeper.start()
             stack.callback(keeper.join)
             stack.callback(self._closed.set)
+            sample(self._world, self._world.history, is_idle=True)
             self._copies.start(every_seconds=self._wanted.duplicate_seconds)
             injected = self._pool.submit(self._inject_all, began)
             self._users.submit_all(self._orders, over_seconds=spread_seconds)
             unfinished = self._wait_final(began + allowed_seconds, injected)
             self._copies.close()
             self._settle()
+            sample(self._world, self._world.history, is_idle=True)
             self._world.history.add(
                 "end", is_converged=not unfinished, unfinished=unfinished, allowed_seconds=allowed_seconds
             )
             self._reader.close()
             collect(self._world, list(self._users.flavours), self._watcher)
+            self._end_workers()
 
     def _wait_final(self, deadline: float, injected: Future[None]) -> list[str]:
         """Wait until all is final and every fault is over; return what is not."""
@@ -174,12 +182,27 @@ class _Run:
         """Wait until nothing moves any more; what is left then is judged."""
 
         def is_quiet() -> bool:
+            if not all(node.worker.running for node in self._world.nodes):
+                return False
             return not find_residue(self._world) and not describe_backlog(self._world).keys() - {
                 f"{self._world.queue}_dead"
             }
 
         with suppress(TimeoutError):
             wait_until(is_quiet, what="quiet", within=_QUIET)
+
+    def _end_workers(self) -> None:
+        """Tell every worker to end; what is there then, a while later, was forgotten."""
+
+        def end(node: Node) -> None:
+            with node.lock:
+                self._world.history.add("drained", node=node.name, code=node.drain(), is_last=True)
+
+        list(self._pool.map(end, self._world.nodes))
+        with suppress(TimeoutError):
+            wait_until(lambda: not find_remains(self._world), what="nothing left", within=_GONE)
+        for remains in find_remains(self._world):
+            self._world.history.add("residue", **remains)
 
     # Faults
 

@@ -1,4 +1,4 @@
-"""What is there when everything is over: markers, outputs, records, queues, and what should be gone."""
+"""What is there when everything is over: markers, outputs, records, and what lies in the queues."""
 
 import hashlib
 import json
@@ -8,6 +8,8 @@ from typing import Any, Final
 import psutil
 
 from faults.history import Fact, History
+from faults.residue import find_residue
+from faults.servers import UNACKED
 from faults.ticks import Watcher
 from faults.world import PROJECT, World, open_registry_of
 from jobqueue.artifacts import attempt_prefix, output_key
@@ -34,32 +36,24 @@ def collect(world: World, names: list[str], watcher: Watcher) -> None:
                 history.add("record", **_describe_record(registry.experiments.get(name)))
     for queue, messages in world.broker.depths().items():
         # Whoever reads the reports has stopped, and an end may be told once more.
-        if queue == "unacked" or (queue.startswith(PROJECT) and not queue.endswith(REPORTING)):
+        if queue == UNACKED or (queue.startswith(PROJECT) and not queue.endswith(REPORTING)):
             is_dead = queue.endswith(DEAD) and not queue.endswith(REPORTING + DEAD)
             history.add("queue", queue=queue, messages=messages, is_dead_letters=is_dead)
     for residue in find_residue(world):
         history.add("residue", **residue)
 
 
-def find_residue(world: World) -> list[Fact]:
-    """Return what has no living attempt any more and is still there."""
-    listed = world.engine.client.api.containers(all=True, filters={"label": "jobqueue.experiment"})
-    found = [{"what": "container", "item": f"{each['Names'][0]} {each['State']}"} for each in listed]
-    for node in world.nodes:
-        found += [{"what": "folder", "item": str(path)} for path in (node.folder / "cache" / "attempts").glob("*")]
-        found += [{"what": "lease file", "item": str(path)} for path in node.folder.glob("state/nodes/*/leases/*")]
-    return found
-
-
 def describe_backlog(world: World) -> dict[str, Any]:
     """Return what is left to do, for whoever waits."""
-    with suppress(Exception):  # a broker that is away has nothing to tell
-        return {name: depth for name, depth in world.broker.depths().items() if depth and name.startswith(PROJECT)}
-    return {}
+    try:
+        depths = world.broker.depths()
+    except Exception as error:  # noqa: BLE001 - a broker that is away, whatever kind it is, cannot say
+        return {"unknown": type(error).__name__}
+    return {name: depth for name, depth in depths.items() if depth and name.startswith((PROJECT, UNACKED))}
 
 
-def sample(world: World, history: History) -> None:
-    """Write down what each worker process holds open."""
+def sample(world: World, history: History, *, is_idle: bool = False) -> None:
+    """Write down what each worker process holds; `is_idle`: it has nothing to do."""
     for node in world.nodes:
         if node.worker.running:
             with suppress(psutil.Error):
@@ -68,6 +62,7 @@ def sample(world: World, history: History) -> None:
                     "sample",
                     node=node.name,
                     pid=process.pid,
+                    is_idle=is_idle,
                     files=process.num_fds(),
                     memory_bytes=process.memory_info().rss,
                     threads=process.num_threads(),

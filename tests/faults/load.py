@@ -167,7 +167,7 @@ class Reader:
         while not self._closed.is_set():
             with (
                 suppress(JobqueueError),
-                closing(open_broker(self._world.settings.broker, lease=timedelta(seconds=30))) as broker,
+                closing(open_broker(self._world.settings.broker, lease=self._world.settings.lease)) as broker,
             ):
                 while not self._closed.is_set():
                     mail = broker.post.receive(queue, timeout=timedelta(seconds=0.5))

@@ -1,7 +1,9 @@
 """The broker of a run, of any of three kinds: how it is broken, and what lies in its queues."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ from services.rabbitmq import open_rabbitmq
 from services.redis import open_redis
 
 BROKERS: Final = ("rabbitmq", "redis", "sqs")
+# Where a Redis keeps what was delivered and is not acknowledged, what was put off too.
+UNACKED: Final = "jobqueue:unacked"
+_MAIL: Final = "jobqueue:mail:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,7 @@ class BrokerServer:
     Attributes:
         url_through: returns its address by a port of one's own.
         depths: returns each queue's name and what lies in it, unacknowledged messages too.
+        names: returns whatever is in it under a name of its own.
         wipe: ends it as badly as can be, and starts it with nothing in it.
     """
 
@@ -31,6 +37,7 @@ class BrokerServer:
     port: int
     url_through: Callable[[int], str]
     depths: Callable[[], Mapping[str, int]]
+    names: Callable[[], AbstractSet[str]]
     wipe: Callable[[], None]
 
     @property
@@ -61,6 +68,7 @@ def _rabbitmq(folder: Path) -> Iterator[BrokerServer]:
             port=server.port,
             url_through=lambda port: f"amqp://guest:guest@127.0.0.1:{port}//",
             depths=server.queues,
+            names=lambda: set(server.queues()),
             wipe=wipe,
         )
 
@@ -76,8 +84,14 @@ def _redis(folder: Path) -> Iterator[BrokerServer]:
         def depths() -> dict[str, int]:
             with closing(redis.Redis(port=server.port, decode_responses=True)) as client:
                 kinds = {name: client.type(name) for name in client.scan_iter("*")}
-                lists = {str(name): client.llen(name) for name, kind in kinds.items() if kind == "list"}
-                return {**lists, "unacked": client.hlen("unacked")}
+                found = Counter({str(name): client.llen(name) for name, kind in kinds.items() if kind == "list"})
+                # Mail that somebody has received, or would have if the answer had come.
+                found.update({str(name).removeprefix(_MAIL): client.hlen(name) for name in kinds if _MAIL in name})
+                return {**found, UNACKED: client.hlen(UNACKED)}
+
+        def names() -> set[str]:
+            with closing(redis.Redis(port=server.port, decode_responses=True)) as client:
+                return {str(name) for name in client.scan_iter("*")}
 
         yield BrokerServer(
             kind="redis",
@@ -85,6 +99,7 @@ def _redis(folder: Path) -> Iterator[BrokerServer]:
             port=server.port,
             url_through=lambda port: f"redis://127.0.0.1:{port}/0",
             depths=depths,
+            names=names,
             wipe=wipe,
         )
 
@@ -102,6 +117,7 @@ def _sqs(folder: Path) -> Iterator[BrokerServer]:
             port=server.port,
             url_through=through,
             depths=lambda: _sqs_depths(server),
+            names=lambda: set(_sqs_depths(server)),
             wipe=server.process.restart,
         )
 

@@ -3,8 +3,8 @@
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from faults.store_proxy import StoreProxy
 from faults.ticks import NODE_PREFIX
 from jobqueue.brokers import open_broker
 from jobqueue.config import Settings
+from jobqueue.errors import BrokerUnavailable
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.registry import open_registry
 from jobqueue.routing import reporting_queue
@@ -74,6 +75,7 @@ class World:
         settings: of whoever submits, with the shortest ways.
         nodes: which break apart.
         full_disk: the folder of the node whose disk is small enough to be filled; None where that cannot be had.
+        made: what the broker had in it before the first worker came.
     """
 
     shape: Shape
@@ -86,6 +88,7 @@ class World:
     store: Store
     nodes: tuple[Node, ...]
     full_disk: Path | None
+    made: frozenset[str] = frozenset()
 
     @property
     def queue(self) -> str:
@@ -94,9 +97,18 @@ class World:
 
     def make_queues(self) -> None:
         """Do what an operator does first, and after a broker has lost its queues."""
-        with closing(open_broker(self.settings.broker, lease=self.settings.lease)) as broker:
-            broker.queues.create(self.queue)
-            broker.queues.create_plain(reporting_queue(self.queue))
+
+        def make() -> bool:
+            with (
+                suppress(BrokerUnavailable),
+                closing(open_broker(self.settings.broker, lease=self.settings.lease)) as it,
+            ):
+                it.queues.create(self.queue)
+                it.queues.create_plain(reporting_queue(self.queue))
+                return True
+            return False
+
+        wait_until(make, what="the queues")
 
     def delete_queue(self) -> None:
         """Delete the request queue with everything in it."""
@@ -151,6 +163,7 @@ def open_world(shape: Shape, folder: Path, history: History) -> Iterator[World]:
             nodes=tuple(nodes), full_disk=full_disk,
         )  # fmt: skip
         world.make_queues()
+        world = replace(world, made=frozenset(broker.names()))
         for node in () if shape.is_idle else nodes:
             node.start()
         for node in () if shape.is_idle else nodes:
