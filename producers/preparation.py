@@ -11,7 +11,7 @@ from jobqueue.errors import ArtifactRefused, InvalidSpec, Problem
 from jobqueue.routing import is_request_queue
 from jobqueue.spec import ExperimentSpec, parse_spec
 from jobqueue.storage.base import Store
-from producers.packaging import check_workspace, pack_workspace, upload_input
+from producers.packaging import check_input, check_workspace, pack_workspace, upload_input
 
 _TO_UPLOAD: Final = Artifact(uri="store:to-upload")
 
@@ -52,7 +52,7 @@ def check_fields(fields: Mapping[str, Any], *, project: str, check_address: Call
         InvalidSpec: with every wrong field.
     """
     given = {"project": project, **{name: value for name, value in fields.items() if value is not None}}
-    problems: list[Problem] = []
+    problems = _check_queue(given.get("queue"))
     workspace = _check_workspace(given, problems)
     inputs = _check_inputs(given, problems)
     problems += _check_addresses(given.get("inputs", {}), check_address)
@@ -60,13 +60,18 @@ def check_fields(fields: Mapping[str, Any], *, project: str, check_address: Call
     try:
         spec = parse_spec(given)
     except InvalidSpec as error:
-        raise InvalidSpec([*error.problems, *problems]) from None
-    if spec.queue is not None and not is_request_queue(spec.queue):
-        message = f"{spec.queue!r} is not a request queue (leave out its ending)"
-        problems.append(Problem(path="queue", message=message))
+        told = {problem.path for problem in error.problems}
+        further = [problem for problem in problems if problem.path not in told]
+        raise InvalidSpec([*error.problems, *further]) from None
     if problems:
         raise InvalidSpec(problems)
     return Draft(spec=spec, workspace=workspace, inputs=inputs)
+
+
+def _check_queue(queue: object) -> list[Problem]:
+    if not isinstance(queue, str) or is_request_queue(queue):
+        return []
+    return [Problem(path="queue", message=f"{queue!r:.80} is not a request queue (leave out its ending)")]
 
 
 def _check_workspace(given: dict[str, Any], problems: list[Problem]) -> Path | None:
@@ -74,12 +79,28 @@ def _check_workspace(given: dict[str, Any], problems: list[Problem]) -> Path | N
     if value is None or isinstance(value, Artifact):
         return None
     del given["workspace"]
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        problems.append(Problem(path="workspace", message=f"not a folder: {value!r:.80} (use a path, such as '.')"))
+    try:
+        folder = _locate(value)
+    except ValueError as error:
+        problems.append(Problem(path="workspace", message=f"{error} (use a folder, such as '.')"))
         return None
-    folder = Path(value).expanduser().absolute()
     problems += check_workspace(folder)
     return folder
+
+
+def _locate(value: object) -> Path:
+    """Return the absolute path that a user means.
+
+    Raises:
+        ValueError: it is none, or in the home of somebody whom this machine does not know.
+    """
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"not a path: {value!r:.80}")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"no such home folder: {value!r:.80}") from None
 
 
 def _check_inputs(given: dict[str, Any], problems: list[Problem]) -> dict[str, Path]:
@@ -97,11 +118,14 @@ def _check_inputs(given: dict[str, Any], problems: list[Problem]) -> dict[str, P
             artifacts[name] = value
         elif isinstance(value, str) and ("://" in value or value.startswith("store:")):
             artifacts[name] = Artifact(uri=value)
-        elif isinstance(value, str | os.PathLike) and Path(value).expanduser().exists():
-            paths[name] = Path(value).expanduser().absolute()
         else:
-            message = f"there is no such file or folder: {value!r:.80} (use a path, or an address as s3://bucket/key)"
-            problems.append(Problem(path=f"inputs.{name}", message=message))
+            try:
+                paths[name] = _locate(value)
+            except ValueError as error:
+                message = f"{error} (use a path, or an address such as s3://bucket/key)"
+                problems.append(Problem(path=f"inputs.{name}", message=message))
+            else:
+                problems += check_input(paths[name], field=f"inputs.{name}")
     given["inputs"] = artifacts
     return paths
 

@@ -32,7 +32,7 @@ def open_store(url: str, *, endpoint: str = "") -> Store:
         InvalidSetting: the URL names no store.
         StoreUnavailable: the folder cannot be made.
     """
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme == "s3" and _is_plain(parts) and _BUCKET.fullmatch(parts.netloc):
         return _s3(parts.netloc, unquote(parts.path).strip("/"), endpoint)
     if parts.scheme == "file" and _is_plain(parts) and not parts.netloc and parts.path.startswith("/"):
@@ -60,7 +60,7 @@ def locate(uri: str, *, default: Store, endpoint: str = "", folders: Sequence[Pa
     """
     if uri.startswith(STORE_SCHEME):
         return default, check_key(uri.removeprefix(STORE_SCHEME))
-    parts = urlsplit(uri)
+    parts = _split(uri)
     if parts.scheme == "s3" and _is_plain(parts) and _BUCKET.fullmatch(parts.netloc):
         return _s3(parts.netloc, "", endpoint), check_key(unquote(parts.path).removeprefix("/"))
     if parts.scheme == "file" and _is_plain(parts) and not parts.netloc:
@@ -69,6 +69,14 @@ def locate(uri: str, *, default: Store, endpoint: str = "", folders: Sequence[Pa
         f"not the address of an artifact: {uri.partition('?')[0]!r}",
         hint="use store:key, s3://bucket/key or file:///path",
     )
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address; none where it cannot even be split, as in `s3://[`."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_plain(parts: SplitResult) -> bool:

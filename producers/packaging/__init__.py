@@ -34,6 +34,19 @@ def check_workspace(folder: Path) -> list[Problem]:
         return list(error.problems)
 
 
+def check_input(path: Path, *, field: str) -> list[Problem]:
+    """Return all that keeps a file or folder from being uploaded; nothing when it can be."""
+    try:
+        if path.is_dir():
+            return scan(path, field=field, honours_ignores=False).problems
+        describe_file(path, field=field)
+    except InvalidSpec as error:
+        return list(error.problems)
+    except OSError as error:
+        return [Problem(path=field, message=f"cannot be read: {error.strerror}: {str(path)!r:.80}")]
+    return []
+
+
 def pack_workspace(folder: Path, store: Store) -> tuple[Artifact, list[str]]:
     """Return a folder as an artifact in the store, and what its owner should know.
 

@@ -89,9 +89,13 @@ def scan(root: Path, *, field: str, honours_ignores: bool) -> Scan:
     try:
         resolved = root.expanduser().resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
-        raise InvalidSpec([Problem(path=field, message=f"no such folder: {str(root)!r}")]) from None
+        raise InvalidSpec(
+            [Problem(path=field, message=f"no such folder: {str(root)!r:.200} (name one that is there)")]
+        ) from None
     if not resolved.is_dir():
-        raise InvalidSpec([Problem(path=field, message=f"not a folder: {str(root)!r} (name the folder it lies in)")])
+        raise InvalidSpec(
+            [Problem(path=field, message=f"not a folder: {str(root)!r:.200} (name the folder it lies in)")]
+        )
     found = Scan(root=resolved, field=field, honours_ignores=honours_ignores)
     above = read_patterns_above(resolved) if honours_ignores else ()
     _walk(found, _Place(folder=resolved, relative="", patterns=above, around=frozenset()))
@@ -109,9 +113,10 @@ def describe_file(path: Path, *, field: str) -> Entry:
         source = path.resolve(strict=True)
         status = source.stat()
     except (OSError, RuntimeError, ValueError):
-        raise InvalidSpec([Problem(path=field, message=f"no such file or folder: {str(path)!r}")]) from None
+        message = f"no such file or folder: {str(path)!r:.200} (name one, or an address such as s3://bucket/key)"
+        raise InvalidSpec([Problem(path=field, message=message)]) from None
     if not stat.S_ISREG(status.st_mode):
-        raise InvalidSpec([Problem(path=field, message=f"neither a file nor a folder: {str(path)!r}")])
+        raise InvalidSpec([Problem(path=field, message=f"neither a file nor a folder: {str(path)!r:.200}")])
     return _entry(path.name, source, status)
 
 
@@ -170,7 +175,8 @@ def _visit(found: Scan, place: _Place) -> None:
     elif is_folder and (status.st_dev, status.st_ino) in place.around:
         found.links.append(place.relative)
     elif fault := _fault(place.relative):
-        found.faults.append(f"{_shown(place.relative)} {fault} (rename it, or list it in {IGNORE_FILE})")
+        way_out = f"rename it, or list it in {IGNORE_FILE}" if found.honours_ignores else "rename it"
+        found.faults.append(f"{_shown(place.relative)} {fault} ({way_out})")
     else:
         found.entries.append(_entry(place.relative, source, status))
         if is_folder:

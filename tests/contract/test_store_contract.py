@@ -326,6 +326,7 @@ BAD_URLS = (
     "s3://bucket?x=1",
     "file://host/folder",
     "http://h/x",
+    "s3://[::1",
 )
 
 
@@ -373,6 +374,7 @@ BAD_URIS = (
     "s3://a@bucket/k",
     "s3://bucket/k?x",
     "ftp://h/k",
+    "s3://[::1",
     "k",
 )
 
