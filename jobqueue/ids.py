@@ -44,7 +44,7 @@ def parse_experiment_id(text: str) -> ExperimentId:
             [
                 Problem(
                     path="id",
-                    message=f"not an experiment id: {text!r} (use exp- and 26 characters)",
+                    message=f"not an experiment id: {text!r:.80} (use exp- and 26 characters)",
                 )
             ]
         )

@@ -5,23 +5,25 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
 from jobqueue.config import Settings
-from jobqueue.errors import InvalidSpec, NotFound, Problem, Unavailable
-from jobqueue.ids import ExperimentId, is_experiment_id
+from jobqueue.errors import InvalidSpec, NotFound, Problem
+from jobqueue.ids import ExperimentId, is_experiment_id, parse_experiment_id
 from jobqueue.lifecycle import State
 from jobqueue.registry.base import Record
 from jobqueue.storage import locate
 from producers.connections import Connections
 from producers.handle import Experiment
-from producers.preparation import Draft, Packed, check_fields
+from producers.preparation import Draft, Packed, check_fields, placed
 from producers.sending import Sender
 from producers.watching import Watcher
 
 LAST: Final = "last"
 _ID_START: Final = "exp-"
+_USE: Final = "use an id, the beginning of one, a name, or 'last'"
 _SHOWN: Final = 5
 # How many of `submit_many` are registered in one step, and published before the first confirmation is waited for.
 _AT_ONCE: Final = 64
@@ -48,32 +50,27 @@ class Client:
 
     def submit(self, **fields: Any) -> Experiment:
         """Submit one experiment: see `producers.submit_experiment`."""
-        (handle,) = self._send([self._check(fields)], Packed())
+        packed = Packed()
+        (handle,) = self._send([self._check(fields, packed)], packed)
         return handle
 
     def submit_many(self, specs: Iterable[Mapping[str, Any]]) -> builtins.list[Experiment]:
         """Submit several, after all of them have been checked; a folder that they share is packed once.
 
         Args:
-            specs: for each experiment the arguments of `submit`.
+            specs: for each experiment the arguments of `submit`; a generator is read to its end first.
 
         Raises:
             InvalidSpec: with every wrong field, as in `[3].memory`; nothing was submitted.
-            BrokerUnavailable, RegistryUnavailable, StoreUnavailable: a note says which ones were submitted before.
+            BrokerUnavailable, RegistryUnavailable, StoreUnavailable, NoSuchQueue, IdempotencyMismatch: a note says
+                which ones were submitted before.
         """
-        drafts, problems = [], []
-        for index, fields in enumerate(specs):
-            try:
-                drafts.append(self._check(fields))
-            except InvalidSpec as error:
-                problems += [Problem(path=f"[{index}].{found.path}", message=found.message) for found in error.problems]
-        if problems:
-            raise InvalidSpec(problems)
-        packed, handles = Packed(), []
+        packed, handles = Packed(), list[Experiment]()
+        drafts = self._check_many(specs, packed)
         for start in range(0, len(drafts), _AT_ONCE):
             try:
                 handles += self._send(drafts[start : start + _AT_ONCE], packed)
-            except Unavailable as error:
+            except BaseException as error:  # also Ctrl-C: what runs by then has to be found again
                 done = ", ".join(handle.id for handle in handles)
                 error.add_note(f"{len(handles)} of {len(drafts)} were submitted before: {done or 'none'}")
                 raise
@@ -88,7 +85,9 @@ class Client:
 
         Raises:
             NotFound: there is none, or there are several.
+            InvalidSpec: it is no text, or an empty one, which would mean any.
         """
+        _check_text(text)
         if text == LAST and self._last is not None:
             return self._last
         return self._handle_of(self._find(text))
@@ -101,7 +100,12 @@ class Client:
         return [self._handle_of(record) for record in found]
 
     def handle(self, experiment_id: ExperimentId) -> Experiment:
-        """Return the handle of an id without asking whether there is such an experiment."""
+        """Return the handle of an id without asking whether there is such an experiment.
+
+        Raises:
+            InvalidSpec: it is not an id.
+        """
+        parse_experiment_id(experiment_id)
         with self._lock:
             handle = self._handles.get(experiment_id)
             if handle is None:
@@ -135,8 +139,22 @@ class Client:
     def _states(self, ids: Sequence[ExperimentId]) -> dict[ExperimentId, State]:
         return self._connections.registry.experiments.states(ids)
 
-    def _check(self, fields: Mapping[str, Any]) -> Draft:
-        return check_fields(fields, project=self.settings.project, check_address=self._check_address)
+    def _check(self, fields: Mapping[str, Any], packed: Packed) -> Draft:
+        return check_fields(fields, project=self.settings.project, check_address=self._check_address, packed=packed)
+
+    def _check_many(self, specs: object, packed: Packed) -> builtins.list[Draft]:
+        if isinstance(specs, str | bytes | Mapping) or not isinstance(specs, Iterable):
+            message = f"not a list of specs: {type(specs).__name__} (use a list of mappings, or submit_experiment)"
+            raise InvalidSpec([Problem(path="specs", message=message)])
+        drafts, problems = list[Draft](), list[Problem]()
+        for index, fields in enumerate(specs):
+            try:
+                drafts.append(replace(self._check(_as_fields(fields), packed), place=f"[{index}]"))
+            except InvalidSpec as error:
+                problems += placed(error, f"[{index}]").problems
+        if problems:
+            raise InvalidSpec(problems)
+        return drafts
 
     def _check_address(self, uri: str) -> None:
         locate(uri, default=self._connections.store, endpoint=self.settings.storage_endpoint)
@@ -157,14 +175,14 @@ class Client:
 
     def _find(self, text: str) -> Record:
         experiments = self._connections.registry.experiments
-        if is_experiment_id(text):
-            return experiments.get(ExperimentId(text))
+        if is_experiment_id(text.strip().lower()):  # as it comes out of a table or a chat
+            return experiments.get(ExperimentId(text.strip().lower()))
         if text == LAST:
             found = experiments.find(project=self.settings.project, limit=1)
         else:
             found = experiments.find(name=text, limit=1) or self._find_by_prefix(text)
         if not found:
-            raise NotFound(f"there is no experiment {text!r}", hint="`jobqueue ls` lists them")
+            raise NotFound(f"there is no experiment {text!r:.80}", hint="`jobqueue ls` lists them")
         return found[0]
 
     def _find_by_prefix(self, text: str) -> builtins.list[Record]:
@@ -176,6 +194,19 @@ class Client:
             shown = ", ".join(record.submission.id for record in found)
             raise NotFound(f"{text!r} is the beginning of several ids: {shown}", hint="give more of it")
         return found
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidSpec([Problem(path="experiment", message=f"not an id or a name: {text!r:.80} ({_USE})")])
+
+
+def _as_fields(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        example = "as in {'image': 'python:3.12-slim', 'command': 'python train.py'}"
+        message = f"not a spec: {type(value).__name__} (use a mapping of fields, {example})"
+        raise InvalidSpec([Problem(path="", message=message)])
+    return value
 
 
 _living: Final[weakref.WeakSet[Client]] = weakref.WeakSet()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from jobqueue.storage.base import Store
 from producers.packaging import check_input, check_workspace, pack_workspace, upload_input
 
 _TO_UPLOAD: Final = Artifact(uri="store:to-upload")
+_WORKSPACE: Final = "workspace"
 
 
 class JobqueueWarning(UserWarning):
@@ -28,11 +29,13 @@ class Draft:
         spec: without the parts below; what stands in their place is not to be used.
         workspace: the folder to pack.
         inputs: the files and folders to upload, by input name.
+        place: which one of many it is, as in `[3]`; empty for one alone.
     """
 
     spec: ExperimentSpec
     workspace: Path | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
+    place: str = ""
 
     @property
     def has_uploads(self) -> bool:
@@ -40,21 +43,40 @@ class Draft:
         return self.workspace is not None or bool(self.inputs)
 
 
-def check_fields(fields: Mapping[str, Any], *, project: str, check_address: Callable[[str], object]) -> Draft:
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What was looked at and uploaded before, by path, so that many specs with one workspace do it once."""
+
+    checked: dict[tuple[str, Path], list[Problem]] = field(default_factory=dict)
+    workspaces: dict[Path, tuple[Artifact, tuple[str, ...]]] = field(default_factory=dict)
+    inputs: dict[Path, Artifact] = field(default_factory=dict)
+
+    def check(self, path: Path, *, name: str) -> list[Problem]:
+        """Return all that keeps what the field `name` leads to from being uploaded."""
+        if (name, path) not in self.checked:
+            found = check_workspace(path) if name == _WORKSPACE else check_input(path, field=name)
+            self.checked[name, path] = found
+        return self.checked[name, path]
+
+
+def check_fields(
+    fields: Mapping[str, Any], *, project: str, check_address: Callable[[str], object], packed: Packed
+) -> Draft:
     """Return a draft of the experiment that `fields` describe; nothing is read but names and sizes on this disk.
 
     Args:
         fields: the arguments of `submit_experiment`.
         project: of the experiment that names none.
         check_address: raises `ArtifactRefused` for what is not the address of an artifact.
+        packed: remembers what was looked at.
 
     Raises:
         InvalidSpec: with every wrong field.
     """
     given = {"project": project, **{name: value for name, value in fields.items() if value is not None}}
     problems = _check_queue(given.get("queue"))
-    workspace = _check_workspace(given, problems)
-    inputs = _check_inputs(given, problems)
+    workspace = _check_workspace(given, problems, packed)
+    inputs = _check_inputs(given, problems, packed)
     problems += _check_addresses(given.get("inputs", {}), check_address)
     _check_secrets(given, problems)
     try:
@@ -68,23 +90,29 @@ def check_fields(fields: Mapping[str, Any], *, project: str, check_address: Call
     return Draft(spec=spec, workspace=workspace, inputs=inputs)
 
 
+def placed(error: InvalidSpec, place: str) -> InvalidSpec:
+    """Return the error with the paths of its problems, as in `[3].memory`, below `place`."""
+    problems = [replace(found, path=".".join(filter(None, (place, found.path)))) for found in error.problems]
+    return InvalidSpec(problems)
+
+
 def _check_queue(queue: object) -> list[Problem]:
     if not isinstance(queue, str) or is_request_queue(queue):
         return []
     return [Problem(path="queue", message=f"{queue!r:.80} is not a request queue (leave out its ending)")]
 
 
-def _check_workspace(given: dict[str, Any], problems: list[Problem]) -> Path | None:
-    value = given.get("workspace")
+def _check_workspace(given: dict[str, Any], problems: list[Problem], packed: Packed) -> Path | None:
+    value = given.get(_WORKSPACE)
     if value is None or isinstance(value, Artifact):
         return None
-    del given["workspace"]
+    del given[_WORKSPACE]
     try:
         folder = _locate(value)
     except ValueError as error:
-        problems.append(Problem(path="workspace", message=f"{error} (use a folder, such as '.')"))
+        problems.append(Problem(path=_WORKSPACE, message=f"{error} (use a folder, such as '.')"))
         return None
-    problems += check_workspace(folder)
+    problems += packed.check(folder, name=_WORKSPACE)
     return folder
 
 
@@ -103,7 +131,7 @@ def _locate(value: object) -> Path:
         raise ValueError(f"no such home folder: {value!r:.80}") from None
 
 
-def _check_inputs(given: dict[str, Any], problems: list[Problem]) -> dict[str, Path]:
+def _check_inputs(given: dict[str, Any], problems: list[Problem], packed: Packed) -> dict[str, Path]:
     """Leave addresses in `given["inputs"]` as artifacts, and return the paths by name."""
     inputs = given.get("inputs", {})
     if not isinstance(inputs, Mapping):
@@ -125,7 +153,7 @@ def _check_inputs(given: dict[str, Any], problems: list[Problem]) -> dict[str, P
                 message = f"{error} (use a path, or an address such as s3://bucket/key)"
                 problems.append(Problem(path=f"inputs.{name}", message=message))
             else:
-                problems += check_input(paths[name], field=f"inputs.{name}")
+                problems += packed.check(paths[name], name=f"inputs.{name}")
     given["inputs"] = artifacts
     return paths
 
@@ -157,14 +185,6 @@ def _check_secrets(given: dict[str, Any], problems: list[Problem]) -> None:
         problems.append(Problem(path=f"secrets.{name}", message=message))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """What was uploaded before, by path, so that many specs with one workspace upload it once."""
-
-    workspaces: dict[Path, tuple[Artifact, tuple[str, ...]]] = field(default_factory=dict)
-    inputs: dict[Path, Artifact] = field(default_factory=dict)
-
-
 def upload(draft: Draft, *, store: Store, packed: Packed) -> tuple[ExperimentSpec, list[str]]:
     """Upload what lies on this disk, and return the whole spec, and what the user should be told.
 
@@ -178,7 +198,7 @@ def upload(draft: Draft, *, store: Store, packed: Packed) -> tuple[ExperimentSpe
         if draft.workspace not in packed.workspaces:
             artifact, left_out = pack_workspace(draft.workspace, store)
             packed.workspaces[draft.workspace] = artifact, tuple(left_out)
-        parts["workspace"], told = packed.workspaces[draft.workspace]
+        parts[_WORKSPACE], told = packed.workspaces[draft.workspace]
         warnings += told
     if draft.inputs:
         for name, path in draft.inputs.items():

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from jobqueue.envelope import seal
-from jobqueue.errors import JobqueueError, NoSuchQueue, Unavailable
+from jobqueue.errors import InvalidSpec, JobqueueError, NoSuchQueue, Unavailable
 from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
 from jobqueue.publishing import Publisher
@@ -24,7 +24,7 @@ from jobqueue.registry.base import Submission
 from jobqueue.routing import choose_queue, request_queues
 from jobqueue.spec import ExperimentSpec
 from producers.connections import Connections
-from producers.preparation import Draft, JobqueueWarning, Packed, upload
+from producers.preparation import Draft, JobqueueWarning, Packed, placed, upload
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,11 @@ class Sender:
     def _prepare(self, draft: Draft, packed: Packed) -> Submission:
         queue = choose_queue(draft.spec)
         self._check_servers(draft, queue)
-        spec, notes = upload(draft, store=self._connections.store, packed=packed)
-        submission = self._seal(spec, queue)
+        try:
+            spec, notes = upload(draft, store=self._connections.store, packed=packed)
+            submission = self._seal(spec, queue)
+        except InvalidSpec as error:
+            raise placed(error, draft.place) from None
         _warn([*notes, *self._warn_of_absence(queue)])
         return submission
 

@@ -25,6 +25,7 @@ from jobqueue.errors import (
     NotFound,
     RegistryUnavailable,
 )
+from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
 from jobqueue.spec import ExperimentSpec, parse_spec
 from producers import client as client_module
@@ -228,6 +229,33 @@ def test_get_understands_ids_beginnings_names_and_last(client: Client) -> None:
         client.get("exp-0")
     with pytest.raises(NotFound, match="no experiment"):
         client.get("never-given")
+
+
+def test_an_id_is_understood_as_it_is_pasted(client: Client) -> None:
+    exp = client.submit(**SPEC)
+
+    assert client.get(f" {exp.id.upper()}\n") is exp
+
+
+@pytest.mark.parametrize("text", ["", " ", None, 5, b"last", ["last"]])
+def test_what_names_no_experiment_is_said_to_name_none(client: Client, text: Any) -> None:
+    client.submit(**SPEC)
+    with pytest.raises(InvalidSpec, match=r"not an id or a name: .*use an id"):
+        client.get(text)
+
+
+@pytest.mark.parametrize("text", ["exp-", "exp-../../x", "../../etc/passwd", "exp-*", "*", "\0", "\ud800", "x" * 10**6])
+def test_what_only_looks_like_an_id_is_not_found(client: Client, text: str) -> None:
+    client.submit(**SPEC)
+    with pytest.raises(NotFound) as caught:
+        client.get(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["", "last", "exp-../../x", "../../etc"])
+def test_a_handle_is_made_of_an_id_only(client: Client, text: str) -> None:
+    with pytest.raises(InvalidSpec, match="not an experiment id"):
+        client.handle(ExperimentId(text))
 
 
 def test_the_list_is_the_newest_first(client: Client) -> None:
