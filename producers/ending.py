@@ -1,11 +1,13 @@
 """What the end of an experiment means for who waits for it, from the registry's record or the store's marker."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from jobqueue.artifacts import attempt_prefix
-from jobqueue.errors import ArtifactRefused, ExperimentCancelled, ExperimentFailed, JobqueueError, StoreUnavailable
+from jobqueue.errors import ExperimentCancelled, ExperimentFailed, JobqueueError
+from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.marker import Marker
 from jobqueue.registry.base import Record, Submission
@@ -60,22 +62,23 @@ def without_message(submission: Submission) -> Submission:
     return replace(submission, message=b"")
 
 
-def write_cancel_marker(store: Store, record: Record) -> None:
+def mark_cancelled(experiment_id: ExperimentId, *, open_store: Callable[[], Store], look: Callable[[], Record]) -> None:
     """Write the result marker of an experiment that was cancelled while nobody held it; one that is there stays.
 
-    The registry knows of the end already, so a store that does not answer, or a marker there that cannot be read,
-    changes nothing for the user.
+    The registry knows of the end already, so a store that cannot be opened or does not answer, or a marker there that
+    cannot be read, changes nothing for the user.
     """
-    marker = Marker(
-        experiment_id=record.submission.id,
-        attempt=record.attempt,
-        token=record.token,
-        state=State.CANCELLED,
-        reason=record.reason or Reason.CANCELLED_BY_USER,
-        detail=record.detail,
-        finished_at=record.finished_at or datetime.now(UTC),
-    )
     try:
+        record, store = look(), open_store()
+        marker = Marker(
+            experiment_id=experiment_id,
+            attempt=record.attempt,
+            token=record.token,
+            state=State.CANCELLED,
+            reason=record.reason or Reason.CANCELLED_BY_USER,
+            detail=record.detail,
+            finished_at=record.finished_at or datetime.now(UTC),
+        )
         write_marker(store, marker)
-    except (StoreUnavailable, ArtifactRefused) as error:
-        log.warning("experiment.marker_not_written experiment=%s error=%s", marker.experiment_id, error.message)
+    except JobqueueError as error:
+        log.warning("experiment.marker_not_written experiment=%s error=%s", experiment_id, error.message)

@@ -12,10 +12,8 @@ from typing import Any, Final
 
 from jobqueue.errors import (
     ExperimentTimeout,
-    InvalidSpec,
     JobqueueError,
     NotFound,
-    Problem,
     RegistryUnavailable,
     StoreUnavailable,
 )
@@ -24,8 +22,8 @@ from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
 from jobqueue.storage.markers import read_marker
 from producers.connections import Connections
-from producers.ending import apply_marker, make_error, without_message, write_cancel_marker
-from producers.logs import STREAMS, LogSource, follow_log, print_log, read_log
+from producers.ending import apply_marker, make_error, mark_cancelled, without_message
+from producers.logs import follow_log, open_source, print_log, read_log
 from producers.outputs import Outputs, read_result
 from producers.timeline import explain, make_view, parse_progress, to_html
 from producers.watching import OUTAGE, Watcher
@@ -214,7 +212,7 @@ class Experiment(concurrent.futures.Future[Any]):
         """
         state = self._connections.registry.experiments.cancel(self.id)
         if state is State.CANCELLED:
-            write_cancel_marker(self._connections.store, self.look())
+            mark_cancelled(self.id, open_store=lambda: self._connections.store, look=self.look)
         return state is State.CANCELLED or not state.is_final
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
@@ -252,7 +250,7 @@ class Experiment(concurrent.futures.Future[Any]):
         Raises:
             InvalidSpec: there is no such stream.
         """
-        source = self._log_source(stream)
+        source = open_source(self._connections, look=self._look_patiently, stream=stream)
         if not follow:
             return read_log(source, stream=stream)
         return (line for line in follow_log(source, stream=stream) if isinstance(line, str))
@@ -260,15 +258,8 @@ class Experiment(concurrent.futures.Future[Any]):
     def watch(self) -> None:
         """Print its lines and where it is, as they come, until it is over; Ctrl-C stops the watching alone."""
         with suppress(KeyboardInterrupt):
-            print_log(self._log_source("stdout"), stream="stdout")
-
-    def _log_source(self, stream: str) -> LogSource:
-        if stream not in STREAMS:
-            message = f"there is no {stream!r} (use one of {', '.join(STREAMS)})"
-            raise InvalidSpec([Problem(path="stream", message=message)])
-        return LogSource(
-            store=self._connections.store, live=self._connections.registry.live_logs, look=self._look_patiently
-        )
+            source = open_source(self._connections, look=self._look_patiently, stream="stdout")
+            print_log(source, stream="stdout")
 
     def _look_patiently(self) -> Record:
         until = time.monotonic() + OUTAGE.total_seconds()

@@ -14,9 +14,10 @@ from datetime import timedelta
 from typing import Final
 
 from jobqueue.artifacts import log_prefix
-from jobqueue.errors import RegistryUnavailable, StoreUnavailable
+from jobqueue.errors import InvalidSpec, Problem, RegistryUnavailable, StoreUnavailable
 from jobqueue.registry.base import LiveLogs, Record
 from jobqueue.storage.base import Store
+from producers.connections import Connections
 from producers.ending import find_prefix
 from producers.timeline import explain
 
@@ -38,6 +39,18 @@ class LogSource:
     store: Store
     live: LiveLogs
     look: Callable[[], Record]
+
+
+def open_source(connections: Connections, *, look: Callable[[], Record], stream: str) -> LogSource:
+    """Return where the output is read of the experiment that `look` looks at.
+
+    Raises:
+        InvalidSpec: there is no such stream.
+    """
+    if stream not in STREAMS:
+        message = f"there is no {stream!r:.80} (use one of {', '.join(STREAMS)})"
+        raise InvalidSpec([Problem(path="stream", message=message)])
+    return LogSource(store=connections.store, live=connections.registry.live_logs, look=look)
 
 
 class _Lines:

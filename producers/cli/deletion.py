@@ -1,6 +1,7 @@
 """What goes with a request queue that is deleted: its companions, its messages, and its experiments."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from jobqueue.brokers.base import Broker
 from jobqueue.ids import ExperimentId
@@ -8,7 +9,7 @@ from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Experiments
 from jobqueue.routing import reporting_queue
 from jobqueue.storage.base import Store
-from producers.ending import write_cancel_marker
+from producers.ending import mark_cancelled
 
 _AT_ONCE = 1000
 
@@ -48,6 +49,7 @@ def _cancel_open(queue: str, *, experiments: Experiments, store: Store) -> Delet
         for experiment_id in open_ids:
             if experiments.cancel(experiment_id, reason=Reason.QUEUE_DELETED).is_final:
                 cancelled += 1
-                write_cancel_marker(store, experiments.get(experiment_id))
+                look = partial(experiments.get, experiment_id)
+                mark_cancelled(experiment_id, open_store=lambda: store, look=look)
             else:
                 stopping.add(experiment_id)

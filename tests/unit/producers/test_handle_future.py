@@ -101,6 +101,32 @@ def test_one_that_nobody_holds_is_cancelled_at_once_with_a_marker(client: Client
     assert exp.cancel(), "as for any future: it is cancelled"
 
 
+@pytest.mark.parametrize("url", ["nonsense://x", "file:///dev/null/store", "s3://bucket"])
+def test_cancelling_needs_no_store(client: Client, exp: Experiment, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client._connections, "settings", client.settings.model_copy(update={"storage_url": url}))
+    client._connections.forget("store")
+    found = client.get(exp.id)
+
+    assert found.cancel()
+
+    assert found.cancelled()
+    with pytest.raises(ExperimentCancelled):
+        found.result(timeout=SOON)
+    assert "CANCELLED" in found._repr_html_()
+
+
+def test_cancelling_is_done_although_the_registry_goes_away_after_it(
+    client: Client, exp: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: ExperimentId) -> None:
+        raise RegistryUnavailable("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client._connections.registry.experiments, "get", away)
+        assert exp.cancel()
+    wait_until(exp.cancelled, what="the watcher's look")
+
+
 def test_a_running_one_is_cancelled_by_its_worker(exp: Experiment, worker: Any) -> None:
     worker.run()
 
