@@ -155,6 +155,8 @@ class Execution:
         """Supervise to the end what an earlier worker has started, as if nothing had happened."""
         try:
             spec = self._spec = open_sealed(self._message, keys=self._site.keys)
+            if self._file.kept.stopping:
+                self.ask(Reason[self._file.kept.stopping])
             return self._supervise(container, spec, workspace.workspace_folder(folder))
         finally:
             self._remove(container)
@@ -189,7 +191,7 @@ class Execution:
             progress=progress,
             grace=self._site.grace,
             tick=timedelta(seconds=self._tick_seconds),
-            started_at_seconds=self._file.kept.started_at_seconds,
+            file=self._file,
         )
         self._watch = watch
         if self._asked:

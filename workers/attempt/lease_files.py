@@ -36,6 +36,7 @@ class KeptLease:
         deadline_seconds: on `clock_seconds()`: past it the lease is in doubt and nothing of the attempt may run.
         started_at_seconds: when its container was started, on the same clock; 0 before.
         reports: how many were numbered.
+        stopping: the name of the reason for which its container was told to end; empty when it was not.
     """
 
     experiment_id: ExperimentId
@@ -47,6 +48,7 @@ class KeptLease:
     deadline_seconds: float
     started_at_seconds: float = 0.0
     reports: int = 0
+    stopping: str = ""
 
     @property
     def lease(self) -> Lease:
@@ -92,8 +94,8 @@ class LeaseFile:
         _write(self._folder / f"{self._kept.name}{_MESSAGE}", message)
         self.update()
 
-    def update(self, **changes: float) -> None:
-        """Change some of what it says; `deadline_seconds`, `started_at_seconds` or `reports`."""
+    def update(self, **changes: float | str) -> None:
+        """Change some of what it says; `deadline_seconds`, `started_at_seconds`, `reports` or `stopping`."""
         with self._lock:
             self._kept = replace(self._kept, **changes)  # type: ignore[arg-type]  # the names are the fields'
             if self._is_removed:

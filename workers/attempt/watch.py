@@ -6,6 +6,7 @@ The deadline is kept here, by asking the engine with a timeout, never by an exce
 import logging
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -15,6 +16,7 @@ from jobqueue.quantities import describe_size, format_duration
 from jobqueue.registry.base import Leases
 from jobqueue.spec import ExperimentSpec
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
+from workers.attempt.lease_files import LeaseFile
 from workers.attempt.logs import LogWriter
 from workers.attempt.patience import PATIENCE_SECONDS
 from workers.attempt.progress import ProgressFile
@@ -89,7 +91,7 @@ class Watch:
         container: started.
         grace: between SIGTERM and SIGKILL.
         tick: how often to look, at least.
-        started_at_seconds: when it was started, on `clock_seconds()`: maybe by an earlier worker.
+        file: of its lease; says when it was started, maybe by an earlier worker, and is told why it is to end.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Watch:
         progress: ProgressRelay,
         grace: timedelta,
         tick: timedelta,
-        started_at_seconds: float,
+        file: LeaseFile,
     ) -> None:
         self.stop_reason: Reason | None = None
         self.stop_detail = ""
@@ -114,7 +116,7 @@ class Watch:
         self._grace, self._tick = grace, min(tick, LONGEST_TICK)
         self._is_paused = False
         self._lapses = 0
-        self._started_at_seconds = started_at_seconds
+        self._file = file
         self._follower = threading.Thread(target=self._follow, name="output", daemon=True)
 
     def ask(self, reason: Reason) -> None:
@@ -176,7 +178,7 @@ class Watch:
 
     @property
     def _age_seconds(self) -> float:
-        return clock_seconds() - self._started_at_seconds
+        return clock_seconds() - self._file.kept.started_at_seconds
 
     def _look(self) -> None:
         standing = self._keeper.standing
@@ -221,5 +223,8 @@ class Watch:
 
     def _stop(self, reason: Reason, detail: str = "") -> None:
         log.info("container.stopping", extra={"reason": reason.name})
+        # First, because its exit says nothing to a worker that takes over.
+        with suppress(OSError):
+            self._file.update(stopping=reason.name)
         self._container.stop(self._grace)
         self.stop_reason, self.stop_detail = reason, detail

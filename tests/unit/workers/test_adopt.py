@@ -307,3 +307,32 @@ def test_what_the_guard_froze_is_thawed_after_a_lapse(node: FakeNode) -> None:
     wait_until(lambda: not container.is_paused, what="its thaw")
     container.finish()
     running.join()
+
+
+@pytest.mark.parametrize("reason", [Reason.CANCELLED_BY_USER, Reason.DRAINED, Reason.STALLED])
+def test_what_was_told_to_end_before_its_worker_died_ends_for_that_reason(place: Place, reason: Reason) -> None:
+    message = place.fake.message()
+    place.fake.runtime.script = Script(is_held=True)
+    execution = place.fake.start(message)
+    container = place.fake.container()
+    told: list[str] = []
+    stop = container.stop
+
+    def note(grace: timedelta) -> None:
+        told.extend(kept.stopping for kept in read_leases(place.fake.site.leases).values())
+        stop(grace)
+
+    container.stop = note  # type: ignore[method-assign]
+    execution.attempt.ask(reason)
+    execution.join()
+    assert told == [reason.name], "nobody could know why it ended"
+    other = place.fake.message()
+    # It ends in a way of its own, and nobody is there to see it.
+    place.leave(other).finish(Exit(code=7))
+    place.file.update(stopping=reason.name)
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    record = place.fake.record(other)
+    assert record.state is (reason.verdict.state or State.QUEUED)
+    assert (record.history[-1].reason if record.history else record.reason) is reason
+    assert place.is_clean()
