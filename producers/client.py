@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from jobqueue.config import Settings
-from jobqueue.errors import InvalidSpec, NotFound, Problem
+from jobqueue.errors import InvalidSetting, InvalidSpec, NotFound, Problem
 from jobqueue.ids import ExperimentId, is_experiment_id, parse_experiment_id
 from jobqueue.lifecycle import State
 from jobqueue.registry.base import Record
@@ -113,6 +113,13 @@ class Client:
                 self._handles[experiment_id] = handle
                 self._watcher.add(handle)
             return handle
+
+    def is_of(self, site: str) -> bool:
+        """Tell whether it is open and asks the registry of that site: see `Connections.site`."""
+        try:
+            return not self._connections.is_closed and self._connections.site == site
+        except InvalidSetting:  # it names no registry
+            return False
 
     def close(self) -> None:
         """Close every connection. Handles of this client cannot ask any more; the experiments go on."""
@@ -222,9 +229,23 @@ def default_client() -> Client:
         return _default[0]
 
 
-def reopen(experiment_id: str) -> Experiment:
-    """Return the handle of an id from this process's client: what a pickled handle becomes."""
-    return default_client().handle(ExperimentId(experiment_id))
+def reopen(experiment_id: str, site: str = "") -> Experiment:
+    """Return what a pickled handle becomes: the handle of an id, from a client of its site or from the default one.
+
+    Args:
+        experiment_id: what was pickled.
+        site: which registry it was submitted to; see `Connections.site`.
+
+    Raises:
+        InvalidSpec: it is not an id.
+    """
+    return _client_of(site).handle(ExperimentId(experiment_id))
+
+
+def _client_of(site: str) -> Client:
+    with _default_lock:
+        known = [*_default, *_living]
+    return next((client for client in known if client.is_of(site)), None) or default_client()
 
 
 def _start_all_in_child() -> None:

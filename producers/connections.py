@@ -1,5 +1,6 @@
 """What one client holds open: each server is connected when first used, kept, and connected anew in a forked child."""
 
+import hashlib
 import os
 import threading
 import weakref
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from celery import Celery
 
 T = TypeVar("T")
+
+
+def without_password(url: str) -> str:
+    """Return the address of a server as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.partition(':')[0]}{at}{host}"
 
 
 class Closeable(Protocol):
@@ -48,6 +56,21 @@ class Connections:
     def registry(self) -> Registry:
         """The registry."""
         return self.once("registry", lambda: open_registry(self.settings.registry))
+
+    @property
+    def registry_name(self) -> str:
+        """The registry's address without its password, for people."""
+        return without_password(self.settings.registry)
+
+    @property
+    def site(self) -> str:
+        """A few letters that are the same for all who name the same registry; they tell nothing else."""
+        return hashlib.sha256(self.registry_name.encode()).hexdigest()[:8]
+
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether nothing can be asked over it any more."""
+        return self._is_closed
 
     @property
     def broker(self) -> Broker:

@@ -30,12 +30,14 @@ from producers.watching import OUTAGE, Watcher
 
 _CHECK_EVERY_SECONDS: Final = 1.0
 _UNREAD: Final = object()
+_ELSEWHERE: Final = "was it submitted with other settings? Client(settings).get(id) asks another registry"
 
 
 class Experiment(concurrent.futures.Future[Any]):
     """A submitted experiment: a `concurrent.futures.Future` that can also be watched, read and cancelled from anywhere.
 
-    Made by `submit_experiment` and `get`, never by hand. It pickles to its id. Everything that asks the registry raises
+    Made by `submit_experiment` and `get`, never by hand. It pickles to its id, which becomes a handle of a client of the
+    same registry where there is one, else of the environment's settings. Everything that asks the registry raises
     `RegistryUnavailable` when that does not answer; who waits is told only after half a minute of silence.
 
     Attributes:
@@ -49,7 +51,7 @@ class Experiment(concurrent.futures.Future[Any]):
         *,
         connections: Connections,
         watcher: Watcher,
-        reopen: Callable[[str], "Experiment"],
+        reopen: Callable[[str, str], "Experiment"],
     ) -> None:
         super().__init__()
         self.id = experiment_id
@@ -120,10 +122,8 @@ class Experiment(concurrent.futures.Future[Any]):
         """Return what the result marker says, for an experiment that the registry has forgotten."""
         marker = read_marker(self._connections.store, self.id) if self._submission else None
         if self._submission is None or marker is None:
-            raise NotFound(
-                f"the registry does not know {self.id}",
-                hint="if it was wiped, the experiment ends all the same: wait()",
-            )
+            hint = "if it was wiped, the experiment ends all the same: wait()" if self._submission else _ELSEWHERE
+            raise NotFound(f"the registry {self._connections.registry_name} does not know {self.id}", hint=hint)
         return apply_marker(Record(submission=self._submission), marker)
 
     def settle(self) -> bool:
@@ -276,8 +276,14 @@ class Experiment(concurrent.futures.Future[Any]):
         self._condition = threading.Condition()
         self._settling = threading.RLock()
 
-    def __reduce__(self) -> tuple[Callable[[str], "Experiment"], tuple[str]]:
-        return self._reopen, (self.id,)
+    def __reduce__(self) -> tuple[Callable[[str, str], "Experiment"], tuple[str, str]]:
+        return self._reopen, (self.id, self._connections.site)
+
+    def __copy__(self) -> "Experiment":
+        return self  # as many as there are, it is one experiment
+
+    def __deepcopy__(self, _: object) -> "Experiment":
+        return self
 
     def __repr__(self) -> str:
         name = f" {self._submission.name!r}" if self._submission and self._submission.name else ""

@@ -90,13 +90,14 @@ def examine() -> Iterator[Finding]:
 def _check_broker(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.brokers import open_broker
     from jobqueue.routing import request_queues
+    from producers.connections import without_password
 
     with closing(open_broker(settings.broker, lease=settings.lease)) as broker:
         began = time.monotonic()
         there = {queue: broker.queues.exists(queue) for queue in request_queues(settings.project)}
         took = (time.monotonic() - began) * 1000 / len(there)
         yield Finding(
-            name="broker", verdict=Verdict.OK, text=f"{_without_password(settings.broker)} answers in {took:.0f} ms"
+            name="broker", verdict=Verdict.OK, text=f"{without_password(settings.broker)} answers in {took:.0f} ms"
         )
         missing = [queue for queue, exists in there.items() if not exists]
         if missing:
@@ -108,10 +109,11 @@ def _check_broker(settings: "Settings") -> Iterator[Finding]:
 
 def _check_registry(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.registry import open_registry
+    from producers.connections import without_password
 
     with closing(open_registry(settings.registry)) as registry:
         ahead = datetime.now(UTC) - registry.ping()
-        yield Finding(name="registry", verdict=Verdict.OK, text=f"{_without_password(settings.registry)} answers")
+        yield Finding(name="registry", verdict=Verdict.OK, text=f"{without_password(settings.registry)} answers")
         yield _judge_clock(ahead)
         workers = registry.workers.present()
     yield _judge_workers(workers)
@@ -233,12 +235,6 @@ _CHECKS: Final[dict[str, Callable[["Settings"], Iterator[Finding]]]] = {
 
 def _failed(name: str, error: JobqueueError) -> Finding:
     return Finding(name=name, verdict=Verdict.FAIL, text=error.message, fix=error.hint)
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.partition(':')[0]}{at}{host}"
 
 
 def _write(finding: Finding, form: str) -> None:

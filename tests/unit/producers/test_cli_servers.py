@@ -20,6 +20,7 @@ from jobqueue.registry.presence import WorkerRecord
 from jobqueue.report import LogEntry, Progress, Report, Severity, TaskState
 from jobqueue.resources import Offer
 from producers.cli import doctor, jobqueue
+from producers.connections import without_password
 
 _ID = ExperimentId("exp-01arz3ndektsv4rrffq69g5fav")
 _AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -313,4 +314,4 @@ def test_a_clock_that_is_far_from_the_registrys_is_told(seconds: int, verdict: s
     ],
 )
 def test_a_password_is_never_shown(url: str, shown: str) -> None:
-    assert doctor._without_password(url) == shown
+    assert without_password(url) == shown
