@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
-from html import escape
 from typing import Any, Final
 
 from jobqueue.errors import (
@@ -25,7 +24,7 @@ from producers.connections import Connections
 from producers.ending import apply_marker, make_error, mark_cancelled, without_message
 from producers.logs import follow_log, open_source, print_log, read_log
 from producers.outputs import Outputs, read_result
-from producers.timeline import explain, make_view, parse_progress, to_html
+from producers.timeline import error_to_html, explain, make_view, parse_progress, to_html
 from producers.watching import OUTAGE, Watcher
 
 _CHECK_EVERY_SECONDS: Final = 1.0
@@ -36,8 +35,8 @@ _ELSEWHERE: Final = "was it submitted with other settings? Client(settings).get(
 class Experiment(concurrent.futures.Future[Any]):
     """A submitted experiment: a `concurrent.futures.Future` that can also be watched, read and cancelled from anywhere.
 
-    Made by `submit_experiment` and `get`, never by hand. It pickles to its id, which becomes a handle of a client of the
-    same registry where there is one, else of the environment's settings. Everything that asks the registry raises
+    Made by `submit_experiment` and `get`, never by hand. It pickles to its id, which becomes a handle of a client of
+    the same registry where there is one, else of the environment's settings. Everything that asks the registry raises
     `RegistryUnavailable` when that does not answer; who waits is told only after half a minute of silence.
 
     Attributes:
@@ -294,4 +293,4 @@ class Experiment(concurrent.futures.Future[Any]):
         try:
             return to_html(make_view(self.look()))
         except JobqueueError as error:
-            return f"<p><code>{escape(self.id)}</code>: {escape(error.message)}</p>"
+            return error_to_html(self.id, error)

@@ -1,10 +1,12 @@
 """Where an experiment is and how it came there: as a sentence, and as a table that survives in a saved notebook."""
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
+from jobqueue.errors import JobqueueError
 from jobqueue.lifecycle import Reason, State
 from jobqueue.quantities import describe_size
 from jobqueue.registry.base import PastAttempt, Record
@@ -12,6 +14,8 @@ from jobqueue.resources import Resources
 
 _COLOURS = {State.SUCCEEDED: "#1a7f37", State.FAILED: "#cf222e", State.CANCELLED: "#6e7781"}
 _COLOUR_BEFORE = "#0969da"
+# Between lines of a message, and within emoji and the words of several scripts.
+_JOINERS = "\n\t\u200c\u200d"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,17 +132,33 @@ def _describe_time(at: datetime) -> str:
 
 
 def to_html(view: View) -> str:
-    """Return a static table: no script, no style sheet, every text escaped."""
+    """Return a static table: no script, no style sheet, every text escaped and kept from turning its surroundings."""
     colour = _COLOURS.get(view.state, _COLOUR_BEFORE)
-    title = f"{escape(view.name)} <code>{escape(view.id)}</code>" if view.name else f"<code>{escape(view.id)}</code>"
+    title = f"{_shown(view.name)} <code>{_shown(view.id)}</code>" if view.name else f"<code>{_shown(view.id)}</code>"
     rows = "".join(
-        f'<tr><th style="text-align:left">{escape(label)}</th><td style="text-align:left">{escape(text)}</td></tr>'
+        f'<tr><th style="text-align:left">{_shown(label)}</th><td style="text-align:left">{_shown(text)}</td></tr>'
         for label, text in view.rows
     )
     return (
         f'<div><p><b style="color:{colour}">{escape(view.state)}</b> {title}</p>'
-        f"<p>{escape(view.sentence)}</p>{_bar(view)}<table>{rows}</table></div>"
+        f"<p>{_shown(view.sentence)}</p>{_bar(view)}<table>{rows}</table></div>"
     )
+
+
+def error_to_html(experiment_id: str, error: JobqueueError) -> str:
+    """Return what is shown in the place of the table where there is none."""
+    return f"<p><code>{_shown(experiment_id)}</code>: {_shown(str(error))}</p>"
+
+
+def _shown(text: str) -> str:
+    """Return a text as HTML whose direction of writing is its own, and in which what is unseen is shown."""
+    seen = "".join(letter if _is_seen(letter) else letter.encode("unicode_escape").decode() for letter in text)
+    return f"<bdi>{escape(seen)}</bdi>"
+
+
+def _is_seen(letter: str) -> bool:
+    """Tell whether it is no control: of a terminal, of the direction of writing, or half a character."""
+    return letter in _JOINERS or not unicodedata.category(letter).startswith("C")
 
 
 def _bar(view: View) -> str:

@@ -1,15 +1,17 @@
 """A record says in one sentence where an experiment is, and draws a table without a script."""
 
+import html
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from jobqueue.errors import NotFound
 from jobqueue.ids import WorkerId, make_experiment_id
 from jobqueue.lifecycle import Phase, Reason, State
 from jobqueue.registry.base import PastAttempt, Record, Submission
 from jobqueue.resources import Resources
-from producers.timeline import explain, make_view, parse_progress, to_html
+from producers.timeline import error_to_html, explain, make_view, parse_progress, to_html
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -108,3 +110,21 @@ def test_every_text_is_escaped(record: Record) -> None:
     )
 
     assert "<img" not in text
+    assert f"<bdi>{html.escape(evil)}</bdi>" in text
+
+
+def test_what_turns_or_hides_text_is_shown_and_stays_within_its_own(record: Record) -> None:
+    submission = replace(record.submission, name="\u202etxt.exe\x1b[2J\ud800\x00")
+    text = to_html(make_view(replace(record, submission=submission, detail="שלום\n👩‍🔬", reason=Reason.WORKER_LOST)))
+
+    assert r"<bdi>\u202etxt.exe\x1b[2J\ud800\x00</bdi>" in text
+    assert "שלום\n👩‍🔬" in text, "other scripts stay as they are"
+    text.encode()
+
+
+def test_an_error_in_the_place_of_a_table_is_escaped_as_well(record: Record) -> None:
+    text = error_to_html(record.submission.id, NotFound("<script>\u202e", hint="<b>look</b>"))
+
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert r"&lt;script&gt;\u202e (&lt;b&gt;look&lt;/b&gt;)" in text
