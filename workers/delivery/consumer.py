@@ -101,8 +101,18 @@ class Consumer(CeleryConsumer):
         return bool(self.pool.busy + node_of(self.app).adopted < self.pool.limit)
 
     def _look_for_queues(self) -> None:
+        self._require_connection()
         self._add_queues()
         self._resume()
+
+    def _require_connection(self) -> None:
+        """Have Celery connect anew where it does not know that its connection has ended.
+
+        What a callback meets is only logged, lest a message end the worker: an end that was met there would come to
+        light when heartbeats are missed, a minute later. Raises what Celery's loop takes for a lost connection.
+        """
+        if self.connection is not None and not self.connection.connected:
+            raise ConnectionError("the connection to the broker has ended")
 
     def _resume(self) -> None:
         self._intake.resume(self.task_consumer)

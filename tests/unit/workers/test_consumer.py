@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery.worker import state as worker_state
+from kombu import Connection
 from services.node import FakeNode
 
 from jobqueue.application import CONTENT_TYPE, TASK
@@ -277,3 +278,18 @@ def test_a_worker_that_was_told_to_stop_starts_nothing_more(gate: Gate, monkeypa
     assert not gate.consumer._has_place()
     gate.consumer.stop()
     assert (stopped, message.done) == ([[]], ["requeue"]), "it would come back to what still consumes"
+
+
+def test_a_connection_that_ended_within_a_callback_is_told_to_celery(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    monkeypatch.setattr(gate.consumer, "_add_queues", lambda: looks.append("queues"))
+    monkeypatch.setattr(gate.consumer, "_resume", lambda: looks.append("resume"))
+    gate.consumer.connection = SimpleNamespace(connected=True)
+    gate.consumer._look_for_queues()
+    assert looks == ["queues", "resume"]
+    gate.consumer.connection = SimpleNamespace(connected=False)
+    with pytest.raises(OSError, match="has ended") as raised:
+        gate.consumer._look_for_queues()
+    assert isinstance(raised.value, Connection("amqp://").connection_errors)
