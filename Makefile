@@ -46,9 +46,9 @@ faults: .venv/test.stamp ## break a whole site while it works: BROKER=rabbitmq|r
 	@.ci/packages
 	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --count $(N) $(if $(SEED),--seed $(SEED))
 
-faults-selftest: .venv/test.stamp ## switch each protection off and see that the faults find it
+faults-selftest: .venv/test.stamp ## switch each protection off and see that the faults find it: ONLY=guard
 	@.ci/packages
-	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --self-test
+	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --self-test $(if $(ONLY),--only $(ONLY))
 
 proto: .cache/proto.stamp ## generate jobqueue/wire from proto/
 	.ci/proto

@@ -70,7 +70,7 @@ def _report(path: Path) -> int:
     if violations:
         return BROKEN
     if is_void(facts):
-        print("void: fewer than nine of ten planned faults hit anything")
+        print("void: fewer than nine of ten planned faults hit anything, or a node ran nothing")
         return VOID
     return 0
 

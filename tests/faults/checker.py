@@ -7,6 +7,8 @@ from faults.invariants import Violation, judge_experiment
 from faults.seen import Run, put_in_order
 
 _INJECTED = 0.9
+# With fewer experiments chance may pass a node over.
+_FOR_EACH_NODE = 10
 _MORE_FILES = 100
 # What a worker that has worked keeps and a new one does not have yet, besides a thread of the store's library per core.
 _MORE_THREADS = 8
@@ -20,10 +22,13 @@ def judge(facts: Sequence[Fact]) -> list[Violation]:
 
 
 def is_void(facts: Sequence[Fact]) -> bool:
-    """Tell whether too few of the planned faults hit anything, so that the run proves nothing."""
+    """Tell whether a run proves nothing: too few of the planned faults hit anything, or a node ran nothing."""
     run = put_in_order(facts)
     hit = sum(1 for fact in of_kind(facts, "fault") if fact["phase"] == "hit")
-    return hit < _INJECTED * len(run.about.get("faults", ())) or not run.experiments
+    nodes = set(run.about.get("nodes", ()))
+    is_long = len(run.experiments) >= _FOR_EACH_NODE * len(nodes)
+    has_idle_node = is_long and not nodes <= {fact["node"] for fact in of_kind(facts, "container")}
+    return hit < _INJECTED * len(run.about.get("faults", ())) or has_idle_node or not run.experiments
 
 
 def _judge_site(run: Run) -> Iterator[Violation]:

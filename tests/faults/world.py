@@ -207,6 +207,8 @@ def _shared_settings(shape: Shape, folder: Path, storage: Mapping[str, Any]) -> 
         "images": "jobqueue-test/*",
         "lease": f"{shape.lease_seconds:g}s",
         "grace": "2s",
+        # Less than the small disk has when it is empty.
+        "disk_floor": "16MiB",
     }
 
 

@@ -39,7 +39,7 @@ def good() -> list[Fact]:
     return [
         {
             "kind": "run", "t": 0.0, "seed": 1, "broker": "rabbitmq", "store": "s3", "platform_budget": 5,
-            "recovery_limit_seconds": 60, "faults": [{"kind": "node.kill"}],
+            "recovery_limit_seconds": 60, "faults": [{"kind": "node.kill"}], "cores": 2, "nodes": ["node-1", "node-2"],
         },
         {"kind": "submitted", "experiment": NAME, "flavour": "succeeds", "ends": ["SUCCEEDED:EXITED_ZERO"]},
         {"kind": "fault", "t": 12.0, "index": 0, "fault": "node.kill", "phase": "hit", "experiments": [NAME]},
@@ -52,8 +52,8 @@ def good() -> list[Fact]:
         report(SECOND, 2, 24.5, state="SUCCEEDED", reason="EXITED_ZERO"),
         {"kind": "marker_put", "experiment": NAME, "node": "node-2", "status": 200, "t": 24.4},
         {"kind": "marker_put", "experiment": NAME, "node": "node-1", "status": 412, "t": 25.0},
-        {"kind": "sample", "node": "node-1", "pid": 7, "files": 40},
-        {"kind": "sample", "node": "node-1", "pid": 7, "files": 44},
+        {"kind": "sample", "t": 1.0, "node": "node-1", "pid": 7, "files": 40, "threads": 12, "is_idle": True},
+        {"kind": "sample", "t": 30.0, "node": "node-1", "pid": 7, "files": 44, "threads": 13, "is_idle": True},
         {"kind": "worker", "node": "node-1", "event": "killed"},
         {"kind": "end", "t": 30.0, "is_converged": True, "unfinished": [], "allowed_seconds": 100},
         container(FIRST, 10.5, 12.0),
@@ -71,6 +71,7 @@ def good() -> list[Fact]:
             "kind": "record", "experiment": NAME, "state": "SUCCEEDED", "reason": "EXITED_ZERO", "attempt": 2,
             "token": SECOND, "worker": None, "history": [{"token": FIRST, "reason": "WORKER_LOST"}],
         },
+        {"kind": "drained", "node": "node-1", "code": 0, "is_last": True},
         {"kind": "malformed", "messages": 4},
         {"kind": "queue", "queue": "faults_cpu", "messages": 0, "is_dead_letters": False},
         {"kind": "queue", "queue": "faults_cpu_dead", "messages": 4, "is_dead_letters": True},
@@ -123,6 +124,7 @@ BAD = {
     "a success that failed": ("I4", change("marker", exit_code=1)),
     "a success without its output": ("I4", change("outputs", result=None)),
     "a container that was left": ("I5", add({"kind": "residue", "what": "container", "item": "c1 running"})),
+    "a lease that was left": ("I5", add({"kind": "residue", "what": "lease", "item": NAME})),
     "a message that was left": ("I6", change("queue", messages=1)),
     "a dead letter that was lost": ("I6", change("queue", 1, messages=3)),
     "a gap in the reports": ("I7", change("report", 2, sequence=3)),
@@ -137,8 +139,10 @@ BAD = {
     "a marker written twice": ("I10", change("marker_put", 1, status=200)),
     "a recovery that took too long": ("I12", change("run", recovery_limit_seconds=5)),
     "files that are not closed": ("I13", change("sample", 1, files=400)),
+    "threads that do not end": ("I13", change("sample", 1, threads=60)),
     "an attempt that nobody explains": ("I14", change("record", history=[])),
     "a worker that ended by itself": ("I14", change("worker", event="died", code=1)),
+    "a worker that had to be killed": ("I14", change("drained", code=None)),
 }  # fmt: skip
 
 
@@ -191,6 +195,18 @@ def test_a_wiped_registry_and_a_lost_broker_excuse_only_what_went_with_them() ->
 def test_a_run_whose_faults_hit_nothing_proves_nothing() -> None:
     facts = good()
     change("fault", phase="missed")(facts)
+    assert is_void(facts)
+
+
+def test_a_long_run_in_which_a_node_ran_nothing_proves_nothing() -> None:
+    facts = good()
+    for number in range(20):
+        add({"kind": "submitted", "experiment": f"exp-{number}", "flavour": "succeeds", "ends": []})(facts)
+    assert not is_void(facts)
+    change("run", nodes=["node-1", "node-2", "node-3"])(facts)
+    assert not is_void(facts)
+    for number in range(20, 40):
+        add({"kind": "submitted", "experiment": f"exp-{number}", "flavour": "succeeds", "ends": []})(facts)
     assert is_void(facts)
 
 
