@@ -20,11 +20,12 @@ from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
 from jobqueue.storage.markers import read_marker
+from producers.causes import find_causes
 from producers.connections import Connections
 from producers.ending import apply_marker, make_error, mark_cancelled, without_message
 from producers.logs import follow_log, open_source, print_log, read_log
 from producers.outputs import Outputs, read_result
-from producers.timeline import error_to_html, explain, make_view, parse_progress, to_html
+from producers.timeline import error_to_html, make_view, parse_progress, to_html
 from producers.watching import OUTAGE, Watcher
 
 _CHECK_EVERY_SECONDS: Final = 1.0
@@ -88,8 +89,8 @@ class Experiment(concurrent.futures.Future[Any]):
         return parse_progress(self.look().progress)
 
     def why(self) -> str:
-        """Return in one sentence where it is, and why."""
-        return explain(self.look())
+        """Return where it is, and what keeps it from going on, one sentence to a line."""
+        return "\n".join(find_causes(self.look(), self._connections))
 
     def look(self) -> Record:
         """Return all that the registry knows of it; once it is over, without asking again.

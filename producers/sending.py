@@ -21,8 +21,11 @@ from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
 from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
+from jobqueue.registry.presence import WorkerRecord
+from jobqueue.resources import Resources
 from jobqueue.routing import choose_queue, request_queues
 from jobqueue.spec import ExperimentSpec
+from producers.causes import find_obstacles, judge_clock
 from producers.connections import Connections
 from producers.preparation import Draft, JobqueueWarning, Packed, placed, upload
 
@@ -41,8 +44,9 @@ class Sender:
         self._connections = connections
         self._publisher = Publisher(broker=lambda: connections.broker, app=lambda: connections.app)
         self._seen_queues: dict[str, float] = {}
-        self._served_queues: frozenset[str] = frozenset()
-        self._served_at = float("-inf")
+        self._workers: Sequence[WorkerRecord] = ()
+        self._workers_at = float("-inf")
+        self._clock_fault = ""
 
     def send(self, *drafts: Draft, packed: Packed) -> list[Submission]:
         """Submit drafts; with an idempotency key that was used before, return a submission with the older id.
@@ -82,7 +86,8 @@ class Sender:
             submission = self._seal(spec, queue)
         except InvalidSpec as error:
             raise placed(error, draft.place) from None
-        _warn([*notes, *self._warn_of_absence(queue)])
+        obstacles = self._find_obstacles(queue, spec.resources)
+        _warn(filter(None, [*notes, *obstacles, self._clock_fault]))
         return submission
 
     def _check_servers(self, draft: Draft, queue: str) -> None:
@@ -91,7 +96,7 @@ class Sender:
         if seen_at is not None and not draft.has_uploads and _is_recent(seen_at):
             return
         exists = self._connections.broker.queues.exists(queue)
-        self._connections.registry.ping()
+        self._clock_fault = judge_clock(datetime.now(UTC) - self._connections.registry.ping())
         if not exists:
             if draft.spec.queue is not None:
                 raise NoSuchQueue(f"there is no queue {queue!r}")
@@ -156,15 +161,13 @@ class Sender:
                 told = f"the registry could not be told either: {submission.id} may still be started by the sweep"
                 error.add_note(told)
 
-    def _warn_of_absence(self, queue: str) -> list[str]:
-        believed = _BELIEVED if queue in self._served_queues else _ABSENCE_BELIEVED
-        if not _is_recent(self._served_at, believed):
-            present = self._connections.registry.workers.present()
-            self._served_queues = frozenset(name for worker in present for name in worker.queues)
-            self._served_at = time.monotonic()
-        if queue in self._served_queues:
-            return []
-        return [f"no worker serves the queue {queue!r} now: the experiment waits until one does"]
+    def _find_obstacles(self, queue: str, resources: Resources) -> list[str]:
+        obstacles = find_obstacles(queue, resources, self._workers)
+        if not _is_recent(self._workers_at, _ABSENCE_BELIEVED if obstacles else _BELIEVED):
+            self._workers = self._connections.registry.workers.present()
+            self._workers_at = time.monotonic()
+            obstacles = find_obstacles(queue, resources, self._workers)
+        return obstacles
 
 
 def digest_spec(spec: ExperimentSpec) -> str:

@@ -1,6 +1,7 @@
 """Experiments in memory."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -8,7 +9,7 @@ from jobqueue.errors import IdempotencyMismatch
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
-from jobqueue.registry.memory_table import Entry, Table, without_message
+from jobqueue.registry.memory_table import EPOCH, Entry, Table, without_message
 from jobqueue.registry.rules import not_found, refuse_key
 
 _WITHDRAWN: Final = timedelta(days=7)
@@ -66,7 +67,7 @@ class MemoryExperiments:
             entry = self._table.entry(experiment_id)
         if entry is None:
             raise not_found(experiment_id)
-        return entry.record
+        return _told(entry)
 
     def states(self, experiment_ids: Sequence[ExperimentId]) -> dict[ExperimentId, State]:
         """Return where each known one is."""
@@ -80,7 +81,7 @@ class MemoryExperiments:
         """Return matching records, newest first."""
         with self._table.lock:
             entries = [self._table.entry(known) for known in sorted(self._table.entries, reverse=True)]
-        records = [entry.record for entry in entries if entry]
+        records = [_told(entry) for entry in entries if entry]
         matching = [
             record
             for record in records
@@ -98,6 +99,11 @@ class MemoryExperiments:
             if entry is None:
                 raise not_found(experiment_id)
             return self._table.cancel(entry, reason=reason)
+
+
+def _told(entry: Entry) -> Record:
+    is_given_back = entry.record.worker_id is None and entry.until != EPOCH
+    return replace(entry.record, next_try_at=entry.until) if is_given_back else entry.record
 
 
 def _same(older: Entry, submission: Submission) -> ExperimentId:

@@ -42,7 +42,7 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
     fields = {
         name.decode(): value.decode("utf-8", "replace") for name, value in zip(flat[::2], flat[1::2], strict=True)
     }
-    exit_code = fields["exit_code"]
+    exit_code, is_given_back = fields["exit_code"], not fields["worker_id"] and fields["until_ms"] != "0"
     return Record(
         submission=parse_submission(fields["submission"], message=message),
         state=State(fields["state"]),
@@ -58,6 +58,7 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
         progress=fields["progress"],
         started_at=_parse_instant(fields["started_at"]),
         finished_at=_parse_instant(fields["finished_at"]),
+        next_try_at=_parse_instant(fields["until_ms"]) if is_given_back else None,
         cancel_reason=Reason[fields["cancel_reason"]] if fields["cancel_reason"] else None,
         is_whole=bool(fields.get("is_whole")),
         user_failures=int(fields["user_failures"]),

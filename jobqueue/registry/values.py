@@ -51,6 +51,7 @@ class Record:
         reason, detail, exit_code, last_lines: of the end once final; else of the last attempt that was given back.
         progress: the last progress, a JSON object as text.
         started_at: when a container was first running; finished_at: when it became final.
+        next_try_at: of one that was given back: not granted before; None while somebody holds it, and once it is final.
         cancel_reason: a tombstone lies, for this reason; the holder will see it at its next renewal.
         is_whole: the registry has known it from its submission to the last grant; else there may be an end, in the
             store, that it has forgotten.
@@ -71,6 +72,7 @@ class Record:
     progress: str = ""
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    next_try_at: datetime | None = None
     cancel_reason: Reason | None = None
     is_whole: bool = True
     user_failures: int = 0

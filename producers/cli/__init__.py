@@ -12,7 +12,7 @@ _ENTRIES: Final = {
     "submit": Entry(target=f"{_HERE}.submit:submit", summary="Submit an experiment and print its id."),
     "ls": Entry(target=f"{_HERE}.look:ls", summary="List experiments, newest first."),
     "show": Entry(target=f"{_HERE}.look:show", summary="Show all that is known of one experiment."),
-    "why": Entry(target=f"{_HERE}.look:why", summary="Say in one sentence why an experiment is where it is."),
+    "why": Entry(target=f"{_HERE}.look:why", summary="Say why an experiment is where it is."),
     "logs": Entry(target=f"{_HERE}.follow:logs", summary="Print an experiment's output; -f follows it."),
     "wait": Entry(target=f"{_HERE}.follow:wait", summary="Wait until experiments are over."),
     "cancel": Entry(target=f"{_HERE}.act:cancel", summary="Cancel experiments."),

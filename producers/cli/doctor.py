@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from jobqueue.registry.presence import WorkerRecord
 
 _PROBE: Final = "doctor/probe"
-_CLOCK_TOLERANCE: Final = timedelta(seconds=30)
 _LEAST_DISK_BYTES: Final = 2 * 10**9
 _FIT: Final = ("OK", "DRAINING")
 
@@ -135,8 +134,10 @@ def _judge_workers(workers: "Sequence[WorkerRecord]") -> Finding:
 
 def _judge_clock(ahead: timedelta) -> Finding:
     """Judge how far this machine's clock is ahead of the registry's, which decides about leases."""
+    from producers.causes import judge_clock
+
     text = f"{ahead.total_seconds():+.1f} s from the registry's"
-    if abs(ahead) <= _CLOCK_TOLERANCE:
+    if not judge_clock(ahead):
         return Finding(name="clock", verdict=Verdict.OK, text=text)
     fix = "synchronise the clocks of both machines, as with `timedatectl set-ntp true`"
     return Finding(name="clock", verdict=Verdict.WARN, text=text, fix=fix)

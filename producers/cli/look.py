@@ -8,9 +8,8 @@ import click
 
 from jobqueue.errors import ArtifactRefused, NotFound, StoreUnavailable
 from producers.cli.arguments import experiment_argument, open_client, open_records
-from producers.cli.output import Format, format_option, write_fields, write_json, write_rows
+from producers.cli.output import Format, format_option, plain, write_fields, write_json, write_rows
 from producers.cli.records import as_fields, as_json, as_row
-from producers.timeline import explain
 
 if TYPE_CHECKING:
     from jobqueue.registry.base import Record
@@ -60,8 +59,9 @@ def show(ctx: click.Context, /, *, experiment: str, form: str) -> None:
 @experiment_argument
 @click.pass_context
 def why(ctx: click.Context, /, *, experiment: str) -> None:
-    """Say in one sentence where EXPERIMENT is and why."""
-    click.echo(explain(open_client(ctx).get(experiment).look()))
+    """Say where EXPERIMENT is, and what keeps it from going on: one cause to a line."""
+    for line in open_client(ctx).get(experiment).why().splitlines():
+        click.echo(plain(line))
 
 
 def _find_active(find: Callable[..., list["Record"]], *, limit: int) -> list["Record"]:

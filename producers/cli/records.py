@@ -76,6 +76,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "expires_at": write_instant(submission.expires_at),
         "started_at": write_instant(record.started_at) or None,
         "finished_at": write_instant(record.finished_at) or None,
+        "next_try_at": write_instant(record.next_try_at) or None,
         "worker": record.worker_id,
         "node": record.node_id,
         "is_cancelled": record.is_cancelled,

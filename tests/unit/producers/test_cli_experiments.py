@@ -245,8 +245,12 @@ def test_show_tells_reason_hint_and_outputs(project: str) -> None:
     assert found["outputs"] == [{"path": "outputs/model.pt", "size_bytes": 2048}]
 
 
-def test_why_is_one_sentence(project: str) -> None:
-    assert _call("why", _submit()).stdout.startswith("QUEUED: waiting")
+def test_why_is_one_cause_to_a_line(project: str) -> None:
+    first, *causes = _call("why", _submit()).stdout.splitlines()
+
+    assert first.startswith("QUEUED: waiting")
+    assert any(cause.startswith("no worker serves the queue") for cause in causes)
+    assert "messages that wait at the broker: 1" in causes
 
 
 def test_logs_are_printed_as_they_are(project: str) -> None:

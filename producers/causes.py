@@ -1,0 +1,129 @@
+"""What keeps an experiment from going on, as far as the registry and the broker know: each cause with its numbers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from jobqueue.brokers.base import Depth
+from jobqueue.envelope import CLOCK_TOLERANCE
+from jobqueue.errors import NoSuchQueue, Unavailable
+from jobqueue.lifecycle import State
+from jobqueue.quantities import format_duration
+from jobqueue.registry.base import Record, Registry
+from jobqueue.registry.presence import WorkerRecord
+from jobqueue.resources import Resources, fits_in
+from producers.connections import Connections
+from producers.timeline import explain
+
+# With more than that between two clocks it is time to look at them: nodes put off what comes from further ahead.
+CLOCK_LIMIT: Final = CLOCK_TOLERANCE / 2
+# A worker in another state takes no message until that is over.
+TAKING: Final = "OK"
+_NAMED: Final = 3
+_COUNTED: Final = 1000
+
+
+def find_obstacles(queue: str, resources: Resources, workers: Sequence[WorkerRecord]) -> list[str]:
+    """Return what keeps every worker that there is from running an experiment; nothing when one could."""
+    serving = [worker for worker in workers if queue in worker.queues]
+    if not serving:
+        return [
+            f"no worker serves the queue {queue!r} now (of {len(workers)} there): the experiment waits until one does"
+        ]
+    misfits = {worker.worker_id: fits_in(resources, worker.offer) for worker in serving}
+    large_enough = [worker for worker in serving if not misfits[worker.worker_id]]
+    if not large_enough:
+        reasons = _some([f"{worker_id} {', '.join(reasons)}" for worker_id, reasons in misfits.items()])
+        return [f"it fits into no worker that serves the queue {queue!r} now (of {len(serving)} there): {reasons}"]
+    if any(worker.state == TAKING for worker in large_enough):
+        return []
+    states = _some([f"{worker.worker_id} is {worker.state}" for worker in large_enough])
+    return [f"no worker that it fits into takes anything from {queue!r} now (of {len(large_enough)} there): {states}"]
+
+
+def judge_clock(ahead: timedelta) -> str:
+    """Return what it means that this machine's clock is `ahead` of the registry's; empty when that is little."""
+    if abs(ahead) <= CLOCK_LIMIT:
+        return ""
+    off = format_duration(timedelta(seconds=round(abs(ahead).total_seconds())))
+    if ahead > timedelta(0):
+        follows = f"nodes put off what is sent more than {format_duration(CLOCK_TOLERANCE)} ahead of their time"
+        return f"this machine's clock is {off} ahead of the registry's: {follows} (synchronise it)"
+    follows = "the experiment expires sooner by as much"
+    return f"this machine's clock is {off} behind the registry's: {follows} (synchronise it)"
+
+
+def find_causes(record: Record, connections: Connections) -> list[str]:
+    """Return where an experiment is and why, one sentence to a cause; the first one needs nothing but the record.
+
+    Raises:
+        RegistryUnavailable: the registry does not answer. A broker that does not is one of the sentences.
+    """
+    if record.state.is_final:
+        return [explain(record)]
+    registry = connections.registry
+    if record.worker_id is not None:
+        return [explain(record), *_judge_holder(record, registry.workers.present())]
+    now, submission = registry.ping(), record.submission
+    workers = registry.workers.present()
+    return [
+        explain(record),
+        *_tell_next_try(record, now),
+        *(find_obstacles(submission.queue, submission.resources, workers) or _tell_workers(submission.queue, workers)),
+        *_tell_place(record, registry),
+        *_ask_broker(submission.queue, lambda: connections.broker.queues.depth(submission.queue)),
+        f"it expires at {_time(submission.expires_at)} unless a worker has begun with it by then",
+    ]
+
+
+def _judge_holder(record: Record, workers: Sequence[WorkerRecord]) -> Iterator[str]:
+    found = next((worker for worker in workers if worker.worker_id == record.worker_id), None)
+    if found is None:
+        yield f"its worker {record.worker_id} is silent: another one may take over once its lease is over"
+    elif found.state != TAKING:
+        yield f"its worker {record.worker_id} is {found.state}"
+
+
+def _tell_next_try(record: Record, now: datetime) -> Iterator[str]:
+    if record.next_try_at is not None and record.next_try_at > now:
+        left = format_duration(timedelta(seconds=1 + int((record.next_try_at - now).total_seconds())))
+        yield f"it is not tried again before {_time(record.next_try_at)}, in {left}"
+
+
+def _tell_workers(queue: str, workers: Sequence[WorkerRecord]) -> Iterator[str]:
+    serving = [worker for worker in workers if queue in worker.queues]
+    busy = [worker for worker in serving if worker.experiment_id]
+    yield f"workers that serve the queue {queue!r} now: {len(serving)}, and {len(busy)} had something to run lately"
+
+
+def _tell_place(record: Record, registry: Registry) -> Iterator[str]:
+    found = registry.experiments.find(queue=record.submission.queue, limit=_COUNTED)
+    waiting = [other.submission.id for other in found if other.state is State.QUEUED]
+    before = sum(other < record.submission.id for other in waiting)
+    if len(found) < _COUNTED:
+        yield f"experiments that wait in the queue: {len(waiting)}, and {before} were submitted before it"
+
+
+def _ask_broker(queue: str, ask: Callable[[], Depth]) -> Iterator[str]:
+    try:
+        depth = ask()
+    except NoSuchQueue:
+        yield f"the broker has no queue {queue!r} any more (`jobqueue queues create {queue}` makes it)"
+        return
+    except Unavailable as error:
+        yield f"{error.message} (`jobqueue doctor` looks further)"
+        return
+    further = "" if depth.unacked is None else f", taken or put off: {depth.unacked}"
+    further += "" if depth.consumers is None else f", consumers: {depth.consumers}"
+    yield f"messages that wait at the broker: {depth.ready}{further}"
+    if not depth.ready and not depth.unacked:
+        yield "so its own message is being taken just now, or was lost, and then a worker publishes it again"
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return "; ".join(texts[:_NAMED]) + more
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
