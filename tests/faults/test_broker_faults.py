@@ -26,12 +26,11 @@ from services.broker_client import (
 )
 from services.process import Process
 from services.redis import open_redis
+from services.waiting import TOLD_WITHIN_SECONDS
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.errors import BrokerUnavailable
-
-TOLD_WITHIN_SECONDS = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from services.process import Process
 from services.rabbitmq import RabbitServer
 from services.redis import RedisServer
 from services.registries import make_submission
+from services.waiting import TOLD_WITHIN_SECONDS
 
 from jobqueue.config import Settings
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue, NotFound, RegistryUnavailable, Unavailable
@@ -24,7 +25,6 @@ from producers.client import Client
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 SPEC: dict[str, Any] = {"image": "python:3.12-slim", "command": ["python", "train.py"]}
-TOLD_WITHIN_SECONDS = 2.0
 
 
 @pytest.fixture(params=["redis", "rabbitmq", "sqs"])

@@ -6,7 +6,7 @@ import sys
 import threading
 
 from services.redis import RedisServer
-from services.registries import LONG, acquire, registered
+from services.registries import LONG, acquire, registered, settle
 
 from jobqueue.ids import make_experiment_id
 from jobqueue.lifecycle import Reason, State
@@ -87,6 +87,7 @@ registry.close()
 
 
 def test_of_two_processes_one_gets_each_lease(redis_server: RedisServer) -> None:
+    settle(redis_server)
     ids = [make_experiment_id() for _ in range(RACES)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     racers = [
