@@ -8,6 +8,7 @@ what has expired is ended.
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import Final
 
 from jobqueue.envelope import verify
 from jobqueue.errors import JobqueueError
+from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Reason
 from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
@@ -28,6 +30,8 @@ ROLE: Final = "sweep"
 # Nobody has seen it for so many leases: neither its submission, nor a delivery, nor an attempt.
 UNSEEN_LEASES: Final = 5
 AT_ONCE: Final = 1000
+# So many of those that seem to wait are published again even so, each once.
+OLDEST: Final = 10
 
 
 class Sweeper:
@@ -41,6 +45,7 @@ class Sweeper:
     def __init__(self, node: Node, publisher: Publisher) -> None:
         self._site, self._broker, self._publisher = node.site, node.broker, publisher
         self._queues = node.queues
+        self._doubted: deque[ExperimentId] = deque(maxlen=AT_ONCE)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
 
@@ -90,13 +95,24 @@ class Sweeper:
             return
         now = datetime.now(UTC)
         waiting = [submission for submission in found if submission.expires_at > now]
-        if not self._holds(queue, len(waiting)):
-            self._publish_again(queue, waiting)
+        missing = self._oldest(waiting) if self._holds(queue, len(waiting)) else waiting
+        if missing:
+            self._publish_again(queue, missing)
         # Looked after now: it is not the first to be found for a while, or the oldest would hide the rest.
         self._site.registry.ledger.republished([submission.id for submission in waiting])
 
+    def _oldest(self, waiting: Sequence[Submission]) -> list[Submission]:
+        """Return the few that were submitted first, each once: what was lost is older than all that waits.
+
+        A queue that is never empty may hold messages of others, or several of one experiment.
+        """
+        new = [submission for submission in waiting if submission.id not in self._doubted]
+        oldest = sorted(new, key=lambda submission: submission.id)[:OLDEST]
+        self._doubted += [submission.id for submission in oldest]
+        return oldest
+
     def _holds(self, queue: str, count: int) -> bool:
-        """Tell whether a queue holds as many messages as experiments: then they wait there, and none is lost."""
+        """Tell whether a queue holds as many messages as experiments: then nearly all of them wait there."""
         depth = self._broker.queues.depth(queue)
         return depth.ready + (depth.unacked or 0) >= count
 

@@ -60,7 +60,10 @@ def test_it_is_published_where_it_is_served_first(node: FakeNode, sweeper: Sweep
     assert [queue for queue, _message in published.messages] == [first]
 
 
-def test_what_waits_in_its_queue_is_not_lost(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+def test_what_waits_in_its_queue_is_not_lost(
+    node: FakeNode, sweeper: Sweeper, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OLDEST", 0)
     for _ in range(2):
         node.register(node.message())
         node.broker.post.send(node.queue, b"a message", content_type="x")
@@ -69,6 +72,19 @@ def test_what_waits_in_its_queue_is_not_lost(node: FakeNode, sweeper: Sweeper, p
     node.register(node.message())
     sweeper.sweep()
     assert len(published.messages) == 3
+
+
+def test_what_was_lost_is_found_behind_a_queue_that_is_never_empty(
+    node: FakeNode, sweeper: Sweeper, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OLDEST", 1)
+    messages = [node.message() for _ in range(2)]
+    for message in messages:
+        node.register(message)
+        node.broker.post.send(node.queue, b"a copy of something else", content_type="x")
+    for found in (messages[:1], messages, messages):
+        sweeper.sweep()
+        assert [body for _queue, body in published.messages] == [message.message for message in found]
 
 
 def test_only_one_worker_sweeps(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
