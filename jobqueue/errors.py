@@ -91,14 +91,14 @@ class BrokerUnavailable(Unavailable):
     """The broker does not answer; nothing was submitted."""
 
     code = "broker_unavailable"
-    hint = "is it running, and is JOBQUEUE_BROKER_URL right? `jobqueue doctor` checks both"
+    hint = "is it running, and is JOBQUEUE_BROKER_URL right? `jobqueue doctor` checks both, `jobqueue dev` starts one"
 
 
 class RegistryUnavailable(Unavailable):
     """The registry does not answer."""
 
     code = "registry_unavailable"
-    hint = "is it running, and is JOBQUEUE_REGISTRY_URL right? `jobqueue doctor` checks both"
+    hint = "is it running, and is JOBQUEUE_REGISTRY_URL right? `jobqueue doctor` checks both, `jobqueue dev` starts one"
 
 
 class StoreUnavailable(Unavailable):

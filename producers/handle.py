@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from producers.ending import apply_marker, make_error, mark_cancelled, without_m
 from producers.logs import follow_log, open_source, print_log, read_log
 from producers.outputs import Outputs, read_result
 from producers.timeline import error_to_html, make_view, parse_progress, to_html
-from producers.watching import OUTAGE, Watcher
+from producers.watching import OUTAGE, Watcher, parse_timeout
 
 _CHECK_EVERY_SECONDS: Final = 1.0
 _UNREAD: Final = object()
@@ -149,15 +150,17 @@ class Experiment(concurrent.futures.Future[Any]):
         # A callback may wait for another experiment, whose end only the watcher's thread would see.
         threading.Thread(target=end, name="jobqueue-callbacks", daemon=True).start()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is over, for at most `timeout` seconds; return whether it is.
+    def wait(self, timeout: float | str | timedelta | None = None) -> bool:
+        """Wait until it is over, for at most `timeout` (seconds, or as in `30m`); return whether it is.
 
         Raises:
+            InvalidSpec: the timeout is no duration.
             RegistryUnavailable: it has not answered for half a minute.
             NotFound: there has never been such an experiment.
             JobqueueError: the client of this handle has been closed.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        seconds = parse_timeout(timeout)
+        until = None if seconds is None else time.monotonic() + seconds
         if self._submission is None:
             self._look_patiently()
         while not super().done():
@@ -168,11 +171,11 @@ class Experiment(concurrent.futures.Future[Any]):
             concurrent.futures.wait([self], timeout=min(left, _CHECK_EVERY_SECONDS))
         return self.look().state.is_final
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | str | timedelta | None = None) -> Any:
         """Wait until it is over, and return its `outputs/result.json`, parsed; `{"exit_code": 0}` when it wrote none.
 
         Args:
-            timeout: at most so many seconds; None: for ever.
+            timeout: at most so long: seconds, or as in `30m`; None: for ever.
 
         Raises:
             ExperimentFailed: with the reason, a hint, the exit code and the last lines.
@@ -185,14 +188,14 @@ class Experiment(concurrent.futures.Future[Any]):
             self._value = read_result(self.outputs, exit_code=self.look().exit_code)
         return self._value
 
-    def exception(self, timeout: float | None = None) -> JobqueueError | None:
+    def exception(self, timeout: float | str | timedelta | None = None) -> JobqueueError | None:
         """Wait until it is over, and return what `result` raises; None when it succeeded.
 
         Raises:
             ExperimentTimeout: it was not over in time; it goes on.
         """
         if not self.wait(timeout):
-            raise ExperimentTimeout(f"{self.id} was not over within {timeout:g} s")
+            raise ExperimentTimeout(f"{self.id} was not over within {parse_timeout(timeout):g} s")
         return make_error(self.look())
 
     def running(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, output_key
-from jobqueue.errors import ArtifactRefused, NotFound
+from jobqueue.errors import ArtifactRefused, InvalidSpec, NotFound, Problem
 from jobqueue.ids import ExperimentId
 from jobqueue.storage.base import Store
 from jobqueue.storage.manifests import load_manifest
@@ -80,8 +80,11 @@ class Outputs:
         A file appears whole or not at all; one that is there already is replaced.
 
         Raises:
+            InvalidSpec: the folder's name is empty.
             ArtifactRefused: a path leads out of the folder, or bytes are not the ones that the attempt left.
         """
+        if not str(folder).strip():  # of a variable that is not set, say: the current folder has to be named
+            raise InvalidSpec([Problem(path="folder", message="is empty (use a path, such as 'results')")])
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         return [self._write(file, root) for file in self.files]

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jobqueue.errors import InvalidSpec, Problem
 from jobqueue.spec import ExperimentSpec
 from producers.client import default_client
 from producers.handle import Experiment
@@ -70,7 +71,17 @@ def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
             {"image": "python:3.12-slim", "command": f"python train.py --lr {point['lr']} --seed {point['seed']}"}
             for point in grid(lr=[0.1, 0.01], seed=[1, 2])
         )
+
+    Raises:
+        InvalidSpec: an axis is one value, or a text, whose letters nobody means.
     """
+    wrong = [
+        name for name, values in axes.items() if isinstance(values, str | bytes) or not isinstance(values, Iterable)
+    ]
+    if wrong:
+        raise InvalidSpec(
+            [Problem(path=name, message=f"not a list of values (use [{axes[name]!r:.80}])") for name in wrong]
+        )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 

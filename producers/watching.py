@@ -13,9 +13,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol
 
-from jobqueue.errors import JobqueueError, Unavailable
+from jobqueue.errors import InvalidSpec, JobqueueError, Problem, Unavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
+from jobqueue.quantities import parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,27 @@ OUTAGE: Final = timedelta(seconds=30)
 LINGER: Final = timedelta(seconds=1)
 _SHARE_OF_AGE: Final = 0.05
 _SHARE_OF_TIME: Final = 0.1
+_LONGEST_PAUSE: Final = timedelta(seconds=5)
 _BATCH: Final = 500
+
+
+def parse_timeout(timeout: object) -> float | None:
+    """Return for how many seconds to wait at most; None: for ever.
+
+    Args:
+        timeout: seconds, a timedelta, or a text such as `30m`; what is below 0 has passed, infinity is for ever.
+
+    Raises:
+        InvalidSpec: it is none of them.
+    """
+    if timeout is None or timeout == float("inf"):
+        return None
+    if isinstance(timeout, int | float) and timeout < 0:
+        return 0.0
+    try:
+        return parse_duration(timeout).total_seconds()
+    except ValueError as error:
+        raise InvalidSpec([Problem(path="timeout", message=str(error))]) from None
 
 
 class Watched(Protocol):
@@ -146,7 +167,14 @@ class Watcher:
                 for experiment_id in due:
                     if entry := self._entries.get(experiment_id):
                         entry.postpone(now)
-                self._changed.wait_for(lambda: self._is_closed, timeout=(now - began) / _SHARE_OF_TIME)
+                pause = self._pause(now - began)
+                self._changed.wait_for(lambda: self._is_closed, timeout=pause)
+
+    def _pause(self, asked_seconds: float) -> float:
+        """Return for how many seconds a registry is left alone that took so long; one that is silent has no work."""
+        if self._error is not None:
+            return LONGEST.total_seconds()
+        return min(asked_seconds / _SHARE_OF_TIME, _LONGEST_PAUSE.total_seconds())
 
     def _next(self) -> list[ExperimentId]:
         """Wait until some experiments are due and return them; nothing when there is nothing more to watch."""

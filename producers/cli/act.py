@@ -1,7 +1,5 @@
 """`jobqueue cancel` and `get`: end experiments, fetch what they left."""
 
-from pathlib import Path
-
 import click
 
 from jobqueue.lifecycle import State
@@ -37,13 +35,13 @@ def _note(state: State) -> str:
 
 @click.command()
 @experiment_argument
-@click.argument("folder", default=None, required=False, type=click.Path(path_type=Path))
+@click.argument("folder", default=None, required=False, type=click.Path())
 @format_option
 @click.pass_context
-def get(ctx: click.Context, /, *, experiment: str, folder: Path | None, form: str) -> None:
+def get(ctx: click.Context, /, *, experiment: str, folder: str | None, form: str) -> None:
     """Download the outputs of EXPERIMENT into FOLDER (`outputs-<id>` when not given) and list them."""
     found = open_client(ctx).get(experiment)
-    target = folder or Path(f"outputs-{found.id}")
+    target = f"outputs-{found.id}" if folder is None else folder
     files = found.outputs.files
     paths = [str(path) for path in found.outputs.download(target)]
     rows = [

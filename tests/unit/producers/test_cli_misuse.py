@@ -53,6 +53,16 @@ def test_an_empty_text_means_no_experiment(submit: Callable[..., ExperimentId], 
     assert not open_registry("memory://").experiments.get(newest).is_cancelled
 
 
+def test_an_empty_folder_is_not_the_current_one(project: str) -> None:
+    made = _call("submit", *SPEC, "--", "true").stdout.strip()
+    _call("cancel", made)
+
+    result = _call("get", made, "")
+
+    assert result.exit_code == 2
+    assert "folder: is empty" in result.stderr
+
+
 def test_active_ones_are_found_below_many_that_are_over(submit: Callable[..., ExperimentId], project: str) -> None:
     active = submit()
     for _ in range(5):

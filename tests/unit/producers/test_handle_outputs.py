@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobqueue.artifacts import output_key
-from jobqueue.errors import ArtifactRefused, NotFound
+from jobqueue.errors import ArtifactRefused, InvalidSpec, NotFound
 from jobqueue.lifecycle import Reason
 from producers.handle import Experiment
 
@@ -115,3 +115,17 @@ def test_changed_bytes_are_refused_and_nothing_is_left_half_written(
         exp.outputs.download(tmp_path / "out")
     assert not list((tmp_path / "out").glob(".*"))
     assert not (tmp_path / "out" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("folder", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(
+    exp: Experiment, worker: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    worker.run()
+    worker.put_outputs({"train.py": b"print(1)"})
+    worker.finish(exit_code=0)
+
+    with pytest.raises(InvalidSpec, match="folder: is empty"):
+        exp.outputs.download(folder)
+    assert not (tmp_path / "train.py").exists()

@@ -3,14 +3,15 @@
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from services.waiting import wait_until
 
-from jobqueue.errors import JobqueueError
+from jobqueue.errors import InvalidSpec, JobqueueError, RegistryUnavailable
 from jobqueue.ids import ExperimentId, make_experiment_id
 from jobqueue.lifecycle import State
-from producers.watching import Watcher
+from producers.watching import Watcher, parse_timeout
 
 
 class Watched:
@@ -111,6 +112,22 @@ def test_a_registry_that_is_slow_is_asked_seldom(registry: Registry) -> None:
     assert len(registry.questions) <= 2
 
 
+def test_a_registry_that_was_silent_is_asked_again_soon(watcher: Watcher, registry: Registry) -> None:
+    states, handle = registry.states, Watched()
+
+    def fail_once(ids: list[ExperimentId]) -> dict[ExperimentId, State]:
+        watcher._states = states
+        threading.Event().wait(0.4)
+        raise RegistryUnavailable("away")
+
+    watcher._states = fail_once
+    registry.final.add(handle.id)
+    watcher.add(handle)
+
+    assert handle.settled.wait(3)
+    wait_until(lambda: watcher._failing_since is None, what="the end of the outage")
+
+
 def test_one_strange_answer_does_not_end_the_watching(
     watcher: Watcher, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,3 +143,17 @@ def test_one_strange_answer_does_not_end_the_watching(
 
     assert handle.settled.wait(5)
     assert "watcher.failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [(None, None), (0, 0), (2.5, 2.5), (-1, 0), (float("inf"), None), ("1m30s", 90), (timedelta(hours=1), 3600)],
+)
+def test_a_timeout_is_seconds_or_what_people_write(timeout: object, seconds: float | None) -> None:
+    assert parse_timeout(timeout) == seconds
+
+
+@pytest.mark.parametrize("timeout", ["", "5", "soon", float("nan"), True, [1], b"1s"])
+def test_a_timeout_that_is_none_is_said_to_be_so(timeout: object) -> None:
+    with pytest.raises(InvalidSpec, match="not a duration"):
+        parse_timeout(timeout)

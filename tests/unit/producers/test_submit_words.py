@@ -330,6 +330,16 @@ def test_a_grid_is_every_combination() -> None:
     ]
 
 
+def test_an_axis_of_a_grid_is_a_list_of_values() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        grid(lr=0.1, name="abc", seed=[1], data=b"abc")  # type: ignore[arg-type]
+
+    told = {problem.path: problem.message for problem in caught.value.problems}
+    assert told.keys() == {"lr", "name", "data"}
+    assert told["lr"] == "not a list of values (use [0.1])"
+    assert grid(seed=(number for number in range(2)), lr=[]) == []
+
+
 def test_a_notebook_completes_every_field() -> None:
     assert set(inspect.signature(submit_experiment).parameters) == set(ExperimentSpec.model_fields)
     assert all(f"{name}" in str(submit_experiment.__doc__) for name in ExperimentSpec.model_fields)
