@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Final
 
 from faults.flavours import EXHAUSTED
-from faults.history import Fact
+from faults.history import Fact, of_kind
 from faults.seen import FINAL, OVERLAP_SECONDS, Run, Seen, find_overlaps
 
 # A worker that was stopped and goes on may say one more thing before it learns that it was superseded.
@@ -100,10 +100,10 @@ def _ordered_reports(run: Run, seen: Seen) -> Iterator[str]:
             yield f"the reports of token {token} are not in the order of their times"
     if seen.ends and not run.wipes.get("broker") and not any(report["state"] in FINAL for report in seen.reports):
         yield f"its end was never reported: {seen.ends}"
-    yield from _stale_reports(seen)
+    yield from _stale_reports(run, seen)
 
 
-def _stale_reports(seen: Seen) -> Iterator[str]:
+def _stale_reports(run: Run, seen: Seen) -> Iterator[str]:
     # One whose container ended while it was cut off may still be the first to write the marker, and says so.
     first: dict[int, float] = {}
     for report in seen.reports:
@@ -112,11 +112,22 @@ def _stale_reports(seen: Seen) -> Iterator[str]:
         newer = [at for token, at in first.items() if token > report["token"] > 0]
         is_terminal = report["state"] in FINAL
         may_win = report["state"] == "FINALIZING" or (is_terminal and report["token"] == seen.marker.get("token"))
-        if not newer or not report["state"] or may_win:
+        if not newer or not report["state"] or may_win or _has_just_gone_on(run, report):
             continue
         if report["at"] > min(newer) + _LATE_SECONDS:
             late = report["at"] - min(newer)
             yield f"token {report['token']} reported {report['state']} {late:.1f} s after a newer one had begun"
+
+
+def _has_just_gone_on(run: Run, report: Fact) -> bool:
+    """Tell whether a report comes from a worker that was stopped until then."""
+    node = report["worker"].partition("@")[0]
+    ends = (
+        fact["t"]
+        for fact in of_kind(run.facts, "fault")
+        if fact["fault"] == "worker.stop" and fact["phase"] == "over" and fact["node"] == node
+    )
+    return any(abs(report["at"] + run.behind_seconds - end) <= _LATE_SECONDS for end in ends)
 
 
 def _growing_tokens(run: Run, seen: Seen) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Final
 
@@ -90,6 +91,11 @@ class Run:
     about: Fact
     experiments: dict[str, Seen]
     wipes: dict[str, list[float]]
+
+    @cached_property
+    def behind_seconds(self) -> float:
+        """What makes a report's own time, on the wall's clock, one of the history."""
+        return min((fact["t"] - fact["at"] for fact in of_kind(self.facts, "report")), default=0.0)
 
     @property
     def end(self) -> Fact:

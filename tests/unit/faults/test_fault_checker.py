@@ -30,7 +30,7 @@ def container(token: int, begin: float, end: float, *, attempt: int = 1, node: s
 def report(token: int, sequence: int, at: float, *, state: str | None = None, reason: str | None = None) -> Fact:
     return {
         "kind": "report", "experiment": NAME, "attempt": 1, "token": token, "sequence": sequence, "worker": "w",
-        "at": at, "state": state, "reason": reason,
+        "at": at, "t": at, "state": state, "reason": reason,
     }  # fmt: skip
 
 
@@ -190,6 +190,19 @@ def test_a_wiped_registry_and_a_lost_broker_excuse_only_what_went_with_them() ->
     assert [violation.invariant for violation in judge(facts)] == ["I7"]
     change("fault", fault="broker.wipe")(facts)
     assert judge(facts) == []
+
+
+def test_a_worker_that_was_stopped_may_say_one_more_thing_when_it_goes_on() -> None:
+    facts = good()
+    late = {**report(FIRST, 2, 24.0, state="RUNNING"), "worker": "node-1@site"}
+    add(late)(facts)
+    assert [violation.invariant for violation in judge(facts)] == ["I7"]
+    add({"kind": "fault", "t": 23.8, "fault": "worker.stop", "phase": "over", "node": "node-2"})(facts)
+    assert [violation.invariant for violation in judge(facts)] == ["I7"]
+    change("fault", -1, node="node-1")(facts)
+    assert judge(facts) == []
+    late.update(at=27.0, t=27.0)
+    assert [violation.invariant for violation in judge(facts)] == ["I7"]
 
 
 def test_a_run_whose_faults_hit_nothing_proves_nothing() -> None:
