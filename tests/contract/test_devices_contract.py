@@ -24,7 +24,9 @@ _BRIEF = timedelta(milliseconds=300)
 class World(Protocol):
     """A machine whose devices a test changes."""
 
-    devices: Devices
+    @property
+    def devices(self) -> Devices:
+        """What tells them."""
 
     def show(self, *devices: Device) -> None:
         """Let these be there from now on."""
@@ -164,11 +166,19 @@ def test_a_device_that_disappears_is_not_found_until_it_is_back(world: World) ->
 
 
 def test_a_device_that_cannot_be_read_says_why(world: World) -> None:
+    world.show(gpu(0), gpu(1))
+    world.devices.look()
     world.show(gpu(0), replace(gpu(1), fault="GPU is lost"))
     healthy, lost = world.devices.look().devices
     assert healthy.fault == ""
     assert lost.uuid == gpu(1).uuid
     assert lost.fault.lower() == "gpu is lost"
+
+
+def test_a_device_that_asks_for_a_reset_tells_so(world: World) -> None:
+    shown = (replace(gpu(0), recovery="reset the GPU"), replace(instance(0, of=gpu(1)), recovery="reset the GPU"))
+    world.show(*shown)
+    assert world.devices.look().devices == shown
 
 
 def test_errors_of_the_driver_are_counted_for_the_device_that_they_came_for(world: World) -> None:

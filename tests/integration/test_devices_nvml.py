@@ -131,7 +131,14 @@ def test_a_uuid_that_could_not_be_pinned_is_a_problem_and_no_device(driver: Fake
     driver.show(GPU, Device(uuid="../GPU", index=1))
     inventory = devices.look()
     assert [device.uuid for device in inventory.devices] == [GPU.uuid]
-    assert "GPU 1 has no UUID" in inventory.problems[0]
+    assert "no UUID" in inventory.problems[0]
+
+
+def test_a_device_that_is_lost_before_it_was_ever_seen_is_a_problem(driver: FakeDriver, devices: NvmlDevices) -> None:
+    driver.show(GPU, Device(uuid="GPU-1", index=1, fault="GPU is lost"))
+    inventory = devices.look()
+    assert [device.uuid for device in inventory.devices] == [GPU.uuid]
+    assert inventory.problems == ("GPU 1 cannot be used: GPU is lost",)
 
 
 def test_an_error_of_a_whole_gpu_is_one_of_each_of_its_instances(driver: FakeDriver, devices: NvmlDevices) -> None:

@@ -35,6 +35,7 @@ class Device:
         ecc_uncorrected: errors since the driver was loaded; None without ECC.
         xids: how often each error of the driver was seen since somebody began to look.
         process_ids: of those that compute on it, as the driver counts them.
+        recovery: what the driver asks to be done before it is used again, such as `reset the GPU`; empty when nothing.
         fault: why it cannot be read; empty while it can.
     """
 
@@ -51,6 +52,7 @@ class Device:
     ecc_uncorrected: int | None = None
     xids: Mapping[int, int] = field(default_factory=dict)
     process_ids: tuple[int, ...] = ()
+    recovery: str = ""
     fault: str = ""
 
     @property

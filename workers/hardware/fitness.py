@@ -14,11 +14,11 @@ from workers.hardware.devices import Device, Devices, Inventory, Presence
 FATAL_XIDS: Final = {
     48: "an uncorrectable memory error",
     62: "the micro-controller halted",
-    63: "memory is to be remapped, which takes a reset",
+    63: "memory is remapped at the next reset",
     64: "memory could not be remapped",
     74: "an error of NVLink",
     79: "it has fallen off the bus",
-    94: "a contained memory error, which takes a reset",
+    94: "a contained memory error",
     95: "an uncontained memory error",
     119: "its system processor does not answer",
     120: "an error of its system processor",
@@ -39,6 +39,7 @@ class Ailment(StrEnum):
     LOST = "LOST"
     ECC = "ECC"
     XID = "XID"
+    RECOVERY = "RECOVERY"  # the driver asks for a reset, or more
     OCCUPIED = "OCCUPIED"
     UNKNOWN = "UNKNOWN"  # the driver does not answer
 
@@ -66,6 +67,8 @@ def check(now: Device | None, *, since: Device) -> Unfit | None:
     told = [f"Xid {code} {times} times: {FATAL_XIDS[code]}" for code, times in sorted(grown.items()) if times > 0]
     if told:
         return Unfit(ailment=Ailment.XID, detail=f"{now.uuid}: {'; '.join(told)}")
+    if now.recovery:
+        return Unfit(ailment=Ailment.RECOVERY, detail=f"{now.uuid}: before it is used again: {now.recovery}")
     before, after = since.ecc_uncorrected or 0, now.ecc_uncorrected or 0
     if after > before:
         return Unfit(ailment=Ailment.ECC, detail=f"{now.uuid}: uncorrected memory errors grew from {before} to {after}")

@@ -18,6 +18,16 @@ from workers.hardware.nvml_child import END_WITHIN, NvmlChild
 # GPUs that nobody keeps awake take one or two seconds each to wake.
 START_WITHIN: Final = timedelta(seconds=60)
 ANSWER_WITHIN: Final = timedelta(seconds=10)
+# NVIDIA's words for what mends a device; 0 is nothing.
+_RECOVERY: Final = {
+    1: "reset the GPU",
+    2: "restart the machine",
+    3: "drain its peer-to-peer traffic",
+    4: "drain the GPU and reset it",
+    5: "recover the IMEX domain",
+    6: "reset the GPU's PCIe bus",
+    7: "restart the whole system",
+}
 _NO_GPU: Final = "NVIDIA's driver knows no GPU"
 # What makes a machine one without GPUs, for as long as nobody mends it; any other error may pass.
 _WHY: Final = {
@@ -145,5 +155,6 @@ def _read_device(told: Mapping[str, Any], xids: Mapping[int, int]) -> Device:
         ecc_uncorrected=told.get("ecc_uncorrected"),
         xids=dict(xids),
         process_ids=tuple(told["process_ids"]),
+        recovery=_RECOVERY.get(told["recovery"], f"action {told['recovery']}") if told["recovery"] else "",
         fault=told["fault"],
     )

@@ -19,6 +19,8 @@ _UUID: Final = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 _EVENTS_AT_ONCE: Final = 1000
 _EVENT_WAIT_MS: Final = 1
 _NO_INSTANCE: Final = 0xFFFFFFFF
+# NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, which older bindings have no name for.
+_RECOVERY_FIELD: Final = 230
 
 
 class Probe:
@@ -54,7 +56,7 @@ class Probe:
             try:
                 found += self._read_gpu(index, problems)
             except nvml.NVMLError as error:
-                problems.append(f"GPU {index} cannot be read: {error}")
+                problems.append(f"GPU {index} cannot be used: {error}")
         self._tell("the driver's events")
         return {
             "count": count,
@@ -68,9 +70,12 @@ class Probe:
     def _read_gpu(self, index: int, problems: list[str]) -> list[dict[str, Any]]:
         handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
         faults: list[str] = []
-        whole = {"index": index, **self._read_device(handle, faults)}
+        whole = {"index": index, **self._read_device(handle, faults), "recovery": self._read_recovery(handle, faults)}
+        # A GPU that is lost may not even tell who it is.
+        whole["uuid"] = whole["uuid"] or self._uuids.get(_address(handle), "")
         if not _UUID.fullmatch(whole["uuid"]):
-            problems.append(f"GPU {index} has no UUID to pin it by: {whole['uuid']!r}")
+            why = "; ".join(faults) or f"no UUID to pin it by: {whole['uuid']!r}"
+            problems.append(f"GPU {index} cannot be used: {why}")
             return []
         self._watch(handle, whole["uuid"])
         mode = self._ask(faults, "nvmlDeviceGetMigMode", handle)
@@ -91,7 +96,7 @@ class Probe:
             own: list[str] = []
             read = self._read_device(instance, own)
             if _UUID.fullmatch(read["uuid"]):
-                shared = {name: whole[name] for name in ("index", "pci_bus_id", "ecc_uncorrected")}
+                shared = {name: whole[name] for name in ("index", "pci_bus_id", "ecc_uncorrected", "recovery")}
                 told = {name: value for name, value in read.items() if value not in (None, "")}
                 instances.append(
                     {**shared, **told, "mig_index": number, "parent_uuid": whole["uuid"]}
@@ -118,6 +123,10 @@ class Probe:
             **self._read_memory(handle, faults),
         }
 
+    def _read_recovery(self, handle: Any, faults: list[str]) -> int:
+        told = self._ask(faults, "nvmlDeviceGetFieldValues", handle, [_RECOVERY_FIELD])
+        return int(told[0].value.uiVal) if told and told[0].nvmlReturn == self._nvml.NVML_SUCCESS else 0
+
     def _read_memory(self, handle: Any, faults: list[str]) -> dict[str, int]:
         # The newer call does not count as used what the driver itself keeps.
         memory = self._ask(faults, "nvmlDeviceGetMemoryInfo", handle, self._nvml.nvmlMemory_v2)
@@ -137,12 +146,12 @@ class Probe:
             return None
 
     def _watch(self, handle: Any, uuid: str) -> None:
-        if uuid in self._uuids.values():
+        if _address(handle) in self._uuids:
             return
+        self._uuids[_address(handle)] = uuid
         with suppress(self._nvml.NVMLError):
             self._events = self._events or self._nvml.nvmlEventSetCreate()
             self._nvml.nvmlDeviceRegisterEvents(handle, self._nvml.nvmlEventTypeXidCriticalError, self._events)
-            self._uuids[_address(handle)] = uuid
 
     def _drain_events(self, found: list[dict[str, Any]]) -> dict[str, dict[int, int]]:
         """Return how often each error came for each device; an error of a whole GPU is one of all its instances."""

@@ -46,7 +46,7 @@ class FakeDriver:
     def show(self, *devices: Device) -> None:
         """Let these be there from now on; what was there and is not any more is gone.
 
-        The GPU of an instance is there too. A fault is one that NVML has a sentence for: `GPU is lost`.
+        The GPU of an instance is there too. The only fault is `GPU is lost`, the only recovery `reset the GPU`.
         """
         for device in devices:
             if (uuid := device.parent_uuid or device.uuid) not in self._gpus:
@@ -103,6 +103,8 @@ def _whole(uuid: str, devices: tuple[Device, ...]) -> str:
     fields = [f"pci={own[0].pci_bus_id}", "mig=1"]
     if own[0].ecc_uncorrected is not None:
         fields.append(f"ecc={own[0].ecc_uncorrected}")
+    if own[0].recovery:
+        fields.append("recovery=1")
     return "|".join([f"gpu|uuid={uuid}", *fields])
 
 
@@ -117,6 +119,7 @@ def _fields(device: Device) -> str:
         "used": device.used_bytes,
         "util": device.utilisation_percent,
         "ecc": device.ecc_uncorrected,
+        "recovery": 1 if device.recovery else None,
         "fault": 15 if device.fault else None,
     }
     words = {

@@ -2,7 +2,7 @@
  *
  * Lines of fields, parted by `|`; names are in hexadecimal, so that they may hold any byte:
  *   driver|version=550.54.15|cuda=12040
- *   gpu|uuid=GPU-…|name=…|pci=…|total=…|free=…|used=…|util=…|ecc=…|pids=1,2|mig=1|fault=15|gone=1
+ *   gpu|uuid=GPU-…|name=…|pci=…|total=…|free=…|used=…|util=…|ecc=…|pids=1,2|mig=1|fault=15|gone=1|recovery=1
  *   mig|uuid=MIG-…|parent=0|number=0|…          (parent: which `gpu` line)
  *   xid|gpu=0|code=79|instance=1
  *   hang|function=…    fail|function=…|code=…    crash|function=…
@@ -25,7 +25,7 @@ typedef unsigned long long u64;
 typedef struct {
     char uuid[128], name[128], pci[32], pids[128];
     u64 total, free, used;
-    long util, ecc, mig, fault, gone, parent, number;
+    long util, ecc, mig, fault, gone, parent, number, recovery;
 } device_t;
 typedef struct { long gpu, code, instance; } xid_t;
 typedef struct { char kind[8], function[64]; long code; } trouble_t;
@@ -34,6 +34,7 @@ typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2_
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } pci_t;
 typedef struct { unsigned gpu, memory; } utilization_t;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } process_t;
+typedef struct { unsigned field, scope; long long at, latency; int type, code; u64 value; } field_t;
 typedef struct { void *device; u64 type, data; unsigned gpu_instance, compute_instance; } event_t;
 
 static device_t devices[MOST];
@@ -71,6 +72,7 @@ static void read_field(const char *key, const char *value, device_t *d, xid_t *x
     else if (!strcmp(key, "gone")) d->gone = number;
     else if (!strcmp(key, "parent")) d->parent = number;
     else if (!strcmp(key, "number")) d->number = number;
+    else if (!strcmp(key, "recovery")) d->recovery = number;
     else if (!strcmp(key, "gpu")) x->gpu = number;
     else if (!strcmp(key, "instance")) x->instance = number;
     else if (!strcmp(key, "function")) copy_text(t->function, sizeof t->function, value);
@@ -148,8 +150,8 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, device_t **device) {
     return (*device = find(-1, index)) ? SUCCESS : INVALID;
 }
 
-int nvmlDeviceGetUUID(device_t *d, char *text, unsigned size) { ENTER(NULL); copy_text(text, size, d->uuid); return SUCCESS; }
-int nvmlDeviceGetName(device_t *d, char *text, unsigned size) { ENTER(NULL); copy_text(text, size, d->name); return SUCCESS; }
+int nvmlDeviceGetUUID(device_t *d, char *text, unsigned size) { ENTER(d); copy_text(text, size, d->uuid); return SUCCESS; }
+int nvmlDeviceGetName(device_t *d, char *text, unsigned size) { ENTER(d); copy_text(text, size, d->name); return SUCCESS; }
 
 int nvmlDeviceGetMemoryInfo(device_t *d, memory_t *memory) {
     ENTER(d);
@@ -206,6 +208,15 @@ int nvmlDeviceGetMigMode(device_t *d, unsigned *now, unsigned *pending) {
     ENTER(d);
     if (d->mig < 0 || d->parent >= 0) return NOT_SUPPORTED;
     *now = *pending = (unsigned)d->mig;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetFieldValues(device_t *d, int count, field_t *fields) {
+    ENTER(d);
+    for (int i = 0; i < count; i++) {
+        fields[i].code = fields[i].field == 230 ? SUCCESS : NOT_SUPPORTED;
+        fields[i].value = (u64)d->recovery;
+    }
     return SUCCESS;
 }
 

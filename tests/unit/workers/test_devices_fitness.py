@@ -35,6 +35,7 @@ def test_a_device_that_did_not_change_is_fit() -> None:
         (replace(GPU, fault="GPU is lost"), Ailment.LOST, "GPU is lost"),
         (replace(GPU, ecc_uncorrected=5), Ailment.ECC, "from 2 to 5"),
         (replace(GPU, xids={31: 4, 79: 2}), Ailment.XID, "Xid 79 2 times: it has fallen off the bus"),
+        (replace(GPU, recovery="reset the GPU"), Ailment.RECOVERY, "reset the GPU"),
         (replace(GPU, xids={48: 1, 63: 1}), Ailment.XID, "Xid 63"),
     ],
 )
@@ -105,13 +106,17 @@ def test_memory_that_comes_back_within_the_patience_delays_a_start_and_no_more()
     assert sum(waited[6:]) == pytest.approx(FREE_WITHIN.total_seconds())
 
 
+def never(_: float) -> None:
+    pytest.fail("waited")
+
+
 def test_a_start_on_a_device_that_is_gone_or_not_known_does_not_wait() -> None:
     devices = MemoryDevices()
-    found = check_before_start(devices, since=GPU, wait=pytest.fail)
+    found = check_before_start(devices, since=GPU, wait=never)
     assert found is not None
     assert found.ailment is Ailment.LOST
     devices.inventory = Inventory(presence=Presence.UNKNOWN, detail="NVML hangs")
-    found = check_before_start(devices, since=GPU, wait=pytest.fail)
+    found = check_before_start(devices, since=GPU, wait=never)
     assert found is not None
     assert (found.ailment, "NVML hangs" in found.detail) == (Ailment.UNKNOWN, True)
 
@@ -158,8 +163,13 @@ def test_a_device_that_fails_on_parole_stays_out_twice_as_long() -> None:
 
 @pytest.mark.parametrize(
     "still",
-    [None, replace(GPU, fault="GPU is lost"), replace(GPU, used_bytes=40 * 1024 * MIB)],
-    ids=["gone", "lost", "in use"],
+    [
+        None,
+        replace(GPU, fault="GPU is lost"),
+        replace(GPU, used_bytes=40 * 1024 * MIB),
+        replace(GPU, recovery="reset the GPU"),
+    ],
+    ids=["gone", "lost", "in use", "not reset"],
 )
 def test_a_device_that_is_no_better_fails_its_retest(still: Device | None) -> None:
     custody = examine(Custody(known=GPU), None, at_seconds=0)
