@@ -2,6 +2,7 @@
 
 import errno
 import random
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -28,6 +29,7 @@ from workers.attempt.runtimes.base import Exit
 FIRST_BACK_OFF: Final = timedelta(seconds=5)
 LAST_BACK_OFF: Final = timedelta(minutes=5)
 _KILLED: Final = 137
+_TERMINATED: Final = 143
 
 _REASONS: Final[tuple[tuple[type[JobqueueError], Reason], ...]] = (
     (Superseded, Reason.SUPERSEDED),
@@ -46,21 +48,44 @@ _REASONS: Final[tuple[tuple[type[JobqueueError], Reason], ...]] = (
 )
 
 
-def outcome_of_exit(ended: Exit, *, resources: Resources, logs: LogWriter) -> Outcome:
-    """Return what an exit means that nobody here asked for."""
-    reason, detail = _read_exit(ended, resources=resources, logs=logs)
-    return Outcome(reason=reason, detail=detail, exit_code=ended.code, last_lines=logs.last_lines)
+def outcome_of_exit(
+    ended: Exit,
+    *,
+    stopped: Outcome | None,
+    cancel_reason: Reason | None,
+    is_judged: bool,
+    resources: Resources,
+    logs: LogWriter,
+) -> Outcome:
+    """Return what an exit means, whichever worker of the attempt sees it.
+
+    Args:
+        ended: as the engine tells it.
+        stopped: why it was told to end, if it was: then its exit decides nothing.
+        cancel_reason: of the experiment's tombstone, if there is one: what ended as of a stop was stopped for it.
+        is_judged: whether nothing but the experiment itself, or its limits, can have ended it.
+        resources: its limits.
+        logs: what it has said.
+    """
+    if stopped:
+        why = stopped
+    elif cancel_reason and ended.code in (_TERMINATED, _KILLED) and not ended.is_out_of_memory:
+        why = Outcome(reason=cancel_reason)
+    else:
+        reason, detail = _read_exit(ended, is_judged=is_judged, resources=resources, logs=logs)
+        why = Outcome(reason=reason, detail=detail)
+    return replace(why, exit_code=ended.code, last_lines=logs.last_lines)
 
 
-def _read_exit(ended: Exit, *, resources: Resources, logs: LogWriter) -> tuple[Reason, str]:
+def _read_exit(ended: Exit, *, is_judged: bool, resources: Resources, logs: LogWriter) -> tuple[Reason, str]:
     if ended.code == 0:
         return Reason.EXITED_ZERO, ""
     if ended.is_out_of_memory:
         peak = f", its peak was {describe_size(ended.memory_peak_bytes)}" if ended.memory_peak_bytes else ""
         return Reason.OUT_OF_MEMORY, f"the limit is {describe_size(resources.memory_bytes)}{peak}"
-    if resources.gpus and logs.is_gpu_out_of_memory:
+    if logs.is_gpu_out_of_memory:
         return Reason.GPU_OUT_OF_MEMORY, ""
-    if ended.code == _KILLED and not ended.error:
+    if ended.code == _KILLED and not ended.error and (ended.is_from_outside or not is_judged):
         return Reason.RUNTIME_FAILURE, "it was killed from outside"
     return Reason.EXITED_NONZERO, f"exit code {ended.code}" + (f", {ended.error}" if ended.error else "")
 

@@ -64,7 +64,7 @@ class Execution:
 
     Args:
         file: of the lease.
-        left: the container that an earlier worker has started for this attempt, to go on with.
+        left: the container that an earlier worker has started for this attempt, if it is still there.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Execution:
         """Return how it went; nothing of it is left on this node but what an adapter could not remove."""
         folder = workspace.attempt_folder(self._site.folder, self._lease)
         try:
-            outcome = self._run(folder) if self._left is None else self._go_on(self._left, folder)
+            is_new = self._left is None and self._file.kept.ended is None
+            outcome = self._run(folder) if is_new else self._go_on(folder)
         except Stopped as stop:
             outcome = Outcome(reason=stop.reason)
         except JobqueueError as error:
@@ -151,15 +152,18 @@ class Execution:
         finally:
             self._remove(container)
 
-    def _go_on(self, container: Container, folder: Path) -> Outcome:
+    def _go_on(self, folder: Path) -> Outcome:
         """Supervise to the end what an earlier worker has started, as if nothing had happened."""
+        kept, container = self._file.kept, self._left
         try:
             spec = self._spec = open_sealed(self._message, keys=self._site.keys)
-            if self._file.kept.stopping:
-                self.ask(Reason[self._file.kept.stopping])
+            if kept.ended or container is None:
+                self._manifest = kept.manifest
+                return kept.ended or Outcome(reason=Reason.WORKER_LOST)
             return self._supervise(container, spec, workspace.workspace_folder(folder))
         finally:
-            self._remove(container)
+            if container:
+                self._remove(container)
 
     def _supervise(self, container: Container, spec: ExperimentSpec, folder: Path) -> Outcome:
         was = self._record.state if self._left else State.PREPARING
@@ -206,33 +210,32 @@ class Execution:
             # What the store does not take now stays for `_finalize`, which has more patience.
             with suppress(StoreUnavailable):
                 logs.close()
-        if watch.stop_reason is Reason.DRAINED:
-            return Outcome(reason=Reason.DRAINED)
-        self._reporter.entered(State.FINALIZING)
-        if progress.is_told:
-            self._note(State.FINALIZING)
-        return self._finalize(spec, folder, ended, watch=watch, logs=logs)
+        outcome = watch.stopped
+        if outcome is None or outcome.reason is not Reason.DRAINED:
+            self._reporter.entered(State.FINALIZING)
+            if progress.is_told:
+                self._note(State.FINALIZING)
+            outcome = self._finalize(spec, folder, ended, watch=watch, logs=logs)
+        # Before the container goes, without which a worker that takes over could not tell that there was an end.
+        with suppress(OSError):
+            self._file.update(ended=outcome, manifest=self._manifest)
+        return outcome
 
-    def _finalize(
-        self,
-        spec: ExperimentSpec,
-        folder: Path,
-        ended: Exit,
-        *,
-        watch: Watch,
-        logs: LogWriter,
-    ) -> Outcome:
+    def _finalize(self, spec: ExperimentSpec, folder: Path, ended: Exit, *, watch: Watch, logs: LogWriter) -> Outcome:
         patiently(StoreUnavailable, logs.close)
         patiently(
             StoreUnavailable,
             lambda: workspace.stage_out(spec, folder, store=self._site.store, prefix=self._prefix),
         )
         self._manifest = manifest_key(self._prefix)
-        if watch.stop_reason:
-            return Outcome(
-                reason=watch.stop_reason, detail=watch.stop_detail, exit_code=ended.code, last_lines=logs.last_lines
-            )
-        return outcome_of_exit(ended, resources=spec.resources, logs=logs)
+        return outcome_of_exit(
+            ended,
+            stopped=watch.stopped,
+            cancel_reason=self._keeper.cancel_reason,
+            is_judged=watch.is_judged,
+            resources=spec.resources,
+            logs=logs,
+        )
 
     def _find_stored(self) -> Mapping[str, StoredLog]:
         return patiently(StoreUnavailable, lambda: find_stored(self._site.store, self._prefix, STREAMS))
@@ -252,7 +255,7 @@ class Execution:
         if self._keeper.standing is Standing.LOST:
             raise Superseded("a newer attempt holds the lease")
         if self._keeper.standing is Standing.CANCELLED:
-            raise Stopped(self._keeper.cancel_reason)
+            raise Stopped(self._keeper.cancel_reason or Reason.CANCELLED_BY_USER)
         if self._asked:
             raise Stopped(self._asked)
 

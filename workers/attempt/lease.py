@@ -56,6 +56,7 @@ class LeaseKeeper:
         holder: who holds it; a registry that has forgotten the lease gives it back to nobody else.
         file: where the deadline is kept on disk.
         is_taken_over: whether it was an earlier worker's, so that its container may be frozen.
+        cancel_reason: what the registry has said of a cancel, if it was asked before.
 
     Attributes:
         lapses: how often the deadline had passed before a renewal was answered: the guard may have frozen the
@@ -72,6 +73,7 @@ class LeaseKeeper:
         holder: Holder | None = None,
         file: LeaseFile | None = None,
         is_taken_over: bool = False,
+        cancel_reason: Reason | None = None,
     ) -> None:
         self.lease = lease
         self.lapses = int(is_taken_over)
@@ -79,7 +81,7 @@ class LeaseKeeper:
         self._leases = leases
         self._holder = holder
         self._ttl = ttl
-        self._cancel_reason: Reason | None = None
+        self._cancel_reason = cancel_reason
         self._is_lost = False
         self._closed = threading.Event()
         self._deadline_seconds = local_deadline(granted_at_seconds, ttl)
@@ -95,9 +97,9 @@ class LeaseKeeper:
         return Standing.CANCELLED if self._cancel_reason else Standing.HELD
 
     @property
-    def cancel_reason(self) -> Reason:
+    def cancel_reason(self) -> Reason | None:
         """Why it is to be stopped, once it is cancelled."""
-        return self._cancel_reason or Reason.CANCELLED_BY_USER
+        return self._cancel_reason
 
     def start(self) -> None:
         """Begin to renew."""

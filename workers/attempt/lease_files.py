@@ -10,11 +10,12 @@ import logging
 import os
 import threading
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jobqueue.ids import ExperimentId, WorkerId
+from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry.base import Lease
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,9 @@ class KeptLease:
         deadline_seconds: on `clock_seconds()`: past it the lease is in doubt and nothing of the attempt may run.
         started_at_seconds: when its container was started, on the same clock; 0 before.
         reports: how many were numbered.
-        stopping: the name of the reason for which its container was told to end; empty when it was not.
+        stopping: why its container was told to end; None when it was not.
+        ended: what its container's end means, once its outputs are stored; what is left is to tell everybody.
+        manifest: the store key of these outputs' manifest; empty when none was written.
     """
 
     experiment_id: ExperimentId
@@ -48,7 +51,9 @@ class KeptLease:
     deadline_seconds: float
     started_at_seconds: float = 0.0
     reports: int = 0
-    stopping: str = ""
+    stopping: Outcome | None = None
+    ended: Outcome | None = None
+    manifest: str = ""
 
     @property
     def lease(self) -> Lease:
@@ -94,14 +99,18 @@ class LeaseFile:
         _write(self._folder / f"{self._kept.name}{_MESSAGE}", message)
         self.update()
 
-    def update(self, **changes: float | str) -> None:
-        """Change some of what it says; `deadline_seconds`, `started_at_seconds`, `reports` or `stopping`."""
+    def update(self, **changes: float | str | Outcome) -> None:
+        """Change some of what it says, by the names of the fields of `KeptLease`.
+
+        Raises:
+            OSError: the disk does not take it; in this process it counts all the same.
+        """
         with self._lock:
             self._kept = replace(self._kept, **changes)  # type: ignore[arg-type]  # the names are the fields'
             if self._is_removed:
                 return
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(self._folder / f"{self._kept.name}{_LEASE}", json.dumps(asdict(self._kept)).encode())
+            _write(self._folder / f"{self._kept.name}{_LEASE}", _to_json(self._kept))
 
     def remove(self) -> None:
         """Remove it at the end of the attempt."""
@@ -124,10 +133,10 @@ def read_leases(folder: Path) -> dict[str, KeptLease]:
 def read_lease(folder: Path, name: str) -> KeptLease | None:
     """Return one of them, or None when there is none that can be read."""
     try:
-        return KeptLease(**json.loads((folder / f"{name}{_LEASE}").read_bytes()))
+        return _from_json((folder / f"{name}{_LEASE}").read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("lease_file.unreadable", extra={"file": name, "error": str(error)})
         return None
 
@@ -148,6 +157,21 @@ def forget(folder: Path, name: str) -> None:
 def read_boot_id() -> str:
     """Return what tells one boot of this machine from another."""
     return _BOOT_ID.read_text().strip()
+
+
+def _to_json(kept: KeptLease) -> bytes:
+    return json.dumps(asdict(kept), default=lambda reason: reason.name).encode()
+
+
+def _from_json(content: bytes) -> KeptLease:
+    """Return what a file says; of a later version of ours only what this one knows, or a guard would freeze it all."""
+    known = {field.name for field in fields(KeptLease)}
+    said: dict[str, Any] = {name: value for name, value in json.loads(content).items() if name in known}
+    for name in ("stopping", "ended"):
+        if said.get(name):
+            of = said[name]
+            said[name] = Outcome(**{**of, "reason": Reason[of["reason"]], "last_lines": tuple(of["last_lines"])})
+    return KeptLease(**said)
 
 
 def _write(path: Path, content: bytes) -> None:

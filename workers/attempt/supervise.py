@@ -37,13 +37,16 @@ class Left:
 
     Attributes:
         kept: its lease as it stands in its file; the registry has accepted a renewal of it.
+        container: None when it is gone already, its end being kept.
         renewed_at_seconds: `clock_seconds()` before that renewal was sent.
+        cancel_reason: what the registry has answered to it.
     """
 
     kept: KeptLease
-    container: Container
+    container: Container | None
     record: Record
     renewed_at_seconds: float
+    cancel_reason: Reason | None = None
 
 
 class Attempt:
@@ -124,6 +127,7 @@ class Attempt:
             holder=holder_of(self._message, self._site),
             file=file,
             is_taken_over=True,
+            cancel_reason=left.cancel_reason,
         )
         return self._under(keeper, file, left.record, lambda reporter: self._go_on(left, keeper, file, reporter))
 

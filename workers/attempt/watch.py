@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Final
 
 from jobqueue.errors import JobqueueError, RuntimeFailure, Superseded
-from jobqueue.lifecycle import Reason, State
+from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.registry.base import Leases
 from jobqueue.spec import ExperimentSpec
@@ -91,7 +91,12 @@ class Watch:
         container: started.
         grace: between SIGTERM and SIGKILL.
         tick: how often to look, at least.
-        file: of its lease; says when it was started, maybe by an earlier worker, and is told why it is to end.
+        file: of its lease; says when it was started and why it was told to end, maybe by an earlier worker.
+
+    Attributes:
+        stopped: why it was told to end; None when it was not.
+        is_judged: after `run`, whether nothing but itself can have ended it: no engine that was away meanwhile, and no
+            newer attempt, which removes what an older one has left.
     """
 
     def __init__(
@@ -107,8 +112,8 @@ class Watch:
         tick: timedelta,
         file: LeaseFile,
     ) -> None:
-        self.stop_reason: Reason | None = None
-        self.stop_detail = ""
+        self.stopped: Outcome | None = None
+        self.is_judged = True
         self._asked: Reason | None = None
         self._container, self._runtime, self._spec = container, runtime, spec
         self._keeper, self._logs = keeper, logs
@@ -139,7 +144,9 @@ class Watch:
             except RuntimeFailure:
                 if self._engine_answers() or self._is_overdue():
                     raise
+                self.is_judged = False
                 time.sleep(self._tick.total_seconds())
+        self.is_judged &= self._keeper.standing in (Standing.HELD, Standing.CANCELLED)
         self._drain_output()
         self._take_progress(now=True)
         return ended
@@ -156,7 +163,7 @@ class Watch:
         ends_at = time.monotonic() + DRAIN_OUTPUT.total_seconds()
         while self._follower.is_alive() and time.monotonic() < min(ends_at, patience_ends_at):
             self._follower.join(DRAIN_TICK.total_seconds())
-            if self._logs.is_behind and self.stop_reason is not Reason.DRAINED:
+            if self._logs.is_behind and not (self.stopped and self.stopped.reason is Reason.DRAINED):
                 ends_at = time.monotonic() + DRAIN_OUTPUT.total_seconds()
 
     def _engine_answers(self) -> bool:
@@ -186,8 +193,13 @@ class Watch:
             raise Superseded("a newer attempt holds the lease")
         self._freeze(standing is Standing.IN_DOUBT)
         self._take_progress()
-        # To be stopped it would be thawed, and another attempt may run by now; who asks for its end cannot wait.
-        if self.stop_reason is None and (self._asked or not self._is_paused):
+        if self.stopped is not None:
+            return
+        begun = self._file.kept.stopping
+        if begun:
+            self._stop(begun.reason, begun.detail)
+        # What is frozen waits for its lease to be sure again, and others who ask for its end cannot wait.
+        elif self._asked or not self._is_paused:
             self._decide(standing)
 
     def _freeze(self, in_doubt: bool) -> None:  # noqa: FBT001 - a state, not an option
@@ -211,7 +223,7 @@ class Watch:
 
     def _decide(self, standing: Standing) -> None:
         if standing is Standing.CANCELLED:
-            self._stop(self._keeper.cancel_reason)
+            self._stop(self._keeper.cancel_reason or Reason.CANCELLED_BY_USER)
         elif self._asked:
             self._stop(self._asked)
         elif self._age_seconds >= self._spec.timeout.total_seconds():
@@ -222,9 +234,14 @@ class Watch:
             self._stop(Reason.STALLED, f"silent for {format_duration(self._spec.stall_timeout)}")
 
     def _stop(self, reason: Reason, detail: str = "") -> None:
+        """Have it end for a reason that stays, also for a worker that takes over; what has ended by itself has none."""
+        if not self._file.kept.stopping and self._container.wait(timedelta(0)):
+            return
         log.info("container.stopping", extra={"reason": reason.name})
+        why = Outcome(reason=reason, detail=detail)
         # First, because its exit says nothing to a worker that takes over.
         with suppress(OSError):
-            self._file.update(stopping=reason.name)
-        self._container.stop(self._grace)
-        self.stop_reason, self.stop_detail = reason, detail
+            self._file.update(stopping=why)
+        # Thawed it could run beside another attempt: what is frozen is killed as it is.
+        self._container.stop(timedelta(0) if self._is_paused else self._grace)
+        self.stopped = why

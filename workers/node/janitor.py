@@ -128,11 +128,12 @@ class Janitor:
         is_in_doubt = orphan.kept is None or orphan.kept.is_overdue(renewed_at_seconds)
         holder = replace(holder_of(message, self._site), is_in_doubt=is_in_doubt) if message else None
         try:
-            self._site.registry.leases.renew(orphan.lease, ttl=self._site.lease, holder=holder)
+            cancel_reason = self._site.registry.leases.renew(orphan.lease, ttl=self._site.lease, holder=holder)
         except Superseded:
             self._remove(orphan)
             return
-        if orphan.kept is None or orphan.container is None or message is None:
+        is_there = orphan.container is not None or (orphan.kept is not None and orphan.kept.ended is not None)
+        if orphan.kept is None or message is None or not is_there:
             self._remove(orphan)
             lost = Outcome(reason=Reason.WORKER_LOST, detail=self._site.worker_id)
             with suppress(Superseded):
@@ -143,6 +144,7 @@ class Janitor:
             container=orphan.container,
             record=record or Record(submission=submission_of(message)),
             renewed_at_seconds=renewed_at_seconds,
+            cancel_reason=cancel_reason,
         )
         self._adopt(Attempt(self._site, message), left)
 

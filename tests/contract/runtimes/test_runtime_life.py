@@ -91,6 +91,43 @@ def test_stop_thaws_what_is_frozen(start: StartContainer) -> None:
     reader.join()
 
 
+def test_stop_without_any_grace_kills_what_runs_and_asks_nobody(start: StartContainer) -> None:
+    container = start(*POLITE)
+    reader = Reader(container)
+    wait_until(lambda: "ready" in reader.text(), what="the trap is set")
+    container.stop(AT_ONCE)
+    assert getattr(container.wait(AT_ONCE), "code", None) == 137
+    assert reader.join().text() == "ready\n"
+
+
+@real
+def test_stop_without_any_grace_kills_what_is_frozen_as_it_is(start: StartContainer, workspace: Path) -> None:
+    container = start("sh", "-c", f"trap 'echo bye >> beat' TERM; (setsid sh -c '{beat()}') & {beat()}")
+    wait_until((workspace / "beat").exists, what="a beat")
+    container.pause()
+    before = (workspace / "beat").read_bytes()
+    container.stop(AT_ONCE)
+    assert getattr(container.wait(AT_ONCE), "code", None) == 137
+    assert (workspace / "beat").read_bytes() == before, "it went on"
+    assert is_still(workspace / "beat")
+
+
+@real
+def test_what_is_frozen_while_it_is_told_to_end_is_killed_after_its_grace(
+    start: StartContainer, workspace: Path
+) -> None:
+    container = start("sh", "-c", f"trap 'echo x >> asked' TERM; {beat()}")
+    wait_until((workspace / "beat").exists, what="a beat")
+    stopping = threading.Thread(target=container.stop, args=(timedelta(seconds=2),))
+    stopping.start()
+    wait_until((workspace / "asked").exists, what="SIGTERM")
+    container.pause()
+    before = (workspace / "beat").read_bytes()
+    stopping.join(LONG.total_seconds())
+    assert getattr(container.wait(AT_ONCE), "code", None) == 137
+    assert (workspace / "beat").read_bytes() == before, "it went on"
+
+
 def test_pause_resume_stop_and_remove_may_be_repeated(start: StartContainer) -> None:
     container = start(*SLEEP)
     for act in (container.pause, container.resume, lambda: container.stop(AT_ONCE), container.remove):

@@ -315,7 +315,7 @@ def test_what_was_told_to_end_before_its_worker_died_ends_for_that_reason(place:
     place.fake.runtime.script = Script(is_held=True)
     execution = place.fake.start(message)
     container = place.fake.container()
-    told: list[str] = []
+    told: list[Outcome | None] = []
     stop = container.stop
 
     def note(grace: timedelta) -> None:
@@ -325,11 +325,11 @@ def test_what_was_told_to_end_before_its_worker_died_ends_for_that_reason(place:
     container.stop = note  # type: ignore[method-assign]
     execution.attempt.ask(reason)
     execution.join()
-    assert told == [reason.name], "nobody could know why it ended"
+    assert told == [Outcome(reason=reason)], "nobody could know why it ended"
     other = place.fake.message()
     # It ends in a way of its own, and nobody is there to see it.
     place.leave(other).finish(Exit(code=7))
-    place.file.update(stopping=reason.name)
+    place.file.update(stopping=Outcome(reason=reason))
     place.janitor.look()
     wait_until(lambda: ended(place), what="its end")
     record = place.fake.record(other)

@@ -3,7 +3,7 @@
 import errno
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -22,7 +22,7 @@ from jobqueue.errors import (
     Undecryptable,
     Untrusted,
 )
-from jobqueue.lifecycle import Reason
+from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.resources import Resources
 from workers.attempt.ending import FIRST_BACK_OFF, LAST_BACK_OFF, back_off, outcome_of_error, outcome_of_exit
 from workers.attempt.logs import LogWriter
@@ -46,10 +46,10 @@ class Logs:
         (Exit(code=0), CPU, Logs(), Reason.EXITED_ZERO, ""),
         (Exit(code=0), GPU, Logs(is_gpu_out_of_memory=True), Reason.EXITED_ZERO, ""),
         (Exit(code=1), CPU, Logs(), Reason.EXITED_NONZERO, "exit code 1"),
-        (Exit(code=1), CPU, Logs(is_gpu_out_of_memory=True), Reason.EXITED_NONZERO, "exit code 1"),
+        (Exit(code=1), CPU, Logs(is_gpu_out_of_memory=True), Reason.GPU_OUT_OF_MEMORY, ""),
         (Exit(code=1), GPU, Logs(is_gpu_out_of_memory=True), Reason.GPU_OUT_OF_MEMORY, ""),
         (Exit(code=127, error="no such file"), CPU, Logs(), Reason.EXITED_NONZERO, "exit code 127, no such file"),
-        (Exit(code=137), CPU, Logs(), Reason.RUNTIME_FAILURE, "it was killed from outside"),
+        (Exit(code=137), CPU, Logs(), Reason.EXITED_NONZERO, "exit code 137"),
         (Exit(code=137, error="limit"), CPU, Logs(), Reason.EXITED_NONZERO, "exit code 137, limit"),
         (Exit(code=137, is_out_of_memory=True), CPU, Logs(), Reason.OUT_OF_MEMORY, "the limit is 100 MiB"),
         (
@@ -62,9 +62,45 @@ class Logs:
     ],
 )
 def test_an_exit_has_one_reason(ended: Exit, resources: Resources, logs: Logs, reason: Reason, detail: str) -> None:
-    outcome = outcome_of_exit(ended, resources=resources, logs=cast("LogWriter", logs))
+    outcome = judge(ended, resources=resources, logs=logs)
     assert (outcome.reason, outcome.detail) == (reason, detail)
     assert (outcome.exit_code, outcome.last_lines) == (ended.code, ("last",))
+
+
+def judge(ended: Exit, *, resources: Resources = CPU, logs: Logs | None = None, **known: Any) -> Outcome:
+    """Return what an exit means that nobody asked for, unless `known` says so."""
+    given = {"stopped": None, "cancel_reason": None, "is_judged": True} | known
+    return outcome_of_exit(ended, resources=resources, logs=cast("LogWriter", logs or Logs()), **given)
+
+
+def test_what_was_told_to_end_ends_for_that_however_it_exits() -> None:
+    why = Outcome(reason=Reason.TIMED_OUT, detail="its timeout is 1h")
+    for ended in (Exit(code=0), Exit(code=143), Exit(code=137, is_out_of_memory=True)):
+        outcome = judge(ended, stopped=why, cancel_reason=Reason.CANCELLED_BY_USER)
+        assert (outcome.reason, outcome.detail, outcome.exit_code) == (why.reason, why.detail, ended.code)
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        (Exit(code=143), Reason.QUEUE_DELETED),
+        (Exit(code=137), Reason.QUEUE_DELETED),
+        (Exit(code=0), Reason.EXITED_ZERO),
+        (Exit(code=7), Reason.EXITED_NONZERO),
+        (Exit(code=137, is_out_of_memory=True), Reason.OUT_OF_MEMORY),
+    ],
+)
+def test_what_a_signal_ended_under_a_tombstone_was_cancelled(ended: Exit, reason: Reason) -> None:
+    assert judge(ended, cancel_reason=Reason.QUEUE_DELETED, is_judged=False).reason is reason
+
+
+@pytest.mark.parametrize(
+    ("ended", "is_judged"), [(Exit(code=137), False), (Exit(code=137, is_from_outside=True), True)]
+)
+def test_what_somebody_else_may_have_killed_is_not_held_against_the_experiment(ended: Exit, *, is_judged: bool) -> None:
+    outcome = judge(ended, is_judged=is_judged)
+    assert (outcome.reason, outcome.detail) == (Reason.RUNTIME_FAILURE, "it was killed from outside")
+    assert judge(Exit(code=1), is_judged=False).reason is Reason.EXITED_NONZERO
 
 
 @pytest.mark.parametrize(

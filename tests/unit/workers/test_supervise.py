@@ -232,7 +232,7 @@ def test_the_reason_is_read_from_how_the_container_ended(
 
 def test_a_container_that_was_killed_from_outside_is_the_platforms_fault(node: FakeNode) -> None:
     message = node.message()
-    node.runtime.script = Script(exit=Exit(code=137))
+    node.runtime.script = Script(exit=Exit(code=137, is_from_outside=True))
     result = node.run(message)
     assert isinstance(result, PutOff)
     assert result.outcome is not None

@@ -60,12 +60,14 @@ class Exit:
         is_out_of_memory: the engine says that its memory limit killed a process of it.
         memory_peak_bytes: 0 where the engine does not tell.
         error: what the engine says went wrong, if it never ran properly.
+        is_from_outside: it was killed, and maybe by neither itself nor its limits: by a machine without memory, say.
     """
 
     code: int
     is_out_of_memory: bool = False
     memory_peak_bytes: int = 0
     error: str = ""
+    is_from_outside: bool = False
 
 
 class Container(Protocol):
@@ -86,7 +88,10 @@ class Container(Protocol):
         ...
 
     def stop(self, grace: timedelta) -> None:
-        """SIGTERM, then SIGKILL after `grace`, to all of its processes; returns when none is left. Thaws it first."""
+        """SIGTERM, then SIGKILL after `grace`, to all of its processes; returns when none is left.
+
+        To be asked it is thawed first. Without any grace it is killed as it is: what is frozen computes nothing more.
+        """
         ...
 
     def pause(self) -> None:

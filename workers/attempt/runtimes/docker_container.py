@@ -61,9 +61,14 @@ class DockerContainer:
     def stop(self, grace: timedelta) -> None:
         """Thaw it, let the engine send SIGTERM and later SIGKILL, and see that it is gone."""
         with suppress(Gone):
-            self.resume()
-            with self._engine.client("stop a container", timeout_seconds=_ANSWER_SECONDS) as client:
-                client.stop(self._identity, timeout=max(0, round(grace.total_seconds())))
+            if grace > timedelta(0):
+                self.resume()
+                with self._engine.client("stop a container", timeout_seconds=_ANSWER_SECONDS) as client:
+                    client.stop(self._identity, timeout=round(grace.total_seconds()))
+            else:
+                # Frozen processes of older kernels die only when they are thawed, before they compute anything: the
+                # engine does that itself after the signal.
+                self._change("kill", lambda client: client.kill(self._identity, "SIGKILL"), lambda _: False)
             self._await("stop", lambda state: not state["Running"])
 
     def pause(self) -> None:

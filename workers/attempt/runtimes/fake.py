@@ -98,11 +98,11 @@ class FakeContainer:
         return None if self.is_paused else self._exit
 
     def stop(self, grace: timedelta) -> None:
-        """End it as its script says."""
+        """End it as its script says; without any grace it has no say."""
         self._record("stop")
         self.is_paused = False
         self.grace = grace
-        if self._script.ignores_terminate:
+        if self._script.ignores_terminate or not grace:
             self.finish(Exit(code=KILLED))
         elif self.is_running:
             if self._script.last_words:

@@ -79,7 +79,7 @@ class ProcessContainer:
             return self._exit
 
     def stop(self, grace: timedelta) -> None:
-        """Let the supervisor thaw it and send SIGTERM, and kill what is left after `grace`."""
+        """Let the supervisor thaw it and send SIGTERM, and kill what is left after `grace`; at once when it is zero."""
         self._send(do="stop", grace_seconds=grace.total_seconds())
         self._await(self._is_over, grace.total_seconds() + _ANSWER_SECONDS)
 

@@ -73,6 +73,15 @@ def count_threads_of(user: int) -> int:
     return count
 
 
+def count_machine_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory since this machine started."""
+    with suppress(OSError):
+        for line in (_PROCESSES / "vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
 def freeze_tree(root: int) -> None:
     """Stop every descendant: in rounds, because one that still runs may have started another meanwhile."""
     for _ in range(_ROUNDS):

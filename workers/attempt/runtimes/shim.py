@@ -68,6 +68,7 @@ class _Supervisor:
         self._code: int | None = None
         self._verdict: dict[str, Any] = {}
         self._peak_bytes = 0
+        self._machine_kills = process_tree.count_machine_kills()
         self._kill_at = float("inf")
         self._is_told_to_leave = False
 
@@ -82,12 +83,18 @@ class _Supervisor:
             self._look()
             self._reap()
         process_tree.kill_tree(os.getpid(), self._reap)
-        code = _KILLED if self._verdict or self._code is None else self._code
-        ended = {"event": "exit", "code": code, "memory_peak_bytes": self._peak_bytes, **self._verdict}
+        ended = {"event": "exit", "memory_peak_bytes": self._peak_bytes, **self._judge(), **self._verdict}
         for caller in self._callers:
             _tell(caller, ended)
         while not self._is_told_to_leave and not self._is_forgotten():
             self._hear(_IDLE_SECONDS, alarm, greeting=ended)
+
+    def _judge(self) -> dict[str, Any]:
+        if self._verdict or self._code is None:
+            return {"code": _KILLED}
+        # It may have killed itself; where the machine has killed something for memory, that was the likelier victim.
+        is_from_outside = self._code == _KILLED and process_tree.count_machine_kills() > self._machine_kills
+        return {"code": self._code, "is_from_outside": is_from_outside}
 
     def _is_to_go_on(self) -> bool:
         is_over = self._code is not None or self._verdict or time.monotonic() >= self._kill_at
@@ -144,10 +151,11 @@ class _Supervisor:
                 process_tree.thaw_tree(os.getpid())
                 _tell(caller, {"event": "resumed"})
             case "stop" if self._code is None:
-                process_tree.thaw_tree(os.getpid())
                 self._kill_at = time.monotonic() + order["grace_seconds"]
-                with suppress(ProcessLookupError):
-                    os.kill(self._find_main(), signal.SIGTERM)
+                if order["grace_seconds"]:
+                    process_tree.thaw_tree(os.getpid())
+                    with suppress(ProcessLookupError):
+                        os.kill(self._find_main(), signal.SIGTERM)
 
     def _find_main(self) -> int:
         pid = self._child
