@@ -27,9 +27,8 @@ def find_obstacles(queue: str, resources: Resources, workers: Sequence[WorkerRec
     """Return what keeps every worker that there is from running an experiment; nothing when one could."""
     serving = [worker for worker in workers if queue in worker.queues]
     if not serving:
-        return [
-            f"no worker serves the queue {queue!r} now (of {len(workers)} there): the experiment waits until one does"
-        ]
+        others = f"{len(workers)} serve others" if workers else "none is there"
+        return [f"no worker serves the queue {queue!r} now ({others}): the experiment waits until one does"]
     misfits = {worker.worker_id: fits_in(resources, worker.offer) for worker in serving}
     large_enough = [worker for worker in serving if not misfits[worker.worker_id]]
     if not large_enough:

@@ -52,7 +52,7 @@ _LISTS: Final = {
     "--secret": ("NAME", "Environment variable of yours that travels sealed and is redacted everywhere."),
 }
 _PLURALS: Final = {"input": "inputs", "label": "labels", "output": "outputs", "secret": "secrets", "env": "env"}
-_PATHS: Final = ("workspace",)
+_MAX_SPEC_BYTES: Final = 2**20
 
 
 def _spec_options(command: _Command) -> _Command:
@@ -173,11 +173,11 @@ def make_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 def read_spec(path: Path) -> dict[str, Any]:
     """Return the fields in a TOML or JSON file; its paths are relative to the folder of the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read(path)
         fields = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise InvalidSpec([Problem(path=str(path), message=f"cannot be read: {error.strerror}")]) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSpec([Problem(path=str(path), message=f"not TOML or JSON: {error}")]) from None
     if not isinstance(fields, dict):
         raise InvalidSpec([Problem(path=str(path), message='not a table of fields (write image = "...")')])
@@ -186,6 +186,14 @@ def read_spec(path: Path) -> dict[str, Any]:
     if isinstance(fields.get("inputs"), dict):
         fields["inputs"] = {name: _beside(path, place) for name, place in fields["inputs"].items()}
     return fields
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:  # a pipe will do, and what has no end is not read to it
+        content = file.read(_MAX_SPEC_BYTES + 1)
+    if len(content) > _MAX_SPEC_BYTES:
+        raise ValueError(f"longer than {_MAX_SPEC_BYTES} bytes")
+    return content.decode()
 
 
 def _beside(path: Path, place: Any) -> Any:

@@ -11,8 +11,8 @@ from jobqueue.errors import BrokerUnavailable, RegistryUnavailable
 from jobqueue.ids import NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry.presence import WorkerRecord
-from jobqueue.resources import Offer
-from producers.causes import CLOCK_LIMIT, judge_clock
+from jobqueue.resources import Offer, Resources
+from producers.causes import CLOCK_LIMIT, find_obstacles, judge_clock
 from producers.client import Client
 from producers.handle import Experiment
 from producers.preparation import JobqueueWarning
@@ -55,7 +55,16 @@ def warnings_of(client: Client, **fields: Any) -> list[str]:
 def test_a_queue_that_nobody_serves_is_warned_of(client: Client) -> None:
     (told,) = warnings_of(client)
 
-    assert told.startswith(f"no worker serves the queue '{client.settings.project}_cpu' now (of ")
+    assert told.startswith(f"no worker serves the queue '{client.settings.project}_cpu' now (")
+
+
+def test_it_is_told_whether_there_is_any_worker_at_all() -> None:
+    offer = Offer(cpus=1, memory_bytes=1, disk_bytes=1)
+    other = WorkerRecord(worker_id=WorkerId("w"), node_id=NodeId("a"), queues=("o",), offer=offer, runtime="docker")
+    asked = Resources(cpus=1, memory_bytes=1, disk_bytes=1, shm_bytes=1)
+
+    assert "now (none is there): the experiment waits" in find_obstacles("q", asked, [])[0]
+    assert "now (2 serve others): the experiment waits" in find_obstacles("q", asked, [other, other])[0]
 
 
 def test_what_fits_nowhere_is_warned_of_with_each_workers_numbers(client: Client, announce: Announce) -> None:

@@ -72,6 +72,22 @@ def test_active_ones_are_found_below_many_that_are_over(submit: Callable[..., Ex
     assert _call("ls", "--project", project, "--active", "-o", "name").stdout.split() == [active]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("spec.toml", b"\xff"), ("spec.json", b"[" * 100_000), ("spec.json", b"{}" + b" " * 2**20)]
+)
+def test_a_file_that_is_no_spec_is_said_to_be_none(project: str, name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+
+    result = _call("submit", "-f", name)
+
+    assert result.exit_code == 2
+    assert f"{name}: not TOML or JSON: " in result.stderr
+
+
+def test_a_file_without_an_end_is_not_read_to_it(project: str) -> None:
+    assert "longer than" in _call("submit", "-f", "/dev/zero").stderr
+
+
 def test_a_file_with_a_list_for_pairs_is_told_as_a_wrong_field(project: str) -> None:
     Path("spec.toml").write_text('image = "x:1"\ncommand = "true"\nenv = ["A"]\n')
 
