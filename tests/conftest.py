@@ -78,6 +78,12 @@ def image_registry(engine: Engine) -> Iterator[ImageRegistry]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def share() -> Callable[[str, AbstractContextManager[S]], AbstractContextManager[S]]:
+    """Open what outlives a test under the name of its fixture: its processes belong there, those to come too."""
+    return _share
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     engine = _shared.get("engine")
