@@ -1,7 +1,7 @@
 # The commands of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types layers bench faults faults-selftest proto proto-check lock clean
+.PHONY: help demo test check lint format types layers bench faults faults-failpoints faults-selftest proto proto-check lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
@@ -45,6 +45,11 @@ BROKER ?= rabbitmq
 faults: .venv/test.stamp ## break a whole site while it works: BROKER=rabbitmq|redis|sqs N=40 SEED=number
 	@.ci/packages
 	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --count $(N) $(if $(SEED),--seed $(SEED))
+
+TIMES ?= 5
+faults-failpoints: .venv/test.stamp ## kill a worker at each step of an attempt: BROKER=rabbitmq|redis|sqs TIMES=5
+	@.ci/packages
+	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --failpoints --times $(TIMES)
 
 faults-selftest: .venv/test.stamp ## switch each protection off and see that the faults find it: ONLY=guard
 	@.ci/packages

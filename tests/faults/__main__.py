@@ -13,10 +13,13 @@ from services.process import MissingProgramError
 
 from faults.checker import is_void, judge
 from faults.driver import Wanted, run
+from faults.failpoints import POINTS
+from faults.failpoints import run_all as run_points
 from faults.history import load_history
 from faults.plan import KINDS, make_plan
 from faults.selftest import self_test
 from faults.servers import BROKERS
+from faults.shows import DEFAULT_LEASE_SECONDS, SHOWS, show
 from faults.table import make_table
 from faults.world import Shape
 
@@ -33,6 +36,10 @@ def main(arguments: list[str]) -> int:
     if asked.judge:
         return _report(asked.judge)
     try:
+        if asked.failpoints:
+            return _try_points(asked, folder)
+        if asked.show:
+            return _show(asked, folder)
         if asked.self_test:
             return self_test(folder, broker=asked.broker, only=tuple(asked.only), report=print)
         return _report(run(_wanted(asked), folder))
@@ -40,6 +47,25 @@ def main(arguments: list[str]) -> int:
         sys.exit(str(error))
     finally:
         print(f"history and logs: {folder}")
+
+
+def _try_points(asked: argparse.Namespace, folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = run_points(folder, broker=asked.broker, names=asked.point, times=asked.times, report=_say)
+    return BROKEN if failed else 0
+
+
+def _show(asked: argparse.Namespace, folder: Path) -> int:
+    seconds = asked.lease_seconds or DEFAULT_LEASE_SECONDS
+    failed = 0
+    for name in asked.show:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        failed += show(name, folder / name, broker=asked.broker, lease_seconds=seconds, report=_say)
+    return BROKEN if failed else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _wanted(asked: argparse.Namespace) -> Wanted:
@@ -88,6 +114,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--judge", type=Path, metavar="HISTORY", help="judge what was written down before")
     parser.add_argument("--self-test", action="store_true", help="is it seen when a protection is off?")
     parser.add_argument("--only", action="append", default=[], metavar="PROTECTION", help="of the self-test")
+    parser.add_argument("--failpoints", action="store_true", help="kill a worker at each step of an attempt")
+    parser.add_argument(
+        "--point", action="append", default=[], choices=[point.name for point in POINTS], metavar="STEP"
+    )
+    parser.add_argument("--times", type=int, default=1, help="that each step is tried (%(default)s)")
+    parser.add_argument("--show", action="append", default=[], choices=list(SHOWS), metavar="SHOW", help="measure one")
+    parser.add_argument("--lease-seconds", type=float, help="of a show; else the default lease")
     parser.add_argument("--folder", type=Path, help="for the history and every log; else a new one")
     return parser.parse_args(arguments)
 
