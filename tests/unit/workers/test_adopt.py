@@ -1,5 +1,6 @@
 """What an earlier worker has left: adopted while it is the newest attempt, else removed without a trace."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from jobqueue.ids import WorkerId
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry.base import Granted, Quarantined
 from workers.attempt import workspace
-from workers.attempt.lease import clock_seconds
+from workers.attempt.lease import LONGEST_INTERVAL, clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.planning import make_plan
 from workers.attempt.runtimes.base import Exit, Plan
@@ -28,6 +29,7 @@ from workers.bootstrap import Node
 from workers.node.janitor import Janitor
 
 TTL = timedelta(seconds=30)
+RENEWAL_SECONDS = LONGEST_INTERVAL.total_seconds()
 
 
 class Place:
@@ -336,3 +338,99 @@ def test_what_was_told_to_end_before_its_worker_died_ends_for_that_reason(place:
     assert record.state is (reason.verdict.state or State.QUEUED)
     assert (record.history[-1].reason if record.history else record.reason) is reason
     assert place.is_clean()
+
+
+def test_the_details_of_a_begun_stop_outlive_its_worker_and_a_later_cancel(place: Place) -> None:
+    message = place.fake.message()
+    container = place.leave(message)
+    place.file.update(stopping=Outcome(reason=Reason.TIMED_OUT, detail="its timeout is 1h"))
+    place.site.registry.experiments.cancel(message.header.experiment_id)
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    assert container.calls.count("stop") == 1, "its worker may have died before it was told"
+    record = place.fake.record(message)
+    assert (record.reason, record.detail, record.exit_code) == (Reason.TIMED_OUT, "its timeout is 1h", 143)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (0, Reason.EXITED_ZERO),
+        (7, Reason.EXITED_NONZERO),
+        (143, Reason.CANCELLED_BY_USER),
+        (137, Reason.CANCELLED_BY_USER),
+    ],
+)
+def test_what_ended_while_a_tombstone_lay_there_is_cancelled_if_a_signal_ended_it(
+    place: Place, code: int, reason: Reason
+) -> None:
+    message = place.fake.message(timeout="1h")
+    container = place.leave(message, started_before=3601)
+    container.finish(Exit(code=code))
+    place.site.registry.experiments.cancel(message.header.experiment_id)
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    record = place.fake.record(message)
+    assert (record.reason, record.exit_code, record.attempt) == (reason, code, 1)
+    assert "stop" not in container.calls
+    assert place.is_clean()
+
+
+def test_a_cancel_is_seen_at_the_adoption_and_not_a_renewal_later(place: Place) -> None:
+    message = place.fake.message()
+    place.leave(message)
+    place.site.registry.experiments.cancel(message.header.experiment_id)
+    began = clock_seconds()
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    assert place.fake.record(message).state is State.CANCELLED
+    assert clock_seconds() - began < RENEWAL_SECONDS
+
+
+@pytest.mark.parametrize("reason", [Reason.EXITED_ZERO, Reason.TIMED_OUT, Reason.DRAINED])
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_end_that_was_seen_is_committed_without_the_container(
+    place: Place, reason: Reason, *, is_gone: bool
+) -> None:
+    message = place.fake.message()
+    container = place.leave(message)
+    seen = Outcome(reason=reason, detail="as seen", exit_code=143, last_lines=("its last words",))
+    place.file.update(ended=seen, manifest="its/manifest")
+    container.finish(Exit(code=1))
+    if is_gone:
+        container.remove()
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    record = place.fake.record(message)
+    assert "follow" not in container.calls
+    assert place.is_clean()
+    if reason is Reason.DRAINED:
+        assert (record.state, record.history[-1].reason, record.platform_failures) == (State.QUEUED, reason, 0)
+        return
+    assert (record.reason, record.detail, record.exit_code, record.attempt) == (reason, "as seen", 143, 1)
+    marker = place.fake.marker(message)
+    assert marker is not None
+    assert (marker.manifest, marker.last_lines) == ("its/manifest", ("its last words",))
+
+
+def test_what_an_end_means_is_kept_before_its_container_goes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Outcome | None] = []
+    remove = FakeContainer.remove
+
+    def note(container: FakeContainer) -> None:
+        kept.extend(each.ended for each in read_leases(place.fake.site.leases).values())
+        remove(container)
+
+    monkeypatch.setattr(FakeContainer, "remove", note)
+    place.fake.runtime.script = Script(exit=Exit(code=3))
+    place.fake.run(place.fake.message())
+    assert [end and (end.reason, end.exit_code) for end in kept] == [(Reason.EXITED_NONZERO, 3)]
+
+
+def test_what_a_later_version_keeps_beside_does_not_hide_a_lease(place: Place) -> None:
+    place.leave(place.fake.message()).finish()
+    (path,) = place.site.leases.glob("*.lease")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
+    assert list(read_leases(place.site.leases)) == [place.file.kept.name]
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")

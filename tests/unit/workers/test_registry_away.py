@@ -15,6 +15,7 @@ from services.waiting import wait_until
 from jobqueue.errors import RegistryUnavailable
 from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Reason, State
+from workers.attempt.runtimes.base import Exit
 from workers.attempt.runtimes.fake import Script
 from workers.attempt.supervise import Attempt, Ended, PutOff
 
@@ -160,6 +161,59 @@ def test_what_is_frozen_is_not_thawed_to_be_stopped(node: FakeNode, monkeypatch:
     result = running.join()
     assert isinstance(result, Ended)
     assert result.outcome.reason is Reason.TIMED_OUT
+
+
+@pytest.mark.parametrize("reason", [Reason.DRAINED, Reason.CANCELLED_BY_USER])
+def test_who_asks_for_the_end_of_what_is_frozen_has_it_killed_as_it_is(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, reason: Reason
+) -> None:
+    node.runtime.script = HELD
+    message = node.message()
+    running = node.start(message)
+    container = node.container()
+    outage = Outage(node, monkeypatch, "renew")
+    wait_until(lambda: container.is_paused, what="doubt")
+    running.attempt.ask(reason)
+    result = running.join()
+    assert outage.is_on
+    assert (container.grace, "resume" in container.calls) == (timedelta(0), False)
+    assert result.outcome is not None
+    assert result.outcome.reason is reason
+
+
+def test_a_cancel_waits_until_the_lease_is_sure_again(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.runtime.script = HELD
+    message = node.message()
+    running = node.start(message)
+    container = node.container()
+    outage = Outage(node, monkeypatch, "renew")
+    wait_until(lambda: container.is_paused, what="doubt")
+    node.registry.experiments.cancel(message.header.experiment_id)
+    outage.is_on = False
+    result = running.join()
+    assert isinstance(result, Ended)
+    assert result.state is State.CANCELLED
+    assert container.grace == node.site.grace
+    assert container.calls.index("resume") < container.calls.index("stop")
+
+
+def test_what_is_killed_while_its_lease_is_in_doubt_was_killed_by_somebody_else(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.runtime.script = HELD
+    message = node.message()
+    running = node.start(message)
+    container = node.container()
+    outage = Outage(node, monkeypatch, "renew")
+    wait_until(lambda: container.is_paused, what="doubt")
+    container.is_paused = False
+    container.finish(Exit(code=137))
+    wait_until(lambda: "remove" in container.calls, what="its removal")
+    outage.is_on = False
+    result = running.join()
+    assert isinstance(result, PutOff)
+    assert result.outcome is not None
+    assert result.outcome.reason is Reason.RUNTIME_FAILURE
 
 
 def test_a_drain_ends_the_wait_for_a_registry_that_is_away(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
