@@ -10,7 +10,12 @@ from jobqueue.resources import Offer
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRecord:
-    """One worker that serves queues now."""
+    """One worker that serves queues now.
+
+    Attributes:
+        slot: what it serves of its machine, `cpu` or `gpu0`; empty for a worker that was started without one.
+        devices: UUIDs of the devices that it has.
+    """
 
     worker_id: WorkerId
     node_id: NodeId
@@ -19,6 +24,8 @@ class WorkerRecord:
     runtime: str
     state: str = "OK"
     experiment_id: ExperimentId | None = None
+    slot: str = ""
+    devices: tuple[str, ...] = ()
 
 
 class Workers(Protocol):

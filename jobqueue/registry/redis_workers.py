@@ -39,5 +39,6 @@ def _parse(text: bytes) -> WorkerRecord:
     fields: dict[str, Any] = json.loads(text)
     offer = fields["offer"]
     fields["queues"] = tuple(fields["queues"])
+    fields["devices"] = tuple(fields.get("devices", ()))
     fields["offer"] = Offer(**{**offer, "gpu_memory_bytes": tuple(offer["gpu_memory_bytes"])})
     return WorkerRecord(**fields)

@@ -90,6 +90,8 @@ def make_worker(name: str) -> WorkerRecord:
         offer=Offer(cpus=2.5, memory_bytes=2**33, disk_bytes=2**34, gpu_memory_bytes=(2**34,)),
         runtime="docker",
         experiment_id=make_experiment_id(),
+        slot="gpu0",
+        devices=("GPU-a",),
     )
 
 

@@ -141,6 +141,7 @@ class Execution:
             workspace=staged.workspace,
             inputs=staged.inputs,
             grace=self._site.grace,
+            gpus=self._site.gpus,
         )
         self._remove_left()
         self._await_trust()

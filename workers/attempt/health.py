@@ -1,4 +1,4 @@
-"""Whether this node can run anything now: its engine answers, and its disk has room.
+"""Whether this node can run anything now: its engine answers, its disk has room, and its device is fit.
 
 A node that cannot run anything would take one message after the other only to hand it back, and spend the platform's
 budget of each. It takes none while something is wrong, says so, and goes on by itself when that is over.
@@ -18,6 +18,7 @@ from jobqueue.errors import RuntimeFailure
 from jobqueue.lifecycle import Reason
 from jobqueue.quantities import describe_size
 from workers.attempt.runtimes.base import ContainerRuntime
+from workers.hardware.fitness import Unfit
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class Trouble(StrEnum):
 
     NO_ENGINE = "NO_ENGINE"
     DISK_FULL = "DISK_FULL"
+    GPU_LOST = "GPU_LOST"
+    GPU_ECC = "GPU_ECC"
+    GPU_XID = "GPU_XID"
+    GPU_OCCUPIED = "GPU_OCCUPIED"
+    GPU_UNKNOWN = "GPU_UNKNOWN"
 
 
 class NodeHealth:
@@ -42,16 +48,25 @@ class NodeHealth:
         runtime: what starts containers.
         folder: where attempts and caches lie.
         floor_bytes: so much has to be free there.
+        judge_device: returns at once why the worker's device takes no work now; None when it does, or there is none.
 
     Attributes:
         trouble: what is wrong; None when nothing is.
         on_change: called after `trouble` has changed, on the thread that found out.
     """
 
-    def __init__(self, runtime: ContainerRuntime, folder: Path, *, floor_bytes: int) -> None:
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        folder: Path,
+        *,
+        floor_bytes: int,
+        judge_device: Callable[[], Unfit | None] = lambda: None,
+    ) -> None:
         self.trouble: Trouble | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._runtime, self._folder, self._floor_bytes = runtime, folder, floor_bytes
+        self._judge_device = judge_device
         self._misses = 0
         self._full_until_seconds = 0.0
         self._lock = threading.Lock()
@@ -102,6 +117,9 @@ class NodeHealth:
                 log.exception("node.not_looked_at")
 
     def _find(self, misses: int) -> tuple[Trouble | None, str]:
+        unfit = self._judge_device()
+        if unfit:
+            return Trouble[f"GPU_{unfit.ailment}"], unfit.detail
         full = self._find_full()
         if full:
             return Trouble.DISK_FULL, full

@@ -41,29 +41,34 @@ def make_plan(
     workspace: Path,
     inputs: Mapping[str, Path],
     grace: timedelta,
+    gpus: tuple[str, ...] = (),
 ) -> Plan:
-    """Return the container to start."""
+    """Return the container to start; of the worker's devices it is given as many as it asks for."""
+    granted = gpus[: spec.gpus]
     labels = Labels(experiment_id=lease.experiment_id, attempt=lease.attempt, token=lease.token, node_id=node_id)
     return Plan(
         labels=labels,
         image=image,
         command=spec.command,
-        env=_environment(spec, lease=lease, queue=queue, grace=grace),
+        env=_environment(spec, lease=lease, queue=queue, grace=grace, gpus=granted),
         workspace=workspace,
         inputs=inputs,
         resources=spec.resources,
+        gpus=granted,
         network=spec.network,
     )
 
 
-def _environment(spec: ExperimentSpec, *, lease: Lease, queue: str, grace: timedelta) -> dict[str, str]:
+def _environment(
+    spec: ExperimentSpec, *, lease: Lease, queue: str, grace: timedelta, gpus: tuple[str, ...]
+) -> dict[str, str]:
     """Return the container's variables; the user's own cannot replace the node's."""
     deadline = datetime.now(UTC) + spec.timeout
     return {
         "HOME": "/tmp",  # noqa: S108 - the container's own, the only folder it may write besides its workspace
         "PYTHONUNBUFFERED": "1",
-        "NVIDIA_VISIBLE_DEVICES": "void",
-        "CUDA_VISIBLE_DEVICES": "-1",
+        "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void",
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus) or "-1",
         **spec.env,
         **spec.secrets,
         "JOBQUEUE_EXPERIMENT_ID": lease.experiment_id,
@@ -76,5 +81,5 @@ def _environment(spec: ExperimentSpec, *, lease: Lease, queue: str, grace: timed
         "JOBQUEUE_PROGRESS": str(WORKSPACE / PROGRESS_FILE),
         "JOBQUEUE_DEADLINE": deadline.isoformat(timespec="seconds"),
         "JOBQUEUE_GRACE_SECONDS": f"{grace.total_seconds():g}",
-        "JOBQUEUE_GPUS": str(spec.gpus),
+        "JOBQUEUE_GPUS": ",".join(gpus),
     }

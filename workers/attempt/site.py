@@ -43,6 +43,7 @@ class Site:
         grace: between SIGTERM and SIGKILL.
         folder: where attempts and caches lie.
         leases: where the node's lease files lie.
+        gpus: UUIDs of the devices that this worker has.
         endpoint: of the S3 server that `s3://` inputs lie on, when it is not Amazon's.
     """
 
@@ -61,4 +62,5 @@ class Site:
     grace: timedelta
     folder: Path
     leases: Path
+    gpus: tuple[str, ...] = ()
     endpoint: str = ""

@@ -15,6 +15,7 @@ from jobqueue.errors import ArtifactRefused, RegistryUnavailable, StoreUnavailab
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry import base as registry
 from jobqueue.registry.base import Holder, Lease, Record, Submission
+from jobqueue.resources import Resources
 from jobqueue.storage.markers import read_marker
 from workers.attempt.commit import follow_marker, outcome_of
 from workers.attempt.conclude import LOOK_AGAIN, Ended, PutOff, conclude, doubt, exhausted, give_back
@@ -67,6 +68,11 @@ class Attempt:
     def queue(self) -> str:
         """The request queue that its message came from."""
         return self._message.header.queue
+
+    @property
+    def resources(self) -> Resources:
+        """What it asks for."""
+        return self._message.header.resources
 
     def ask(self, reason: Reason) -> None:
         """Ask for the end: DRAINED, CANCELLED_BY_USER or QUEUE_DELETED. Any thread; returns at once."""

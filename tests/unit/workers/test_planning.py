@@ -25,7 +25,7 @@ def spec_of(**fields: Any) -> ExperimentSpec:
     return parse_spec({"image": "python:3.12", "command": ["true"], **fields})
 
 
-def plan_of(spec: ExperimentSpec) -> Plan:
+def plan_of(spec: ExperimentSpec, **options: Any) -> Plan:
     return make_plan(
         spec,
         lease=Lease(experiment_id=make_experiment_id(), attempt=2, token=77),
@@ -35,6 +35,7 @@ def plan_of(spec: ExperimentSpec) -> Plan:
         workspace=Path("/node/attempts/a/workspace"),
         inputs={},
         grace=timedelta(seconds=30),
+        **options,
     )
 
 
@@ -95,8 +96,18 @@ def test_a_container_knows_who_it_is_and_until_when() -> None:
         "JOBQUEUE_OUTPUTS": "/workspace/outputs",
         "JOBQUEUE_PROGRESS": "/workspace/.jobqueue/progress",
         "JOBQUEUE_GRACE_SECONDS": "30",
-        "JOBQUEUE_GPUS": "0",
+        "JOBQUEUE_GPUS": "",
     }
+
+
+@pytest.mark.parametrize(("asked", "granted"), [(0, ()), (1, ("GPU-a",)), (2, ("GPU-a", "GPU-b"))])
+def test_a_container_is_given_as_many_devices_as_it_asks_for_and_knows_them_by_uuid(
+    asked: int, granted: tuple[str, ...]
+) -> None:
+    plan = plan_of(spec_of(gpus=asked, gpu_memory="1GiB" if asked else 0), gpus=("GPU-a", "GPU-b"))
+    assert plan.gpus == granted
+    named = {plan.env[name] for name in ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "JOBQUEUE_GPUS")}
+    assert named == ({",".join(granted)} if granted else {"void", "-1", ""})
 
 
 def test_the_users_own_home_wins_over_the_default() -> None:

@@ -1,0 +1,129 @@
+"""One device that a worker has: found, locked for it alone, watched, and closed to new work while it is sick."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from jobqueue.errors import InvalidSetting
+from workers.hardware.devices import Device, Devices, Presence
+from workers.hardware.fitness import FREE_WITHIN, Ailment, Unfit, check_free
+from workers.hardware.locks import DeviceLocks
+from workers.hardware.quarantine import Custody, condemn, examine
+from workers.hardware.slots import Slot, find_device
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = timedelta(seconds=5)
+# A driver that is slow once is not gone.
+_SILENT_LOOKS: Final = 2
+
+
+class HeldDevice:
+    """The device of one slot, from the start of its worker to its end.
+
+    Args:
+        slot: which one.
+        devices: what tells it; closed with this.
+        locks: of this machine.
+        owner: the worker, told to whoever finds the device taken.
+        clock: monotonic, in seconds.
+
+    Attributes:
+        device: as it was at the start.
+        unfit: why it takes no work now; None while it does.
+        is_idle: tells whether nothing of the worker's runs on it; set before `start`.
+        on_change: called after `unfit` has changed, on the thread that found out.
+
+    Raises:
+        InvalidSetting: on construction: it is not there, or another worker has it.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        *,
+        devices: Devices,
+        locks: DeviceLocks,
+        owner: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._devices, self._clock = devices, clock
+        self.device: Device = find_device(slot, devices)
+        self._lock = _take(locks, self.device.uuid, owner=owner)
+        self._custody = Custody(known=self.device)
+        self.unfit: Unfit | None = None
+        self.is_idle: Callable[[], bool] = lambda: False
+        self.on_change: Callable[[], None] = lambda: None
+        self._occupied_since_seconds: float | None = None
+        self._silent_looks = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._stay, name="device", daemon=True)
+
+    def start(self) -> None:
+        """Look now and then."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking, and leave the device to others."""
+        self._closed.set()
+        # First: whoever waits for a driver that hangs gets an answer.
+        self._devices.close()
+        if self._thread.is_alive():
+            self._thread.join()
+        os.close(self._lock)
+
+    def look(self) -> None:
+        """Judge the device as it is now."""
+        was_idle = self.is_idle()
+        inventory = self._devices.look()
+        if inventory.presence is Presence.UNKNOWN:
+            self._silent_looks += 1
+            if self._silent_looks >= _SILENT_LOOKS:
+                self._tell(Unfit(ailment=Ailment.UNKNOWN, detail=inventory.detail))
+            return
+        self._silent_looks = 0
+        # Asked twice: what began or ended meanwhile may have its memory still, or already.
+        self._judge(inventory.find(self.device.uuid), is_idle=was_idle and self.is_idle())
+        self._tell(None if self._custody.is_offered else self._custody.unfit)
+
+    def _judge(self, now: Device | None, *, is_idle: bool) -> None:
+        at_seconds = self._clock()
+        # What still runs on a sick device is not in the way of its retest: that waits for its end.
+        if self._custody.is_offered or is_idle:
+            self._custody = examine(self._custody, now, at_seconds=at_seconds)
+        is_free_to_judge = is_idle and self._custody.is_offered and now is not None
+        unfit = check_free(now) if is_free_to_judge and now else None
+        if unfit is None:
+            self._occupied_since_seconds = None
+        elif self._occupied_since_seconds is None:
+            self._occupied_since_seconds = at_seconds
+        elif at_seconds - self._occupied_since_seconds >= FREE_WITHIN.total_seconds():
+            self._custody = condemn(self._custody, unfit, now=now, at_seconds=at_seconds)
+            self._occupied_since_seconds = None
+
+    def _tell(self, unfit: Unfit | None) -> None:
+        if unfit == self.unfit:
+            return
+        self.unfit = unfit
+        self.on_change()
+
+    def _stay(self) -> None:
+        while not self._closed.wait(LOOK_EVERY.total_seconds()):
+            try:
+                self.look()
+            except Exception:  # the edge of a thread: what upsets one look must not leave the device unwatched
+                log.exception("device.not_looked_at")
+
+
+def _take(locks: DeviceLocks, uuid: str, *, owner: str) -> int:
+    handle = locks.take(uuid, owner=owner)
+    if handle is None:
+        raise InvalidSetting(
+            f"{uuid} is taken by {locks.holder(uuid) or 'another worker'}",
+            hint="one device serves one worker: stop that one, or choose another slot",
+        )
+    return handle
