@@ -2,7 +2,7 @@
 
 It is the only importer of NVML. A call of NVML may block in the kernel for ever, and then nothing ends the process that
 made it, not even SIGKILL: a worker that called NVML itself, on whatever thread, could neither end nor give back its
-sockets and locks. This process holds nothing that anybody waits for. It ends with its input.
+sockets and locks. This process holds nothing that anybody waits for. It ends with its input, also within a call.
 """
 
 import ctypes
@@ -13,6 +13,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Final, TextIO
 
 _UUID: Final = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -171,12 +173,14 @@ class Probe:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer until the input ends, which ends the process."""
     # Whatever a library prints is no answer.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         probe: Probe | None = None
-        for _ in sys.stdin:
+        asked: SimpleQueue[str] = SimpleQueue()
+        Thread(target=_listen, args=(asked,), daemon=True).start()
+        while asked.get():
             _write(answers, _at("the driver's start"))
             try:
                 probe = probe or _start(lambda place: _write(answers, _at(place)))
@@ -184,6 +188,12 @@ def main() -> None:
             except Exception as error:  # noqa: BLE001 - the edge of a process: whoever waits is told
                 answer = json.dumps({"error": type(error).__name__, "message": str(error)})
             _write(answers, answer)
+
+
+def _listen(asked: "SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        asked.put(line)
+    os._exit(0)
 
 
 def _start(tell: Callable[[str], None]) -> Probe:

@@ -43,6 +43,11 @@ class FakeDriver:
         self._troubles: list[str] = []
         self._write()
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a call has begun to hang since the driver was made."""
+        return self._state.with_name("hangs").exists()
+
     def show(self, *devices: Device) -> None:
         """Let these be there from now on; what was there and is not any more is gone.
 

@@ -98,13 +98,18 @@ static void read_line(char *line) {
     }
 }
 
-static void load(void) {
+static FILE *open_beside(const char *name, const char *mode) {
     Dl_info here;
-    char path[4096], line[1024];
-    dladdr((void *)load, &here);
-    copy_text(path, sizeof path, here.dli_fname);
-    snprintf(line, sizeof line, "%s/state", dirname(path));
-    FILE *file = fopen(line, "r");
+    char library[1024], path[2048];
+    dladdr((void *)open_beside, &here);
+    copy_text(library, sizeof library, here.dli_fname);
+    snprintf(path, sizeof path, "%s/%s", dirname(library), name);
+    return fopen(path, mode);
+}
+
+static void load(void) {
+    char line[1024];
+    FILE *file = open_beside("state", "r");
     if (file == NULL) return;
     device_count = xid_count = trouble_count = 0;
     while (fgets(line, sizeof line, file)) read_line(line);
@@ -119,8 +124,10 @@ static int enter(const char *function, const device_t *device) {
     for (int i = 0; i < trouble_count; i++)
         if (!strcmp(troubles[i].function, function)) found = troubles[i];
     pthread_mutex_unlock(&lock);
-    if (!strcmp(found.kind, "hang"))
+    if (!strcmp(found.kind, "hang")) {
+        fclose(open_beside("hangs", "w"));
         for (;;) pause();
+    }
     if (!strcmp(found.kind, "crash")) raise(SIGSEGV);
     if (!strcmp(found.kind, "fail")) return (int)found.code;
     return device ? (int)device->fault : SUCCESS;
