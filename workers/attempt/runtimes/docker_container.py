@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 30
 _LEAVE_SECONDS = 30.0
 _POLL_SECONDS = 0.02
+_KILLED = 137
+_KILLS = ("9", "KILL", "SIGKILL")
+_LIFETIME = ("StartedAt", "FinishedAt")
 
 
 class DockerContainer:
@@ -157,7 +160,17 @@ class DockerContainer:
             is_out_of_memory=is_out_of_memory,
             memory_peak_bytes=limit if is_out_of_memory else self._use.peak_bytes,
             error=str(state["Error"]),
+            is_from_outside=code == _KILLED and not is_out_of_memory and self._was_killed(state),
         )
+
+    def _was_killed(self, state: Mapping[str, Any]) -> bool:
+        """Tell whether somebody asked the engine to kill it, as far as the engine remembers."""
+        seconds = [int(datetime.fromisoformat(f"{state[name][:19]}+00:00").timestamp()) for name in _LIFETIME]
+        filters = {"container": self._identity, "event": "kill"}
+        with self._engine.client("ask what became of a container", timeout_seconds=_ANSWER_SECONDS) as client:
+            kills = client.events(since=seconds[0], until=seconds[1] + 1, filters=filters, decode=True)
+            signals = [event["Actor"]["Attributes"].get("signal") for event in kills]
+        return any(each in _KILLS for each in signals)
 
     def _await(self, doing: str, is_so: Callable[[Mapping[str, Any]], bool]) -> None:
         deadline = time.monotonic() + _LEAVE_SECONDS
