@@ -288,8 +288,9 @@ def _problem(detail: Any) -> Problem:
         message = str(detail["ctx"]["error"])
     elif kind in _SHAPES:
         message = _SHAPES[kind]
-    elif path != "workspace" and not path.startswith(("inputs", "secrets")):
-        message = f"{message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"
+    else:
+        hides = path == "workspace" or path.startswith(("inputs", "secrets"))
+        message = f"{message[:1].lower()}{message[1:]}" + ("" if hides else f", got {detail['input']!r:.80}")
     return Problem(path=path, message=message)
 
 

@@ -36,10 +36,13 @@ class Client:
 
     Args:
         settings: where the servers are; by default what the environment says.
+
+    Raises:
+        InvalidSetting: they are none.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+        self.settings = _as_settings(settings)
         self._connections = Connections(self.settings)
         self._watcher = Watcher(self._states)
         self._sender = Sender(self._connections)
@@ -201,6 +204,13 @@ class Client:
             shown = ", ".join(record.submission.id for record in found)
             raise NotFound(f"{text!r} is the beginning of several ids: {shown}", hint="give more of it")
         return found
+
+
+def _as_settings(value: object) -> Settings:
+    if value is not None and not isinstance(value, Settings):
+        hint = "use Client(Settings(broker_url=...)), with `from jobqueue.config import Settings`"
+        raise InvalidSetting(f"not settings: {type(value).__name__}", hint=hint)
+    return value or Settings()
 
 
 def _check_text(text: object) -> None:

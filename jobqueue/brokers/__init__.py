@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from typing import Final
+from urllib.parse import urlsplit
 
 from jobqueue.brokers.base import Broker
 from jobqueue.errors import InvalidSetting
@@ -18,9 +19,11 @@ def open_broker(url: str, *, lease: timedelta, events_url: str = "") -> Broker:
         events_url: a Redis for Celery's events and remote control, where the broker cannot carry them.
 
     Raises:
-        InvalidSetting: there is no broker for the scheme.
+        InvalidSetting: there is no broker for the scheme, or the URL cannot be taken apart.
     """
     scheme = url.partition("://")[0]
+    if scheme != "sqs":  # whose keys may hold anything
+        _check(url)
     if scheme in ("amqp", "amqps"):
         from jobqueue.brokers.rabbitmq import RabbitBroker
 
@@ -40,3 +43,15 @@ def open_broker(url: str, *, lease: timedelta, events_url: str = "") -> Broker:
     # The rest of the URL may hold a password.
     shown = f"{scheme}://…" if "://" in url else "…"
     raise InvalidSetting(f"not the URL of a broker: '{shown}' (use one of {_SCHEMES})")
+
+
+def _check(url: str) -> None:
+    """Refuse what would upset a library later; what that says might quote a part of the password."""
+    try:
+        for server in url.split(";"):
+            _ = urlsplit(server).port
+    except ValueError:
+        raise InvalidSetting(
+            "the broker's URL cannot be used",
+            hint="write it as amqp://user:password@host:5672/vhost, with special characters of the password as %40",
+        ) from None

@@ -416,3 +416,12 @@ def test_a_url_without_a_broker_is_refused_without_its_password(address: str) ->
         open_broker(address, lease=LEASE)
     assert "hunter2" not in str(refused.value)
     assert "redis" in str(refused.value).lower()
+
+
+@pytest.mark.parametrize(
+    "address", ["amqp://u:hunter2/x@host:5672", "redis://[::1", "redis://host:port", "amqp://a;amqp://u:hunter2@b:c"]
+)
+def test_a_url_that_cannot_be_taken_apart_is_refused_before_it_is_used(address: str) -> None:
+    with pytest.raises(InvalidSetting, match="cannot be used") as refused:
+        open_broker(address, lease=LEASE)
+    assert "hunter2" not in str(refused.value)

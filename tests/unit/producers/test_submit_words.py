@@ -20,6 +20,7 @@ from jobqueue.envelope import open_sealed, verify
 from jobqueue.errors import (
     BrokerUnavailable,
     IdempotencyMismatch,
+    InvalidSetting,
     InvalidSpec,
     NoSuchQueue,
     NotFound,
@@ -328,6 +329,12 @@ def test_a_grid_is_every_combination() -> None:
         {"lr": 0.01, "seed": 1},
         {"lr": 0.01, "seed": 2},
     ]
+
+
+@pytest.mark.parametrize("settings", ["redis://host", {"broker_url": "redis://host"}, 5, ""])
+def test_what_are_no_settings_make_no_client(settings: Any) -> None:
+    with pytest.raises(InvalidSetting, match=r"not settings: .* \(use Client"):
+        Client(settings)
 
 
 def test_an_axis_of_a_grid_is_a_list_of_values() -> None:
