@@ -44,10 +44,10 @@ def show(name: str, folder: Path, *, broker: str, lease_seconds: float, report: 
     return len(violations)
 
 
-def _node_back(stage: Stage, path: Path, report: Report) -> list[Violation]:
+def _kill_worker(stage: Stage, path: Path, report: Report) -> list[Violation]:
     """Kill the worker and the guard of a node, and start the worker again within the lease."""
     with _trial(stage, path) as trial:
-        trial.submit(make_order("node-back", seconds=30))
+        trial.submit(make_order("worker-killed", seconds=30))
         (witness,) = _wait_live(trial, 1)
         node = _node_of(trial, witness)
         node.kill_all()
@@ -65,11 +65,11 @@ def _node_back(stage: Stage, path: Path, report: Report) -> list[Violation]:
         return [*judge(facts), *_demand(len(containers) == 1 and gap < 1, "the container was stopped")]
 
 
-def _node_gone(stage: Stage, path: Path, report: Report) -> list[Violation]:
+def _lose_machine(stage: Stage, path: Path, report: Report) -> list[Violation]:
     """Lose a node for good, its container too; how long until another one starts the next attempt?"""
     lease_seconds = stage.world.shape.lease_seconds
     with _trial(stage, path) as trial:
-        trial.submit(make_order("node-gone", seconds=30))
+        trial.submit(make_order("machine-lost", seconds=30))
         (witness,) = _wait_live(trial, 1)
         node = _node_of(trial, witness)
         # In the middle of the time between two renewals, give or take.
@@ -89,7 +89,7 @@ def _node_gone(stage: Stage, path: Path, report: Report) -> list[Violation]:
         return [*judge(facts), *_demand(took <= limit, f"attempt 2 began {took:.1f} s later, not within {limit:g} s")]
 
 
-def _registry_away(stage: Stage, path: Path, report: Report) -> list[Violation]:
+def _take_registry_away(stage: Stage, path: Path, report: Report) -> list[Violation]:
     """Take the registry away for five minutes while ten experiments run."""
     lease_seconds = stage.world.shape.lease_seconds
     away_seconds = _AWAY_SECONDS * lease_seconds / DEFAULT_LEASE_SECONDS
@@ -120,11 +120,11 @@ def _registry_away(stage: Stage, path: Path, report: Report) -> list[Violation]:
         return [*judge(facts), *_demand(is_right, f"frozen {len(frozen)}, attempts {attempts}, states {states}")]
 
 
-def _node_stops(stage: Stage, path: Path, report: Report) -> list[Violation]:
+def _stop_machine(stage: Stage, path: Path, report: Report) -> list[Violation]:
     """Stop a worker and its guard together for two leases: the one case in which two attempts may compute at once."""
     lease_seconds = stage.world.shape.lease_seconds
     with _trial(stage, path) as trial:
-        trial.submit(make_order("node-stops", seconds=3 * lease_seconds))
+        trial.submit(make_order("machine-stopped", seconds=3 * lease_seconds))
         (witness,) = _wait_live(trial, 1)
         node = _node_of(trial, witness)
         stopped = [psutil.Process(node.worker.pid), *node.guards()]
@@ -150,10 +150,10 @@ def _node_stops(stage: Stage, path: Path, report: Report) -> list[Violation]:
 
 
 SHOWS: Final[Mapping[str, Show]] = {
-    "node-back": _node_back,
-    "node-gone": _node_gone,
-    "registry-away": _registry_away,
-    "node-stops": _node_stops,
+    "worker-killed": _kill_worker,
+    "machine-lost": _lose_machine,
+    "registry-away": _take_registry_away,
+    "machine-stopped": _stop_machine,
 }
 
 
