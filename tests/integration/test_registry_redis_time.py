@@ -248,3 +248,24 @@ def test_what_is_granted_by_a_server_that_came_back_may_have_ended_before(world:
     world.pass_time(TTL + 2 * LITTLE)
     answer = granted(registry, submission, ttl=TTL)
     assert (answer.lease.attempt, answer.record.is_whole) == (1, False)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=str)
+def test_what_is_lost_is_found_though_the_clock_has_stepped(world: RedisWorld, step: timedelta) -> None:
+    registry = world.caller(0)
+    waits, held, put_off = (registered(registry) for _ in range(3))
+    granted(registry, held, ttl=TTL)
+    lease = granted(registry, put_off, ttl=TTL).lease
+    registry.leases.release(lease, DRAINED, delay=2 * TTL)
+    world.step_clock(step)
+
+    def lost() -> set[str]:
+        return {found.id for found in registry.ledger.lost(TTL / 2, limit=10)}
+
+    lost()
+    world.pass_time(TTL / 2 + LITTLE)
+    assert waits.id in lost()
+    world.pass_time(TTL + LITTLE)
+    assert {waits.id, held.id} <= lost()
+    world.pass_time(TTL + LITTLE)
+    assert lost() == {waits.id, held.id, put_off.id}

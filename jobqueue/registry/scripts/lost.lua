@@ -16,6 +16,22 @@ local function look(id)
   end
 end
 
+-- What lies ahead is a back-off; where it is none, or too long for one, the clock jumped back, and it is counted from now.
+local function recall(id)
+  local record = load(id)
+  if record.state and not is_final(record) then
+    local span_ms = tonumber(record.span_ms)
+    if remaining_ms(record) > span_ms + CLOCK_TOLERANCE_MS then
+      record.until_ms = whole(now_ms + span_ms)
+      store(id, 'until_ms', record.until_ms)
+    end
+    see(id, record.queue, now_ms + math.max(remaining_ms(record), 0))
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. whole(now_ms), '+inf', 'LIMIT', 0, limit)) do
+  recall(id)
+end
 repeat
   ids = redis.call('ZRANGEBYSCORE', key, '-inf', before_ms, 'LIMIT', #found, limit - #found)
   for _, id in ipairs(ids) do
