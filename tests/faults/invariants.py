@@ -10,8 +10,9 @@ from faults.flavours import EXHAUSTED
 from faults.history import Fact, of_kind
 from faults.seen import FINAL, OVERLAP_SECONDS, Run, Seen, find_overlaps
 
-# A worker that was stopped and goes on may say one more thing before it learns that it was superseded.
+# Who was stopped or cut off may say one more thing before it learns that it was superseded.
 _LATE_SECONDS: Final = 2.0
+_DEAFENS: Final = frozenset({"worker.stop", "cut.registry", "cut.all"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,22 +113,25 @@ def _stale_reports(run: Run, seen: Seen) -> Iterator[str]:
         newer = [at for token, at in first.items() if token > report["token"] > 0]
         is_terminal = report["state"] in FINAL
         may_win = report["state"] == "FINALIZING" or (is_terminal and report["token"] == seen.marker.get("token"))
-        if not newer or not report["state"] or may_win or _has_just_gone_on(run, report):
+        if not newer or not report["state"] or may_win or _could_not_know(run, report):
             continue
         if report["at"] > min(newer) + _LATE_SECONDS:
             late = report["at"] - min(newer)
             yield f"token {report['token']} reported {report['state']} {late:.1f} s after a newer one had begun"
 
 
-def _has_just_gone_on(run: Run, report: Fact) -> bool:
-    """Tell whether a report comes from a worker that was stopped until then."""
-    node = report["worker"].partition("@")[0]
-    ends = (
-        fact["t"]
-        for fact in of_kind(run.facts, "fault")
-        if fact["fault"] == "worker.stop" and fact["phase"] == "over" and fact["node"] == node
-    )
-    return any(abs(report["at"] + run.behind_seconds - end) <= _LATE_SECONDS for end in ends)
+def _could_not_know(run: Run, report: Fact) -> bool:
+    """Tell whether a report comes from a worker that was stopped, or cut off from the registry, until just then."""
+    node, at_seconds = report["worker"].partition("@")[0], report["at"] + run.behind_seconds
+    began: dict[int, float] = {}
+    for fact in of_kind(run.facts, "fault"):
+        if fact["fault"] not in _DEAFENS or fact["node"] != node:
+            continue
+        if fact["phase"] == "hit":
+            began[fact["index"]] = fact["t"]
+        elif began.get(fact["index"], fact["t"]) <= at_seconds <= fact["t"] + _LATE_SECONDS:
+            return True
+    return False
 
 
 def _growing_tokens(run: Run, seen: Seen) -> Iterator[str]:

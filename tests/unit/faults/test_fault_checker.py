@@ -197,9 +197,11 @@ def test_a_worker_that_was_stopped_may_say_one_more_thing_when_it_goes_on() -> N
     late = {**report(FIRST, 2, 24.0, state="RUNNING"), "worker": "node-1@site"}
     add(late)(facts)
     assert [violation.invariant for violation in judge(facts)] == ["I7"]
-    add({"kind": "fault", "t": 23.8, "fault": "worker.stop", "phase": "over", "node": "node-2"})(facts)
+    stop = {"kind": "fault", "index": 1, "fault": "worker.stop", "node": "node-2"}
+    add({**stop, "t": 15.0, "phase": "hit"}, {**stop, "t": 23.8, "phase": "over"})(facts)
     assert [violation.invariant for violation in judge(facts)] == ["I7"]
-    change("fault", -1, node="node-1")(facts)
+    change("fault", 1, node="node-1")(facts)
+    change("fault", 2, node="node-1")(facts)
     assert judge(facts) == []
     late.update(at=27.0, t=27.0)
     assert [violation.invariant for violation in judge(facts)] == ["I7"]
