@@ -78,10 +78,10 @@ def _lose_machine(stage: Stage, path: Path, report: Report) -> list[Violation]:
         trial.world.engine.client.api.kill(witness.container)
         lost = clock_seconds()
         limit = lease_seconds + _LATER_SECONDS
-        is_found = reaches(lambda: len(trial.live()) == 1, within=timedelta(seconds=3 * limit))
+        is_found = reaches(lambda: trial.containers()[1:] and trial.live(), within=timedelta(seconds=3 * limit))
         second = trial.containers()[-1]
         took = second.ticks[0] - lost if is_found else float("inf")
-        report(f"  attempt {second.attempt} began on {second.node} {took:.1f} s after {node.name} was lost")
+        report(f"  {node.name} was lost; attempt {second.attempt} began on {second.node} {took:.1f} s later")
         reaches(trial.is_final, within=_BEGINS)
         # Where it comes back all the same it removes what it has left.
         node.start()
