@@ -1,5 +1,6 @@
 """What one client holds open: each server is connected when first used, kept, and connected anew in a forked child."""
 
+import concurrent.futures
 import hashlib
 import os
 import threading
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
     from celery import Celery
 
 T = TypeVar("T")
+
+
+def uninterrupted(make: Callable[[], T]) -> T:
+    """Return what `make` returns; Ctrl-C ends only the waiting for it.
+
+    The first use imports libraries, and one that was interrupted half-way may not be importable again in this process.
+    """
+    made: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where it is waited for
+            made.set_exception(error)
+
+    threading.Thread(target=run, name="jobqueue-opening", daemon=True).start()
+    return made.result()
 
 
 def without_password(url: str) -> str:
@@ -113,7 +131,7 @@ class Connections:
             if self._is_closed:
                 raise JobqueueError("this client has been closed", hint="make another one: Client()")
             if name not in self._opened:
-                self._opened[name] = make()
+                self._opened[name] = uninterrupted(make)
             return cast("T", self._opened[name])
 
     def forget(self, name: str) -> object:
