@@ -57,9 +57,9 @@ POINTS: Final = (
     Point(name="running", what="in the middle of the run", seconds=4.0),
     Point(name="exited", what="container exited, before its outputs are stored"),
     Point(name="uploading", what="while outputs are stored"),
-    Point(name="uploaded", what="outputs stored, before the marker", attempts=2),
-    Point(name="marked", what="marker written, before the final report", attempts=2),
-    Point(name="reported", what="final report given, before the registry", attempts=2),
+    Point(name="uploaded", what="outputs stored, before the marker"),
+    Point(name="marked", what="marker written, before the final report"),
+    Point(name="reported", what="final report given, before the registry"),
     Point(name="finished", what="registry told, before the acknowledgement"),
     Point(name="deferred", what="a copy put off, before its acknowledgement", seconds=4.0, asks="a copy"),
     Point(

@@ -36,7 +36,7 @@ class KeptLease:
         boot_id: of the machine when it was granted; of another boot nothing runs any more.
         deadline_seconds: on `clock_seconds()`: past it the lease is in doubt and nothing of the attempt may run.
         started_at_seconds: when its container was started, on the same clock; 0 before.
-        reports: how many were numbered.
+        reports: how many were numbered before its end was known: what is told of that has the same numbers each time.
         stopping: why its container was told to end; None when it was not.
         ended: what its container's end means, once its outputs are stored; what is left is to tell everybody.
         manifest: the store key of these outputs' manifest; empty when none was written.

@@ -151,6 +151,7 @@ class Reporter:
         experiment_id, attempt, token: whose statements.
         worker_id: who says it.
         told: how many were numbered by an earlier worker of this attempt.
+        is_repeating: whether that one may have told what comes now; it has the same numbers then, and readers drop it.
         on_number: called with how many are numbered, before the newest one may be sent.
     """
 
@@ -164,6 +165,7 @@ class Reporter:
         attempt: int = 0,
         token: int = 0,
         told: int = 0,
+        is_repeating: bool = False,
         on_number: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._outbox = outbox
@@ -175,7 +177,9 @@ class Reporter:
         self._worker_id = worker_id
         self._attempt = attempt
         self._token = token
-        if told:  # the earlier worker may have been killed between keeping a report and saying that it was numbered
+        if (
+            told and not is_repeating
+        ):  # the earlier worker may have been killed between keeping a report and saying that it was numbered
             self._sequence = max(told, outbox.next_sequence(f"{experiment_id}-{attempt}-{token}"))
 
     def entered(self, state: State) -> None:

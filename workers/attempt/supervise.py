@@ -265,6 +265,7 @@ class Attempt:
             attempt=lease.attempt,
             token=lease.token,
             told=file.kept.reports if file else 0,
+            is_repeating=bool(file and file.kept.ended),
             on_number=_counting(file),
         )
 
@@ -274,7 +275,7 @@ def _counting(file: LeaseFile | None) -> Callable[[int], None]:
 
     def count(reports: int) -> None:
         with suppress(OSError):
-            if file:
+            if file and not file.kept.ended:
                 file.update(reports=reports)
 
     return count

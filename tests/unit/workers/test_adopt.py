@@ -24,7 +24,7 @@ from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read
 from workers.attempt.planning import make_plan
 from workers.attempt.runtimes.base import Exit, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
-from workers.attempt.supervise import submission_of
+from workers.attempt.supervise import Attempt, submission_of
 from workers.bootstrap import Node
 from workers.node.janitor import Janitor
 
@@ -434,3 +434,14 @@ def test_what_a_later_version_keeps_beside_does_not_hide_a_lease(place: Place) -
     assert list(read_leases(place.site.leases)) == [place.file.kept.name]
     place.janitor.look()
     wait_until(lambda: ended(place), what="its end")
+
+
+def test_an_end_that_may_have_been_told_is_told_again_under_the_same_numbers(place: Place) -> None:
+    message = place.fake.message()
+    place.leave(message).finish()
+    place.file.update(ended=Outcome(reason=Reason.EXITED_ZERO))
+    earlier = Attempt(place.site, message)._reporter(place.lease, place.file)
+    earlier.ended(Reason.EXITED_ZERO, state=State.SUCCEEDED, sentence="")
+    place.janitor.look()
+    wait_until(lambda: ended(place), what="its end")
+    assert [report.sequence for report in place.fake.reports() if report.state is State.SUCCEEDED] == [5, 5]
