@@ -50,6 +50,7 @@ def _kill_worker(stage: Stage, path: Path, report: Report) -> list[Violation]:
         trial.submit(make_order("worker-killed", seconds=30))
         (witness,) = _wait_live(trial, 1)
         node = _node_of(trial, witness)
+        time.sleep(5)
         node.kill_all()
         killed = clock_seconds()
         time.sleep(3)
