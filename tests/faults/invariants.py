@@ -135,12 +135,15 @@ def _could_not_know(run: Run, report: Fact) -> bool:
 
 
 def _growing_tokens(run: Run, seen: Seen) -> Iterator[str]:
-    del run
-    highest = 0
-    for container in seen.containers:
-        if container["token"] <= highest:
-            yield f"token {container['token']} began after token {highest}"
-        highest = max(highest, container["token"])
+    # A worker that is stopped may have its container made late: an attempt begins with the first sign of it.
+    began = {container["token"]: container["began"] for container in reversed(seen.containers)}
+    for report in seen.reports:
+        token, at_seconds = report["token"], report["at"] + run.behind_seconds
+        if token:
+            began[token] = min(at_seconds, began.get(token, at_seconds))
+    for before, after in pairwise(sorted(began, key=lambda token: began[token])):
+        if after <= before:
+            yield f"token {after} began after token {before}"
 
 
 def _bounded_attempts(run: Run, seen: Seen) -> Iterator[str]:

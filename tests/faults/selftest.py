@@ -42,7 +42,7 @@ class Trial:
 
 TRIALS: Final[Mapping[str, Trial]] = {
     "guard": Trial(kinds=("worker.stop", "worker.kill_and_stay_away"), breaks=("I2", "I5")),
-    "quarantine": Trial(kinds=("registry.wipe",), breaks=("I2",), fault_count=6, duplicate_seconds=0.15),
+    "quarantine": Trial(kinds=("registry.wipe",), breaks=("I2",), count=14, fault_count=12, duplicate_seconds=0.15),
     "clock": Trial(kinds=("registry.clock",), breaks=("I2",), fault_count=6, duplicate_seconds=0.15),
     "token": Trial(kinds=("worker.stop", "cut.registry"), breaks=("I2", "I7", "I8", "I10")),
     "marker": Trial(kinds=("store.loses_answers",), breaks=("I10", "I3"), count=16, fault_count=9),

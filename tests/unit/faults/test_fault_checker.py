@@ -207,6 +207,12 @@ def test_a_worker_that_was_stopped_may_say_one_more_thing_when_it_goes_on() -> N
     assert [violation.invariant for violation in judge(facts)] == ["I7"]
 
 
+def test_a_container_that_is_made_late_keeps_the_token_of_when_its_attempt_began() -> None:
+    facts = good()
+    change("container", 0, began=21.0, ticks=[])(facts)
+    assert judge(facts) == []
+
+
 def test_a_run_whose_faults_hit_nothing_proves_nothing() -> None:
     facts = good()
     change("fault", phase="missed")(facts)
