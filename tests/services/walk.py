@@ -212,8 +212,9 @@ class Walk(Place):
     def reports_now(self, experiment: Experiment) -> list[Report]:
         """Return the reports of an experiment that lie in the reporting queue now."""
         reports: list[Report] = []
+        queue = reporting_queue(self.record(experiment).submission.queue)
         with self.open_broker() as broker:
-            while mail := broker.post.receive(reporting_queue(self.site.queue), timeout=_MOMENT):
+            while mail := broker.post.receive(queue, timeout=_MOMENT):
                 broker.post.acknowledge(mail)
                 report = decode_report(mail.body)
                 reports.extend([report] if report.experiment_id == experiment.id else [])
@@ -330,6 +331,8 @@ def open_walk(folder: Path, *, broker: str, engine: Engine | None = None) -> Ite
         with place.make_worker(environment={"JOBQUEUE_QUEUES": served}) as worker:
             walk = Walk(site=place.site, engine=engine, worker=worker, server=server)
             yield walk
+            # Once the one place is free for it, nothing is on its way from the worker back into a queue.
+            assert walk.submit("true", queue=walk.later).wait(LONG.total_seconds())
             for queue in queues:
                 walk.check_message(queue)
             worker.stop()
