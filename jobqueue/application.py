@@ -21,6 +21,7 @@ def make_app(settings: Settings) -> "Celery":
     Worker parts are named as text, so that a producer's process never loads them.
     """
     from celery import Celery
+    from click import Option
     from kombu.serialization import register
 
     encode: Any = _to_body
@@ -32,6 +33,7 @@ def make_app(settings: Settings) -> "Celery":
         **broker.celery_settings(),
     )
     app.conf.jobqueue_settings = settings
+    app.user_options["worker"].add(Option(("--slot",), help="Serve one slot of this machine: cpu, gpu0, gpu1 ..."))
     return app
 
 
@@ -53,7 +55,6 @@ def _general(settings: Settings) -> dict[str, Any]:
         "task_send_sent_event": False,
         "worker_pool": "workers.delivery.pool:SlotPool",
         "worker_consumer": "workers.delivery.consumer:Consumer",
-        "worker_concurrency": 1,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,
         "worker_cancel_long_running_tasks_on_connection_loss": False,

@@ -71,7 +71,8 @@ class Settings(BaseSettings):
         storage_endpoint: of an S3 store other than Amazon's.
         keys: folder with a sub-folder for each role.
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
-        queues: what a worker consumes; empty: the project's CPU queue.
+        queues: what a worker consumes; empty: the project's CPU queue, its GPU queue for a slot with a device.
+        slot: what a worker serves of its machine: `cpu`, `gpu0`; empty: all of it.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
         disk_floor: with less free in `cache_dir` a worker takes no message.
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
     keys: _Folder | None = None
     runtime: Literal["auto", "docker", "process"] = "auto"
     queues: _Words = ()
+    slot: str = ""
     lease: _PositiveDuration = timedelta(seconds=60)
     networks: _Words = ("none",)
     images: _Words = ("*",)

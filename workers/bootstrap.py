@@ -8,28 +8,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
-from urllib.parse import quote
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.config import Settings
 from jobqueue.errors import JobqueueError, StoreUnavailable
 from jobqueue.ids import ExperimentId, WorkerId
-from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Reason
-from jobqueue.registry import open_registry
 from jobqueue.registry.presence import WorkerRecord
-from jobqueue.storage import open_store
+from jobqueue.resources import Resources
 from jobqueue.storage.base import check_store
 from workers.attempt.health import NodeHealth
 from workers.attempt.lease import RENEWALS_PER_LEASE
-from workers.attempt.node_folder import NodeFolder, open_node_folder
+from workers.attempt.node_folder import open_node_folder
 from workers.attempt.queue_watch import QueueWatch
-from workers.attempt.reporting import Outbox
-from workers.attempt.runtimes import open_runtime
-from workers.attempt.site import Policy, Site
 from workers.attempt.supervise import Attempt
-from workers.hardware.machine import measure_offer
+from workers.composition import Share, hold_device, make_site
+from workers.hardware.slots import Slot
 
 log = logging.getLogger(__name__)
 
@@ -54,23 +49,37 @@ class Node:
         settings: of this process.
         worker_name: Celery's node name, such as `cpu@host`.
         queues: the request queues it consumes.
+        slot: what it serves of its machine; None for a worker that was started without one.
+        places: how many experiments it may run at once.
 
     Attributes:
         folder: what this machine's workers share.
         companions: what was opened beside it, closed before it is.
+        device: what it has alone; None for CPU work.
 
     Raises:
-        InvalidSetting: on construction: a live worker of this node has the name, or a folder cannot be used.
+        InvalidSetting: on construction: a live worker of this node has the name or the device, the device is not there,
+            or a folder cannot be used.
     """
 
-    def __init__(self, settings: Settings, *, worker_name: str, queues: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        worker_name: str,
+        queues: tuple[str, ...],
+        slot: Slot | None = None,
+        places: int = 1,
+    ) -> None:
         self.settings = settings
         self.queues = queues
         self.folder = open_node_folder(settings.state_dir)
         self.companions = ExitStack()
         self._claim = self.folder.claim(WorkerId(worker_name))
+        self.device = hold_device(slot, settings, owner=worker_name) if slot and slot.has_device else None
         self.broker: Broker = open_broker(settings.broker, lease=settings.lease)
-        self.site = _make_site(settings, broker=self.broker, worker_name=worker_name, folder=self.folder)
+        share = Share(slot=slot, places=places, device=self.device)
+        self.site = make_site(settings, broker=self.broker, worker_name=worker_name, folder=self.folder, share=share)
         self.is_hurried = False
         self._is_stopping = False
         self._is_draining = False
@@ -98,6 +107,10 @@ class Node:
         self.health.start()
         self._announce()
         self.health.on_change = self._announce
+        if self.device:
+            self.device.is_idle = lambda: not self._now()
+            self.device.on_change = self.health.look
+            self.device.start()
         self._pulse.start()
 
     @contextmanager
@@ -128,6 +141,11 @@ class Node:
     def adopted(self) -> int:
         """How many attempts run here that an earlier worker has started; each takes a place."""
         return sum(running.properties is None for running in self._now().values())
+
+    def promised(self) -> dict[ExperimentId, Resources]:
+        """Return what is asked for by each experiment that an attempt runs for here."""
+        with self._lock:
+            return {running.experiment_id: attempt.resources for attempt, running in self._running.items()}
 
     def is_running(self, experiment_id: str) -> bool:
         """Tell whether an attempt of it runs here."""
@@ -160,6 +178,8 @@ class Node:
         """Say that it has gone, send what is left to send, close everything."""
         self.companions.close()
         self._closed.set()
+        if self.device:
+            self.device.close()
         self.health.close()
         if self._pulse.is_alive():
             self._pulse.join()
@@ -206,39 +226,14 @@ class Node:
             offer=site.offer,
             runtime=site.runtime.name,
             state="DRAINING" if self._is_draining else self.health.trouble or "OK",
+            slot=site.slot,
+            devices=site.gpus,
             experiment_id=next((running.experiment_id for running in self._now().values()), None),
         )
         try:
             site.registry.workers.announce(record, ttl=site.lease)
         except JobqueueError as error:
             log.warning("worker.not_announced", extra={"error": error.message})
-
-
-def _make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: NodeFolder) -> Site:
-    runtime = open_runtime(settings.runtime, state_dir=settings.state_dir)
-    return Site(
-        worker_id=WorkerId(worker_name),
-        node_id=folder.node_id,
-        registry=open_registry(settings.registry),
-        deliveries=broker.deliveries,
-        store=open_store(settings.storage, endpoint=settings.storage_endpoint),
-        runtime=runtime,
-        health=NodeHealth(runtime, settings.cache_dir, floor_bytes=settings.disk_floor),
-        keys=KeyRing(settings.keys_dir),
-        outbox=Outbox(broker.post, settings.state_dir / "reports" / quote(worker_name, safe="@")),
-        offer=measure_offer(settings.cache_dir),
-        policy=Policy(
-            images=settings.images,
-            networks=settings.networks,
-            max_timeout=settings.max_timeout,
-            log_limit_bytes=settings.log_limit,
-        ),
-        lease=settings.lease,
-        grace=settings.grace,
-        folder=settings.cache_dir,
-        leases=folder.leases,
-        endpoint=settings.storage_endpoint,
-    )
 
 
 def attach(app: Any, node: Node) -> None:

@@ -43,6 +43,7 @@ class Site:
         grace: between SIGTERM and SIGKILL.
         folder: where attempts and caches lie.
         leases: where the node's lease files lie.
+        slot: what the worker serves of its machine; empty for one that was started without.
         gpus: UUIDs of the devices that this worker has.
         endpoint: of the S3 server that `s3://` inputs lie on, when it is not Amazon's.
     """
@@ -62,5 +63,6 @@ class Site:
     grace: timedelta
     folder: Path
     leases: Path
+    slot: str = ""
     gpus: tuple[str, ...] = ()
     endpoint: str = ""

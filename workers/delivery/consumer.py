@@ -26,6 +26,7 @@ from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
 from workers.delivery.intake import Intake
 from workers.delivery.request import requeue, requeue_later
+from workers.delivery.room import Room, make_room
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Consumer(CeleryConsumer):
         )
 
     task_consumer: Any = None
+    _room: Room | None = None
 
     def __init__(self, on_task_request: Any, *, worker_options: Any = None, **options: Any) -> None:
         self.refused: Counter[str] = Counter()
@@ -65,6 +67,7 @@ class Consumer(CeleryConsumer):
         """Connect, and consume only queues that exist: a worker never creates one."""
         connection = super().connect()
         self._intake = Intake(node_of(self.app), has_place=self._has_place)
+        self._room = self._room or make_room(node_of(self.app))
         self._choose_queues()
         return connection
 
@@ -96,9 +99,7 @@ class Consumer(CeleryConsumer):
         return [consumed.name for consumed in node_of(self.app).broker.consumed(queue)]
 
     def _has_place(self) -> bool:
-        if _is_stopping():
-            return False
-        return bool(self.pool.busy + node_of(self.app).adopted < self.pool.limit)
+        return not _is_stopping() and bool(self.pool.busy + node_of(self.app).adopted < self.pool.limit)
 
     def _look_for_queues(self) -> None:
         self._require_connection()
@@ -170,6 +171,8 @@ class Consumer(CeleryConsumer):
             return
         if not self._intake.is_open:
             self._intake.refuse(message, self.task_consumer)
+            return
+        if self._room and not self._room.admit(message, verified.header):
             return
         try:
             handle(message)

@@ -14,6 +14,8 @@ from workers.bootstrap import Node, attach, node_of
 from workers.delivery import control  # noqa: F401 - it registers what Celery's remote control may ask
 from workers.delivery.compression import refuse_compressed_bodies
 from workers.delivery.lines import make_formatter
+from workers.hardware.machine import count_cores
+from workers.hardware.slots import Slot, parse_slot
 
 log = logging.getLogger(__name__)
 
@@ -25,19 +27,35 @@ def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any]
     """Choose the queues and the name of a worker that was started without them."""
     refuse_compressed_bodies()
     settings = conf.jobqueue_settings
-    cpu_queue, _gpu_queue = request_queues(settings.project)
+    slot = conf.jobqueue_slot = _choose_slot(options.get("slot") or settings.slot, conf, options.get("concurrency"))
+    cpu_queue, gpu_queue = request_queues(settings.project)
+    own_queue = gpu_queue if slot and slot.has_device else cpu_queue
     given = options.get("queues")
-    names = tuple(given.split(",") if isinstance(given, str) else given or settings.queues or (cpu_queue,))
+    names = tuple(given.split(",") if isinstance(given, str) else given or settings.queues or (own_queue,))
     for name in names:
         if not is_request_queue(name):
             told = f"{name} is a companion of a request queue, no request queue"
-            _give_up(InvalidSetting(told, hint="name the request queue; its companions are served with it"))
+            give_up(InvalidSetting(told, hint="name the request queue; its companions are served with it"))
     broker = open_broker(settings.broker, lease=settings.lease)
     conf.task_queues = [consumed for name in names for consumed in broker.consumed(name)]
     broker.close()
     name, _at, host = sender.partition("@")
     if name == "celery":
-        instance.hostname = f"cpu@{host}"
+        instance.hostname = f"{slot.name if slot else 'cpu'}@{host}"
+
+
+def _choose_slot(name: str, conf: Any, concurrency: Any) -> Slot | None:
+    """Return the slot of this worker, and give it its places where nobody said how many."""
+    try:
+        slot = parse_slot(name) if name else None
+    except InvalidSetting as error:
+        give_up(error)
+    if slot and slot.has_device and concurrency not in (None, 1):
+        told = f"{slot.name} has one place, not {concurrency}"
+        give_up(InvalidSetting(told, hint="leave -c out: a device is given as a whole"))
+    if concurrency is None:
+        conf.worker_concurrency = count_cores() if slot and not slot.has_device else 1
+    return slot
 
 
 @signals.after_setup_logger.connect
@@ -55,9 +73,11 @@ def open_node(sender: Any, **_: Any) -> None:
     settings = sender.app.conf.jobqueue_settings
     queues = tuple(queue.name for queue in sender.app.conf.task_queues if is_request_queue(queue.name))
     try:
-        node = Node(settings, worker_name=sender.hostname, queues=queues)
+        slot = sender.app.conf.jobqueue_slot
+        places = sender.concurrency if isinstance(sender.concurrency, int) else count_cores()
+        node = Node(settings, worker_name=sender.hostname, queues=queues, slot=slot, places=places)
     except JobqueueError as error:
-        _give_up(error)
+        give_up(error)
     log_retries()
     attach(sender.app, node)
     signals.worker_shutting_down.connect(node.asked_to_stop, weak=False)
@@ -70,7 +90,7 @@ def start_node(sender: str, instance: Any, **_: Any) -> None:
     try:
         node_of(instance.app).start()
     except JobqueueError as error:
-        _give_up(error)
+        give_up(error)
 
 
 @signals.worker_ready.connect
@@ -86,7 +106,7 @@ def close_node(sender: Any, **_: Any) -> None:
     node_of(sender.app).close()
 
 
-def _give_up(error: JobqueueError) -> NoReturn:
+def give_up(error: JobqueueError) -> NoReturn:
     """End the worker; anything but a SystemExit would be logged and passed over."""
     sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
     raise SystemExit(EX_UNAVAILABLE) from None

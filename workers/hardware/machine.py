@@ -13,10 +13,15 @@ def measure_offer(folder: Path) -> Offer:
     """Return what this process may give away; `folder` is where the work lies (its file system's size is the disk)."""
     folder.mkdir(parents=True, exist_ok=True)
     return Offer(
-        cpus=float(len(os.sched_getaffinity(0))),
+        cpus=float(count_cores()),
         memory_bytes=_memory_bytes(),
         disk_bytes=shutil.disk_usage(folder).total,
     )
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _memory_bytes() -> int:

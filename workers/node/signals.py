@@ -1,17 +1,55 @@
 """What a worker looks after beside its queues: its node's guard, what earlier workers left, and lost experiments."""
 
+import sys
 from typing import Any
 
 from celery import signals
 
 # First, because its handlers of the same signals open what is needed here.
 import workers.delivery.signals  # noqa: F401
+from jobqueue.errors import InvalidSetting
 from jobqueue.publishing import Publisher
 from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
+from workers.delivery.signals import give_up
+from workers.hardware.devices import Presence
+from workers.hardware.machine import count_cores
+from workers.hardware.nvml import NvmlDevices
+from workers.hardware.slots import has_driver, make_slots
+from workers.hardware.stock import take_stock
 from workers.node.guarding import GuardStarter
 from workers.node.janitor import Janitor
+from workers.node.serve import Serving, become
 from workers.node.sweep import Sweeper
+
+
+@signals.celeryd_init.connect
+def serve_machine(sender: str, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """Become the server of a machine with devices, unless this process was told which part of it to serve."""
+    settings = conf.jobqueue_settings
+    is_whole = sender.startswith("celery@") and not (settings.slot or settings.queues)
+    is_whole = is_whole and not any(options.get(name) for name in ("slot", "queues", "concurrency"))
+    if not (is_whole and "worker" in sys.argv and has_driver()):
+        return
+    devices = NvmlDevices()
+    try:
+        stock = take_stock(devices)
+    except InvalidSetting as error:
+        give_up(error)
+    finally:
+        devices.close()
+    if stock.inventory.presence is Presence.UNKNOWN:
+        sys.stderr.write(f"warning: {stock.inventory.detail}; serving CPU queues only\n")
+    if stock.devices:
+        cores = max(1, count_cores() - len(stock.devices))
+        slots = {str(slot): 1 if slot.has_device else cores for slot in make_slots(stock.devices)}
+        serving = Serving(
+            state_dir=str(settings.state_dir),
+            log_format=settings.log_format,
+            slots=slots,
+            pidfile=options.get("pidfile") or "",
+        )
+        become(serving, sys.argv[1:])
 
 
 @signals.celeryd_after_setup.connect

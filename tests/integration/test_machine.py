@@ -1,0 +1,157 @@
+"""One command serves a machine: a worker for each of four GPUs, which are only said to be there, and its cores."""
+
+import itertools
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from services.fake_nvml import FakeDriver, compile_library
+from services.place import LONG, Place, open_place, sleepers
+from services.process import Process
+from services.redis import open_redis
+from services.site import ROOT
+from services.waiting import wait_until
+
+from jobqueue.lifecycle import State
+from jobqueue.routing import request_queues
+from producers.handle import Experiment
+from workers.hardware.devices import Device
+
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+HOST = socket.gethostname()
+UUIDS = tuple(f"GPU-0000000{number}-d72c-4106-c12f-20bd9faed9f6" for number in range(4))
+SLOTS = ("gpu0", "gpu1", "gpu2", "gpu3", "cpu")
+_UP = timedelta(seconds=60)
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """A machine with GPUs, and the one command that serves it."""
+
+    place: Place
+    process: Process
+
+    @property
+    def log(self) -> str:
+        return self.process.log.read_text(errors="replace")
+
+    def pid_of(self, slot: str) -> int:
+        """Return the process of a slot's worker."""
+        return int(re.findall(rf"slot\.started slot={slot} pid=(\d+)", self.log)[-1])
+
+    def adoptions(self) -> str:
+        """Return what was logged of containers that were gone on with."""
+        return "\n".join(line for line in self.log.splitlines() if "attempt.adopted" in line)
+
+    def celery(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of Celery's on it."""
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "jobqueue", *words],
+            env={**os.environ, **self.process._environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def sleep(self, **fields: object) -> tuple[Experiment, int, str]:
+        """Submit what sleeps until it is told to end; return it, its process, and its slot."""
+        seconds = f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
+        experiment = self.place.submit(f"sleep {seconds}; true", **fields)
+        pid = wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
+        worker_id = self.place.client._connections.registry.experiments.get(experiment.id).worker_id
+        assert worker_id
+        return experiment, pid, worker_id.partition("@")[0]
+
+
+@contextmanager
+def open_machine(folder: Path, *, redis: str) -> Iterator[Machine]:
+    (folder / "driver").mkdir()
+    driver = FakeDriver(compile_library(folder), folder / "driver")
+    driver.show(*(Device(uuid=uuid, index=index, memory_bytes=2**34) for index, uuid in enumerate(UUIDS)))
+    with open_place(folder, broker=redis, registry=redis, engine=None, lease="30s", grace="10s") as place:
+        with place.open_broker() as broker:
+            for queue in request_queues(place.site.settings.project):
+                broker.queues.create(queue)
+        log = folder / "node.log"
+        process = Process(
+            name="the machine's server",
+            command=[sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-l", "INFO"],
+            log=log,
+            ready=lambda: log.exists() and "node.serving" in log.read_text(errors="replace"),
+            environment={**place.site.environment, **driver.environ, "PYTHONPATH": str(ROOT)},
+        )
+        yield Machine(place=place, process=process)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    # `celery status` asks all workers of a server: one of its own.
+    with open_redis(tmp_path / "redis") as server, open_machine(tmp_path, redis=server.url) as opened, opened.process:
+        wait_until(lambda: opened.log.count("worker.ready") == len(SLOTS), what="all workers", within=_UP)
+        yield opened
+
+
+def test_a_machine_is_served_by_one_command(machine: Machine) -> None:
+    """One start for all, because five workers take seconds to start."""
+    said = machine.celery("status").stdout
+    assert [f"{slot}@{HOST}: OK" in said for slot in SLOTS] == [True] * len(SLOTS), said
+    check_that_no_two_experiments_share_a_device(machine)
+    check_that_a_killed_slot_comes_back_and_goes_on_with_its_container(machine)
+    check_that_sigterm_drains_every_slot(machine)
+
+
+def check_that_no_two_experiments_share_a_device(machine: Machine) -> None:
+    telling = "echo $CUDA_VISIBLE_DEVICES $NVIDIA_VISIBLE_DEVICES [$JOBQUEUE_GPUS]; "
+    timing = "cut -d' ' -f1 /proc/uptime; sleep 0.2; cut -d' ' -f1 /proc/uptime"
+    gpus = [machine.place.submit(telling + timing, gpus=1, gpu_memory="1GiB") for _ in range(9)]
+    cpus = [machine.place.submit(telling + timing) for _ in range(3)]
+    assert [each.result(timeout=60) for each in (*gpus, *cpus)] == [{"exit_code": 0}] * 12
+    assert {next(iter(each.logs())) for each in cpus} == {"-1 void []"}
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for experiment in gpus:
+        named, began, ended = experiment.logs()
+        uuid = named.split()[0]
+        assert named == f"{uuid} {uuid} [{uuid}]"
+        spans.setdefault(uuid, []).append((float(began), float(ended)))
+    assert set(spans) <= set(UUIDS)
+    assert len(spans) > 1, "one device did everything"
+    for used in spans.values():
+        used.sort()
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(used))
+    records = machine.place.client._connections.registry.workers.present()
+    devices = {record.slot: record.devices for record in records}
+    assert devices == {"cpu": (), **{f"gpu{number}": (uuid,) for number, uuid in enumerate(UUIDS)}}
+
+
+def check_that_a_killed_slot_comes_back_and_goes_on_with_its_container(machine: Machine) -> None:
+    experiment, sleeper, slot = machine.sleep(gpus=1)
+    before = machine.pid_of(slot)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: f"experiment={experiment.id}" in machine.adoptions(), what="the adoption", within=_UP)
+    assert machine.pid_of(slot) != before
+    os.kill(sleeper, signal.SIGTERM)
+    assert experiment.result(timeout=60) == {"exit_code": 0}
+    assert experiment.attempt == 1
+
+
+def check_that_sigterm_drains_every_slot(machine: Machine) -> None:
+    running = [machine.sleep(gpus=1), machine.sleep()]
+    machine.process._signal(signal.SIGTERM)
+    wait_until(lambda: "node.told signal=SIGTERM" in machine.log, what="the signal")
+    for _experiment, sleeper, _slot in running:
+        os.kill(sleeper, signal.SIGTERM)
+    wait_until(lambda: "node.ended" in machine.log, what="the end of all", within=LONG)
+    assert [experiment.state for experiment, _, _ in running] == [State.SUCCEEDED] * 2
+    assert machine.log.count("slot.ended") == len(SLOTS)
+    assert not re.findall(r"slot\.ended .*status=[^0]", machine.log)
