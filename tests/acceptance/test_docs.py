@@ -377,7 +377,12 @@ def test_the_table_of_arguments_is_the_spec() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_reasons_that_a_page_names_exist(page: Path) -> None:
     named = {name for name in _REASON.findall(page.read_text()) if not name.startswith(PREFIX)}
-    others = {*(name.upper() for name in Settings.model_fields), "DOCKER_HOST", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}
+    others = {
+        *(name.upper() for name in Settings.model_fields),
+        "DOCKER_HOST",
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+    }
     assert named <= {*Reason.__members__, *Trouble.__members__, *others}
 
 
