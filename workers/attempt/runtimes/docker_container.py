@@ -1,5 +1,7 @@
 """One container of an engine: followed, waited for, frozen, stopped and removed."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,7 +14,7 @@ from workers.attempt.runtimes.base import Exit, Labels
 from workers.attempt.runtimes.docker_output import Output, Sink
 from workers.attempt.runtimes.engine import Engine, Gone
 from workers.attempt.runtimes.engine_streams import Attachment, ExitWatch
-from workers.attempt.runtimes.memory import MemoryUse, read_memory_use
+from workers.attempt.runtimes.memory import MemoryUse, find_members, read_memory_use
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -69,9 +71,7 @@ class DockerContainer:
                 with self._engine.client("stop a container", timeout_seconds=_ANSWER_SECONDS) as client:
                     client.stop(self._identity, timeout=round(grace.total_seconds()))
             else:
-                # Frozen processes of older kernels die only when they are thawed, before they compute anything: the
-                # engine does that itself after the signal.
-                self._change("kill", lambda client: client.kill(self._identity, "SIGKILL"), lambda _: False)
+                self._kill()
             self._await("stop", lambda state: not state["Running"])
 
     def pause(self) -> None:
@@ -85,6 +85,8 @@ class DockerContainer:
     def remove(self) -> None:
         """Kill and delete it with its volumes; a removal that has begun already is waited for."""
         with suppress(Gone):
+            with suppress(RuntimeFailure):
+                self._kill_frozen()
             try:
                 self._remove()
             except Gone:
@@ -95,6 +97,23 @@ class DockerContainer:
         self._output.close()
         with self._lock:
             self._drop_watch()
+
+    def _kill(self) -> None:
+        self._kill_frozen()
+        # An error may say that it is dead by now: whoever calls asks for that next.
+        with suppress(RuntimeFailure), self._engine.client("kill a container") as client:
+            client.kill(self._identity, "SIGKILL")
+
+    def _kill_frozen(self) -> None:
+        """Kill each process of what is frozen, where this user may.
+
+        An engine sends its signal to the main process alone, and older kernels let frozen ones die only when they are
+        thawed: until the main one is dead its children would go on.
+        """
+        state = self._inspect()["State"]
+        for pid in find_members(int(state["Pid"]), identity=self._identity) if state["Paused"] else ():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
     def _remove(self) -> None:
         with self._engine.client("remove a container") as client:

@@ -1,4 +1,4 @@
-"""What the kernel's control group says about a container's memory while it runs.
+"""What the kernel's control group says about a container while it runs: its memory, its processes.
 
 An engine forgets the peak when the container ends, and Podman does not tell a kill for memory at all; both stand in
 files that cost microseconds to read. They are read where they are there, and silently missed where they are not.
@@ -36,6 +36,15 @@ def read_memory_use(pid: int, *, identity: str, processes: Path = Path("/proc"))
         if folder is not None:
             return _read_group(folder)
     return None
+
+
+def find_members(pid: int, *, identity: str, processes: Path = Path("/proc")) -> list[int]:
+    """Return the processes of the control group of process `pid`; none where `read_memory_use` would return None."""
+    with suppress(OSError, ValueError):
+        folder = _find_group((processes / str(pid) / "cgroup").read_text(), identity)
+        if folder is not None:
+            return [int(member) for member in (folder / "cgroup.procs").read_text().split()]
+    return []
 
 
 def _find_group(lines: str, identity: str) -> Path | None:
