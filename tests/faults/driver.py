@@ -170,8 +170,10 @@ class _Run:
     def _unfinished(self, names: Sequence[str]) -> list[str]:
         with suppress(JobqueueError), open_registry_of(self._world) as registry:
             states = registry.experiments.states(names)
-            names = [name for name in names if name not in states or not states[name].is_final]
-        # The registry may have been emptied after they ended.
+            # The registry may have been emptied after they ended; what was cancelled in its queue has no marker either.
+            known = {name for name in names if name in states}
+            ended = {name for name in known if states[name].is_final} | (self._reader.ended - known)
+            names = [name for name in names if name not in ended]
         return [name for name in names if not self._has_marker(name)]
 
     def _has_marker(self, name: str) -> bool:

@@ -149,9 +149,14 @@ class Copies:
 
 
 class Reader:
-    """Writes every report down, repetitions too."""
+    """Writes every report down, repetitions too.
+
+    Attributes:
+        ended: the experiments of which an end was reported.
+    """
 
     def __init__(self, world: World, history: History) -> None:
+        self.ended: set[str] = set()
         self._world, self._history = world, history
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
@@ -182,6 +187,8 @@ class Reader:
         except Refused as error:
             self._history.add("report_refused", code=error.code)
             return
+        if report.state and report.state.is_final:
+            self.ended.add(report.experiment_id)
         self._history.add(
             "report",
             experiment=report.experiment_id,
