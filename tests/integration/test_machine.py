@@ -26,6 +26,7 @@ from jobqueue.lifecycle import State
 from jobqueue.routing import request_queues
 from producers.handle import Experiment
 from workers.hardware.devices import Device
+from workers.hardware.machine import count_cores
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 HOST = socket.gethostname()
@@ -155,3 +156,29 @@ def check_that_sigterm_drains_every_slot(machine: Machine) -> None:
     assert [experiment.state for experiment, _, _ in running] == [State.SUCCEEDED] * 2
     assert machine.log.count("slot.ended") == len(SLOTS)
     assert not re.findall(r"slot\.ended .*status=[^0]", machine.log)
+
+
+@pytest.fixture(params=["rabbitmq", "redis"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    registry = request.getfixturevalue("redis_server")
+    server = request.getfixturevalue(f"{request.param}_server")
+    with open_place(tmp_path, broker=server.url, registry=registry.url, engine=None, lease="6s", grace="1s") as opened:
+        with opened.open_broker() as broker:
+            broker.queues.create(opened.site.queue)
+        yield opened
+
+
+def test_what_does_not_fit_beside_what_runs_waits_and_smaller_work_passes_it(place: Place) -> None:
+    most = count_cores() - 0.5
+    with place.make_worker("cores", environment={"JOBQUEUE_SLOT": "cpu"}) as worker:
+        seconds = f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
+        first = place.submit(f"sleep {seconds}; true", cpus=most)
+        pid = wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
+        large = place.submit("true", cpus=1)
+        wait_until(lambda: "delivery.no_room" in worker.log.read_text(), what="the large one put off", within=LONG)
+        small = place.submit("true", cpus=0.25)
+        assert small.result(timeout=40) == {"exit_code": 0}
+        assert (first.state, large.state, large.attempt) == (State.RUNNING, State.QUEUED, 0)
+        os.kill(pid, signal.SIGTERM)
+        assert [each.result(timeout=60) for each in (first, large)] == [{"exit_code": 0}] * 2
+        assert large.attempt == 1
