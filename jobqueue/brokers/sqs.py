@@ -16,7 +16,6 @@ from jobqueue.brokers.sqs_deliveries import SqsDeliveries
 from jobqueue.brokers.sqs_post import SqsPost
 from jobqueue.brokers.sqs_queues import SqsQueues
 
-_LEASES: Final = 2
 _SCHEME: Final = "jobqueue-sqs"
 _TRANSPORT: Final = "jobqueue.brokers.sqs_transport:Transport"
 
@@ -26,13 +25,13 @@ class SqsBroker:
 
     Args:
         url: see `parse_address`.
-        lease: a delivery that nobody keeps alive comes back about two of them after it was received.
+        lease: a delivery that nobody keeps alive comes back about one of them after it was received.
         events_url: the Redis over which Celery's events and remote control go; empty: they go nowhere.
     """
 
     def __init__(self, url: str, *, lease: timedelta, events_url: str = "") -> None:
         self._address = parse_address(url)
-        self._server = SqsServer(self._address, visibility=_LEASES * lease)
+        self._server = SqsServer(self._address, visibility=lease)
         self._bus = Bus(events_url)
         self._post = SqsPost(self._server)
         self.queues: Queues = SqsQueues(self._server)

@@ -35,7 +35,7 @@ class SqsDeliveries:
         self._given_up: set[str] = set()
 
     def keep_alive(self, properties: Mapping[str, Any]) -> None:
-        """Keep others from it for two leases from now; near the longest time that SQS allows, leave it to a copy."""
+        """Keep others from it for one lease from now; near the longest time that SQS allows, leave it to a copy."""
         receipt = receipt_of(properties)
         if receipt is None or receipt.handle in self._given_up:
             return

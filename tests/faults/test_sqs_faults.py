@@ -159,7 +159,7 @@ def test_an_sqs_that_is_silent_for_longer_than_a_delivery_lasts_costs_nothing(
         try:
             silent = "delivery.not_kept_alive"
             wait_until(lambda: silent in one.log.read_text() + two.log.read_text(), what="the silence", within=LONG)
-            time.sleep(5)  # more than two leases: at SQS the delivery is over
+            time.sleep(5)  # more than a lease: at SQS the delivery is over
         finally:
             sqs_server.process.resume()
         alive = 0

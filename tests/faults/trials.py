@@ -146,9 +146,9 @@ class Trial:
     def finish(self, *, within: timedelta) -> list[Fact]:
         """Wait until all is over and nothing moves any more, and return what was seen."""
         is_over = reaches(self.is_final, within=within)
-        # A dead worker's delivery is its broker's again after two leases at most.
+        # A dead worker's delivery is its broker's again after about a lease.
         lease = timedelta(seconds=self.world.shape.lease_seconds)
-        reaches(self._is_quiet, within=max(_QUIET, 3 * lease))
+        reaches(self._is_quiet, within=max(_QUIET, 2 * lease))
         unfinished = [] if is_over else self.names
         self.history.add("end", is_converged=is_over, unfinished=unfinished, allowed_seconds=within.total_seconds())
         self._opened.close()

@@ -221,7 +221,7 @@ def test_a_queue_keeps_messages_for_two_weeks_and_says_whose_it_is(sqs_server: S
         url = client.get_queue_url(QueueName=queue)["QueueUrl"]
         attributes = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
         assert attributes["MessageRetentionPeriod"] == str(14 * 24 * 3600)
-        assert attributes["VisibilityTimeout"] == "40"
+        assert attributes["VisibilityTimeout"] == "20"
         tags = client.list_queue_tags(QueueUrl=url)["Tags"]
     assert tags == {"jobqueue:kind": "request", "jobqueue:owner": "Ada _ada@example.org__ _"}
     broker.queues.delete(queue)
