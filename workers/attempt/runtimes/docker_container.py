@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS = 30
 _LEAVE_SECONDS = 30.0
 _POLL_SECONDS = 0.02
+_FREEZE_SECONDS = 2.0
 _KILLED = 137
 _KILLS = ("9", "KILL", "SIGKILL")
 _LIFETIME = ("StartedAt", "FinishedAt")
@@ -76,7 +77,19 @@ class DockerContainer:
 
     def pause(self) -> None:
         """Freeze it; what has ended computes nothing, so that is fine too."""
-        self._change("freeze", lambda client: client.pause(self._identity), lambda state: bool(state["Paused"]))
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        while True:
+            try:
+                self._change("freeze", lambda client: client.pause(self._identity), lambda state: bool(state["Paused"]))
+            except Gone:
+                raise
+            except RuntimeFailure:
+                # What is very busy cannot always be frozen at once.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
 
     def resume(self) -> None:
         """Thaw it."""
