@@ -49,7 +49,7 @@ def end_sleep(pid: int) -> None:
 def cancel_later(walk: Walk, experiment: Experiment) -> None:
     """End what was given back; its message comes back and is acknowledged at a later time."""
     experiment.cancel()
-    assert experiment.wait(20)
+    assert experiment.wait(LONG.total_seconds())
     assert walk.record(experiment).state is State.CANCELLED
 
 
@@ -86,7 +86,7 @@ def _out_of_memory(walk: Walk) -> None:
 
 @row("longer than its timeout")
 def _timed_out(walk: Walk) -> None:
-    experiment = walk.submit("echo half > outputs/half; sleep 60", timeout="1s")
+    experiment = walk.submit("echo half > outputs/half; sleep 60", timeout="2s")
     assert walk.ended(experiment, Reason.TIMED_OUT).manifest
     assert experiment.outputs.read_bytes("outputs/half") == b"half\n"
 
@@ -262,12 +262,16 @@ def _node_disk_full(walk: Walk) -> None:
         (disk / "filling").write_bytes(bytes(4_000_000))
         experiment = walk.submit("wc -c < /inputs/data", inputs={"data": "store:uploads/large.bin"}, disk="4MiB")
         full_worker = walk.given_back(experiment, Reason.NODE_DISK_FULL).worker_id
-        assert {worker.state for worker in walk.registry.workers.present()} == {"OK", "DISK_FULL"}
+        wait_until(lambda: states(walk) == {"OK", "DISK_FULL"}, what="the full node told apart", within=LONG)
         end_sleep(pid)
         final = walk.ended(experiment, Reason.EXITED_ZERO, after=[Reason.NODE_DISK_FULL], told=[])
         assert final.worker_id != full_worker
         assert other.running
     assert list(experiment.logs()) == ["3000000"]
+
+
+def states(walk: Walk) -> set[str]:
+    return {worker.state for worker in walk.registry.workers.present()}
 
 
 @contextmanager

@@ -136,20 +136,21 @@ class Walk(Place):
     def given_back(self, experiment: Experiment, reason: Reason) -> Report:
         """Check that an attempt was given back for a reason that ends nothing; return what was reported of it."""
 
-        def is_given_back() -> bool:
-            return bool(self.record(experiment).history)
+        def find() -> Record | None:
+            record = self.record(experiment)
+            return record if record.history else None
 
-        wait_until(is_given_back, what=f"an attempt given back for {reason.name}", within=LONG)
-        record, spent = self.record(experiment), reason.verdict.budget
+        record = wait_until(find, what=f"an attempt given back for {reason.name}", within=LONG)
+        assert record
+        spent = reason.verdict.budget
         assert [past.reason for past in record.history] == [reason], record
         assert (record.state, record.attempt) == (State.QUEUED, 1)
         counts = (int(spent is Budget.USER), int(spent is Budget.PLATFORM))
         assert (record.user_failures, record.platform_failures) == counts
+        queue = record.submission.queue
+        wait_until(lambda: self._comes_back(experiment, queue), what="its message put off", within=LONG)
         *_, last = self._take_reports(experiment, until=lambda report: report.reason is not None)
         assert (last.reason, last.fault, last.state) == (reason, reason.verdict.fault, State.QUEUED)
-        with self.open_broker() as broker:
-            depth = broker.queues.depth(record.submission.queue)
-            assert depth.ready + (depth.unacked or 0), "its message is to come back"
         return last
 
     def ended(
@@ -232,6 +233,12 @@ class Walk(Place):
         folders = [settings.cache_dir / "attempts", settings.state_dir / "process"]
         folders += (settings.state_dir / "nodes").glob("*/leases")
         return [each for folder in folders if folder.exists() for each in folder.iterdir()]
+
+    def _comes_back(self, experiment: Experiment, queue: str) -> bool:
+        """Tell whether a message is to come back, or has come back already."""
+        with self.open_broker() as broker:
+            depth = broker.queues.depth(queue)
+        return depth.ready + (depth.unacked or 0) > 0 or self.record(experiment).attempt > 1
 
     def _take_reports(self, experiment: Experiment, *, until: Any) -> list[Report]:
         """Wait for a report of an experiment, and return it after all that came before it."""
@@ -336,8 +343,7 @@ def open_walk(folder: Path, *, broker: str, engine: Engine | None = None) -> Ite
             for queue in queues:
                 walk.check_message(queue)
             worker.stop()
-        for queue in queues:
-            walk.check_message(queue)
+        walk.check_message(place.site.queue)
         assert walk.left() == []
 
 
