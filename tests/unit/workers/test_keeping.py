@@ -76,8 +76,12 @@ def servers() -> Iterator[list[Server]]:
     made: list[Server] = []
     yield made
     for server in made:
-        server.process.kill()
-        server.process.communicate()
+        with suppress(psutil.NoSuchProcess):  # its workers too, should nobody else end them
+            for each in (*server.pids(), psutil.Process(server.process.pid)):
+                each.kill()
+        server.process.wait()
+        if server.process.stdout:
+            server.process.stdout.close()
 
 
 # Each says what it is told; dash looks at its traps when what it waits for has ended.
