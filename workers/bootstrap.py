@@ -86,6 +86,7 @@ class Node:
         self._running: dict[Attempt, _Running] = {}
         self._queue_watch = QueueWatch(self.broker.queues)
         self._lock = threading.Lock()
+        self._keeping = threading.Lock()
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
@@ -129,7 +130,8 @@ class Node:
         try:
             yield attempt
         finally:
-            with self._lock:
+            # A delivery that was put off comes back in its own time: nothing keeps it alive from now on.
+            with self._keeping, self._lock:
                 del self._running[attempt]
 
     @property
@@ -202,13 +204,19 @@ class Node:
         interval = min(self.settings.lease / RENEWALS_PER_LEASE, LONGEST_BEAT)
         while not self._closed.wait(interval.total_seconds()):
             self._abort_deleted()
-            for running in self._now().values():
-                try:
-                    if running.properties is not None:
-                        self.site.deliveries.keep_alive(running.properties)
-                except JobqueueError as error:
-                    log.warning("delivery.not_kept_alive", extra={"error": error.message})
+            for attempt in self._now():
+                self._keep_alive(attempt)
             self._announce()
+
+    def _keep_alive(self, attempt: Attempt) -> None:
+        with self._keeping:
+            running = self._now().get(attempt)
+            if running is None or running.properties is None:
+                return
+            try:
+                self.site.deliveries.keep_alive(running.properties)
+            except JobqueueError as error:
+                log.warning("delivery.not_kept_alive", extra={"error": error.message})
 
     def _abort_deleted(self) -> None:
         attempts = tuple(self._now())

@@ -60,7 +60,7 @@ class FolderStore:
     def get(self, key: str) -> Iterator[bytes]:
         """Return the file's content in pieces."""
         path = self._path(key)
-        with _reading(key):
+        with self._reading(key):
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
@@ -70,7 +70,7 @@ class FolderStore:
     def size(self, key: str) -> int | None:
         """Return the file's size."""
         try:
-            with _reading(key):
+            with self._reading(key):
                 status = self._path(key).stat()
         except NotFound:
             return None
@@ -93,6 +93,18 @@ class FolderStore:
         """Refuse: a folder has no such URLs."""
         del method, expires
         raise StoreUnavailable(f"a folder has no URLs to hand out ({key})", hint="use an s3:// store")
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            with _translated(key):
+                yield
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+                if not self._root.is_dir():
+                    raise StoreUnavailable("the store's folder is gone", hint="is it mounted?") from None
+                raise NotFound(f"the store has no {key}") from None
+            raise
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -155,17 +167,6 @@ def _sync(folder: Path) -> None:
 def _raise_unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
-
-
-@contextmanager
-def _reading(key: str) -> Iterator[None]:
-    try:
-        with _translated(key):
-            yield
-    except StoreUnavailable as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-            raise NotFound(f"the store has no {key}") from None
-        raise
 
 
 @contextmanager

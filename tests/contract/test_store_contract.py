@@ -397,3 +397,13 @@ def test_a_store_that_overwrites_results_is_refused() -> None:
 
     with pytest.raises(InvalidSetting, match="If-None-Match"):
         check_store(Overwriting())  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_gone_is_no_empty_store(tmp_path: Path) -> None:
+    store = open_store((tmp_path / "mounted").as_uri())
+    store.put("inputs/data", b"content")
+    (tmp_path / "mounted").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreUnavailable, match="is gone"):
+        _read(store, "inputs/data")
+    with pytest.raises(StoreUnavailable, match="is gone"):
+        store.size("inputs/data")
