@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from services.engine import Engine
 from services.runtimes import StartContainer
+from services.waiting import wait_until
 
 LONG = timedelta(seconds=20)
 
@@ -35,3 +36,17 @@ def test_what_was_told_to_end_gently_and_killed_itself_was_not(engine: Engine, s
     while not (ended := container.wait(timedelta(seconds=0.2))):
         engine.client.api.kill(listed["Id"], "SIGTERM")
     assert (ended.code, ended.is_from_outside) == (137, False)
+
+
+def test_of_what_an_engine_has_forgotten_nobody_can_say_that_it_killed_itself(
+    engine: Engine, start: StartContainer
+) -> None:
+    container = start("sleep", "1000")
+    (listed,) = engine.client.api.containers(filters={"label": "jobqueue.experiment=exp-integration"})
+    engine.client.api.kill(listed["Id"], "SIGKILL")
+    wait_until(lambda: not engine.client.api.inspect_container(listed["Id"])["State"]["Running"], what="its end")
+    engine.process.kill()
+    engine.process.start()
+    ended = container.wait(LONG)
+    assert ended
+    assert (ended.code, ended.is_from_outside) == (137, True)

@@ -26,6 +26,8 @@ _FREEZE_SECONDS = 2.0
 _KILLED = 137
 _KILLS = ("9", "KILL", "SIGKILL")
 _LIFETIME = ("StartedAt", "FinishedAt")
+# So long after an end a busy engine has told of it.
+_TOLD_SECONDS = 10
 
 
 class DockerContainer:
@@ -196,13 +198,15 @@ class DockerContainer:
         )
 
     def _was_killed(self, state: Mapping[str, Any]) -> bool:
-        """Tell whether somebody asked the engine to kill it, as far as the engine remembers."""
+        """Tell whether somebody asked the engine to kill it, or may have: one that was restarted does not remember."""
         seconds = [int(datetime.fromisoformat(f"{state[name][:19]}+00:00").timestamp()) for name in _LIFETIME]
-        filters = {"container": self._identity, "event": "kill"}
+        filters = {"container": self._identity, "event": ["kill", "die"]}
         with self._engine.client("ask what became of a container", timeout_seconds=_ANSWER_SECONDS) as client:
-            kills = client.events(since=seconds[0], until=seconds[1] + 1, filters=filters, decode=True)
-            signals = [event["Actor"]["Attributes"].get("signal") for event in kills]
-        return any(each in _KILLS for each in signals)
+            # Not later than now, or the engine waits for what is still to come.
+            until = min(seconds[1] + _TOLD_SECONDS, int(time.time()) + 1)
+            events = list(client.events(since=seconds[0], until=until, filters=filters, decode=True))
+        is_remembered = any(event["Action"] == "die" for event in events)
+        return not is_remembered or any(event["Actor"]["Attributes"].get("signal") in _KILLS for event in events)
 
     def _await(self, doing: str, is_so: Callable[[Mapping[str, Any]], bool]) -> None:
         deadline = time.monotonic() + _LEAVE_SECONDS
