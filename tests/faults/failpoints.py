@@ -167,7 +167,8 @@ def _judge(point: Point, follower: Follower, facts: Sequence[Fact]) -> Iterator[
     finals = {
         (report["token"], report["sequence"], report["state"], report["reason"])
         for report in of_kind(facts, "report")
-        if report["state"] in FINAL
+        # One whose publication was not confirmed was cancelled, and submitted again as another.
+        if report["state"] in FINAL and report["experiment"] == record.get("experiment")
     }
     if len({(state, reason) for *_, state, reason in finals}) != 1 or len({token for token, *_ in finals}) != len(
         finals

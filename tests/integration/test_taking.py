@@ -96,7 +96,12 @@ def test_a_worker_that_drains_takes_nothing_more_from_any_queue(place: Place) ->
 def test_a_queue_that_an_operator_stops_is_not_served_until_he_says_so(place: Place) -> None:
     app = make_app(place.site.settings)
     with place.make_worker(environment=both(place)), app.connection_for_write() as connection:
-        assert app.control.cancel_consumer(place.site.queue, connection=connection, reply=True, timeout=5)
+
+        def is_stopped() -> object:
+            # What is said before a starting worker listens to its bus is lost.
+            return app.control.cancel_consumer(place.site.queue, connection=connection, reply=True, timeout=1)
+
+        wait_until(is_stopped, what="the queue to be stopped", within=LONG)
         held = place.submit("true")
         assert [place.submit("sleep 1", queue=other(place)).result(timeout=40) for _ in range(3)]
         assert held.state == State.QUEUED

@@ -29,7 +29,7 @@ def worker(node: FakeNode) -> Node:
     """A node that opened nothing."""
     made: Any = Node.__new__(Node)
     made.site, made._running, made._is_draining = node.site, {}, False
-    made._lock, made._closed = threading.Lock(), threading.Event()
+    made._lock, made._keeping, made._closed = threading.Lock(), threading.Lock(), threading.Event()
     made.settings = SimpleNamespace(lease=node.site.lease)
     made.queues = ()
     return made
