@@ -3,12 +3,12 @@
 import logging
 from datetime import UTC, datetime
 
-from jobqueue.errors import RegistryUnavailable, StoreUnavailable
-from jobqueue.lifecycle import Outcome, State
+from jobqueue.errors import ArtifactRefused, RegistryUnavailable, StoreUnavailable
+from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.marker import Marker
-from jobqueue.registry.base import Lease, Leases
+from jobqueue.registry.base import Lease, Leases, Record
 from jobqueue.storage.base import Store
-from jobqueue.storage.markers import write_marker
+from jobqueue.storage.markers import read_marker, write_marker
 from workers.attempt.patience import patiently
 from workers.attempt.reporting import Reporter
 
@@ -64,6 +64,40 @@ def tell_end(
     log.info(
         "experiment.final",
         extra={"experiment": lease.experiment_id, "state": state, "reason": outcome.reason.name},
+    )
+
+
+def find_end(record: Record, store: Store) -> Marker | None:
+    """Return the marker of what the registry knows to be final; None when there is none, or nobody can say.
+
+    What was cancelled while nobody held it gets its marker here, before its message goes: a registry that was wiped
+    would have any copy of that message run.
+
+    Raises:
+        StoreUnavailable: it could not be written.
+    """
+    experiment_id = record.submission.id
+    try:
+        if record.state is State.CANCELLED:
+            return write_marker(store, _marker_of_cancel(record))
+        return read_marker(store, experiment_id) if record.token else None
+    except (ArtifactRefused, StoreUnavailable) as error:
+        log.warning("marker.not_read", extra={"experiment": experiment_id, "error": error.message})
+        if record.state is State.CANCELLED and isinstance(error, StoreUnavailable):
+            raise
+        return None
+
+
+def _marker_of_cancel(record: Record) -> Marker:
+    """Return the marker that names the newest attempt, so that its log is found."""
+    return Marker(
+        experiment_id=record.submission.id,
+        attempt=record.attempt,
+        token=record.token,
+        state=State.CANCELLED,
+        reason=record.reason or Reason.CANCELLED_BY_USER,
+        detail=record.detail,
+        finished_at=record.finished_at or datetime.now(UTC),
     )
 
 

@@ -35,10 +35,21 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class PutOff:
-    """The experiment is not final; the message comes back after `delay`."""
+    """The experiment is not final, or not everywhere; the message comes back after `delay`.
+
+    Attributes:
+        outcome: of the attempt that was given back; None when there was none.
+        why: what there was instead.
+    """
 
     delay: timedelta
     outcome: Outcome | None = None
+    why: str = "another attempt holds the lease"
+
+    @property
+    def sentence(self) -> str:
+        """Say why."""
+        return f"{self.outcome.reason.name}: {self.outcome.sentence}" if self.outcome else self.why
 
 
 def conclude(

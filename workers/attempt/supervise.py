@@ -17,7 +17,7 @@ from jobqueue.registry import base as registry
 from jobqueue.registry.base import Holder, Lease, Record, Submission
 from jobqueue.resources import Resources
 from jobqueue.storage.markers import read_marker
-from workers.attempt.commit import follow_marker, outcome_of
+from workers.attempt.commit import find_end, follow_marker, outcome_of
 from workers.attempt.conclude import LOOK_AGAIN, Ended, PutOff, conclude, doubt, exhausted, give_back
 from workers.attempt.ending import back_off, outcome_of_error
 from workers.attempt.execute import Executed, Execution
@@ -98,8 +98,10 @@ class Attempt:
         match answer:
             case registry.Final(record=record):
                 return self._over(record)
-            case registry.Held(remaining=remaining) | registry.Quarantined(remaining=remaining):
+            case registry.Held(remaining=remaining):
                 return PutOff(delay=remaining)
+            case registry.Quarantined(remaining=remaining):
+                return PutOff(delay=remaining, why="the registry may have forgotten who holds the lease")
         file = LeaseFile(site.leases, self._keep(answer.lease, asked_at_seconds))
         keeper = LeaseKeeper(
             site.registry.leases,
@@ -158,36 +160,29 @@ class Attempt:
             return self._hold(keeper, reporter, record, step)
         except (RegistryUnavailable, Superseded) as error:
             log.warning("attempt.put_off", extra={"experiment": keeper.lease.experiment_id, "error": error.message})
-            return PutOff(delay=LOOK_AGAIN)
+            return PutOff(delay=LOOK_AGAIN, why=error.message)
         finally:
             keeper.close()
             file.remove()
 
-    def _over(self, record: Record) -> Ended:
+    def _over(self, record: Record) -> Ended | PutOff:
         """Return the end that the registry knows, and report it: whoever was to do that may have died before.
 
         It is told as of no attempt, and numbered alike each time, so that listeners drop all but the first.
         """
+        try:
+            marker = find_end(record, self._site.store)
+        except StoreUnavailable as error:
+            return PutOff(delay=LOOK_AGAIN, why=f"it is over, which the store does not know yet: {error.message}")
         outcome = Outcome(reason=record.reason or Reason.SUPERSEDED, detail=record.detail)
         self._reporter(Lease(experiment_id=record.submission.id, token=0, attempt=0)).ended(
             outcome.reason,
             state=record.state,
             sentence=outcome.sentence,
             exit_code=record.exit_code,
-            manifest=self._find_manifest(record),
+            manifest=marker.manifest if marker else "",
         )
         return Ended(state=record.state, outcome=outcome)
-
-    def _find_manifest(self, record: Record) -> str:
-        """Return where the outputs of a final experiment are listed; empty when there are none, or nobody can say."""
-        if not record.token:
-            return ""
-        try:
-            marker = read_marker(self._site.store, record.submission.id)
-        except (StoreUnavailable, ArtifactRefused) as error:
-            log.warning("marker.not_read", extra={"experiment": record.submission.id, "error": error.message})
-            return ""
-        return marker.manifest if marker else ""
 
     def _hold(
         self, keeper: LeaseKeeper, reporter: Reporter, record: Record, step: Callable[[Reporter], Ended | PutOff]

@@ -8,7 +8,7 @@ from celery.worker.state import revoked
 
 from jobqueue.application import TASK
 from jobqueue.envelope import verify
-from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.lifecycle import Reason, State
 from jobqueue.routing import served_queue
 from workers.attempt.supervise import Attempt, Ended, PutOff
 from workers.bootstrap import node_of
@@ -41,13 +41,9 @@ def run_experiment(self: Any, sealed: bytes) -> dict[str, object]:
         if self.request.id in revoked:  # a registry that has not known it can keep no tombstone for it
             attempt.ask(Reason.CANCELLED_BY_USER)
         match attempt.run():
-            case PutOff(delay=delay, outcome=outcome):
-                raise HandedBack(_sentence(outcome), delay.total_seconds())
+            case PutOff() as put_off:
+                raise HandedBack(put_off.sentence, put_off.delay.total_seconds())
             case Ended(state=State.SUCCEEDED):
                 return {"state": State.SUCCEEDED.value, "exit_code": 0}
             case Ended() as result:
                 raise ended(result)
-
-
-def _sentence(outcome: Outcome | None) -> str:
-    return f"{outcome.reason.name}: {outcome.sentence}" if outcome else "another attempt holds the lease"

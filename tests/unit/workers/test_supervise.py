@@ -93,6 +93,7 @@ def test_who_meets_a_held_lease_starts_nothing_and_looks_again_when_it_ends(node
     result = node.run(message)
     assert isinstance(result, PutOff)
     assert timedelta(seconds=55) < result.delay <= timedelta(seconds=60)
+    assert result.sentence == "another attempt holds the lease"
     assert node.runtime.containers == []
     assert node.record(message).attempt == 1
 
@@ -100,7 +101,9 @@ def test_who_meets_a_held_lease_starts_nothing_and_looks_again_when_it_ends(node
 def test_a_quarantined_registry_puts_the_delivery_off(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     remaining = timedelta(seconds=7)
     monkeypatch.setattr(node.registry.leases, "acquire", lambda *_, **__: Quarantined(remaining=remaining))
-    assert node.run(node.message()) == PutOff(delay=remaining)
+    result = node.run(node.message())
+    assert isinstance(result, PutOff)
+    assert (result.delay, result.sentence) == (remaining, "the registry may have forgotten who holds the lease")
     assert node.runtime.containers == []
 
 
@@ -155,6 +158,34 @@ def test_what_was_cancelled_before_anybody_held_it_is_reported_by_who_meets_its_
         (State.CANCELLED, Reason.CANCELLED_BY_USER, 0)
     ]
     assert node.runtime.containers == []
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_what_was_cancelled_while_nobody_held_it_is_never_run_by_a_registry_that_forgot_it(
+    node: FakeNode, attempts: int
+) -> None:
+    message = node.message(retries=1)
+    node.register(message)
+    node.runtime.script = Script(exit=Exit(code=3))
+    for _ in range(attempts):
+        assert isinstance(node.run(message), PutOff)
+    node.registry.experiments.cancel(message.header.experiment_id)
+    node.reports()
+    node.store.fault = failing(StoreUnavailable("503"), "put_if_absent", "RESULT")
+    put_off = node.run(message)
+    assert isinstance(put_off, PutOff), "its message has gone, and no store knows of the end"
+    assert "503" in put_off.sentence
+    assert node.reports() == []
+    node.store.fault = lambda *_: None
+    assert isinstance(node.run(message), Ended)
+    marker = node.marker(message)
+    assert marker is not None
+    assert (marker.state, marker.reason, marker.attempt) == (State.CANCELLED, Reason.CANCELLED_BY_USER, attempts)
+    node.registry.forget()
+    while isinstance(result := node.run(message), PutOff):
+        node.clock.ahead += result.delay
+    assert (result.state, result.outcome.reason) == (State.CANCELLED, Reason.CANCELLED_BY_USER)
+    assert len(node.runtime.containers) == attempts
 
 
 def test_a_tombstone_that_a_lost_worker_did_not_see_is_committed_by_the_next(node: FakeNode) -> None:
