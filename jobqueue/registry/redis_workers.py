@@ -13,6 +13,7 @@ from jobqueue.resources import Offer
 
 _WORKERS: Final = "jobqueue:workers"
 _ENDS: Final = "jobqueue:worker_ends"
+_SPANS: Final = "jobqueue:worker_spans"
 
 
 class RedisWorkers:
@@ -27,7 +28,7 @@ class RedisWorkers:
 
     def leave(self, worker_id: WorkerId) -> None:
         """Say that it has gone."""
-        self._client.ask(("HDEL", _WORKERS, worker_id), ("ZREM", _ENDS, worker_id))
+        self._client.ask(("HDEL", _WORKERS, worker_id), ("HDEL", _SPANS, worker_id), ("ZREM", _ENDS, worker_id))
 
     def present(self) -> list[WorkerRecord]:
         """Return who is there, by id."""
