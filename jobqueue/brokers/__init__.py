@@ -10,13 +10,14 @@ from jobqueue.errors import InvalidSetting
 _SCHEMES: Final = "amqp://, amqps://, sqs://, redis://, rediss://, redis+socket://, memory://"
 
 
-def open_broker(url: str, *, lease: timedelta, events_url: str = "") -> Broker:
+def open_broker(url: str, *, lease: timedelta, events_url: str = "", management_url: str = "") -> Broker:
     """Return the broker at `url`.
 
     Args:
         url: as in `JOBQUEUE_BROKER_URL`.
         lease: how long a worker may be silent; a delivery that nobody keeps alive comes back a little after that.
         events_url: a Redis for Celery's events and remote control, where the broker cannot carry them.
+        management_url: of RabbitMQ's HTTP API, `http://user:password@host:15672`; empty: at the broker's own host.
 
     Raises:
         InvalidSetting: there is no broker for the scheme, or the URL cannot be taken apart.
@@ -27,7 +28,7 @@ def open_broker(url: str, *, lease: timedelta, events_url: str = "") -> Broker:
     if scheme in ("amqp", "amqps"):
         from jobqueue.brokers.rabbitmq import RabbitBroker
 
-        return RabbitBroker(url)
+        return RabbitBroker(url, management_url=management_url)
     if scheme in ("redis", "rediss", "redis+socket"):
         from jobqueue.brokers.redis import RedisBroker
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from jobqueue.errors import NoSuchQueue
+from jobqueue.routing import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,20 @@ class QueueRecord:
     expires_at: datetime | None = None
     owner: str = ""
     retention: timedelta | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """The request queues that a broker has.
+
+    Attributes:
+        waiting: by the name of each one that was looked for, about how many messages wait in it and in what is served
+            before it; None: nobody has asked yet. What was put off is not counted.
+        others: the names of further ones.
+    """
+
+    waiting: Mapping[str, int | None]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +118,20 @@ class Queues(Protocol):
 
     def delete(self, queue: str) -> None:
         """Delete a queue with its companions and everything in them; an unknown name changes nothing."""
+        ...
+
+
+class Survey(Protocol):
+    """What lies where, in few requests however many queues there are. Used by one thread at a time."""
+
+    def look(self, selection: Selection) -> Seen:
+        """Return the request queues that a selection's patterns find now; companions and foreign queues are not there.
+
+        Where each queue has to be asked, some are asked at each call, and the others answered for as they were last.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer.
+        """
         ...
 
 
@@ -171,9 +200,17 @@ class Line(Protocol):
 
 
 class Broker(Protocol):
-    """One broker: its ports, and how Celery is to use it."""
+    """One broker: its ports, and how Celery is to use it.
 
+    Attributes:
+        is_pushing: it hands a message of each consumed queue on by itself, and not only one for each free place.
+        is_charging: a consumed queue costs requests although nothing lies in it.
+    """
+
+    is_pushing: bool
+    is_charging: bool
     queues: Queues
+    survey: Survey
     deliveries: Deliveries
     post: Post
 

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 from queue import Empty, Queue
 from typing import Any, Final, cast
 
-from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueRecord, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueRecord, Queues, Seen, Survey, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack
 from jobqueue.brokers.lines import BatchLine
 from jobqueue.brokers.polling import poll
-from jobqueue.routing import dead_letter_queue
+from jobqueue.routing import Selection, dead_letter_queue
 
 _TIMER: Final = "jobqueue-deferred-"
 # As kombu's queues, of the whole process.
@@ -21,9 +21,13 @@ _records: Final[dict[str, QueueRecord]] = {}
 class MemoryBroker:
     """The queues of this process; every broker of this kind in it sees the same ones."""
 
+    is_pushing = False
+    is_charging = False
+
     def __init__(self) -> None:
         self._post = MemoryPost()
         self.queues: Queues = MemoryQueues()
+        self.survey: Survey = MemorySurvey()
         self.deliveries: Deliveries = MemoryDeliveries()
         self.post: Post = self._post
 
@@ -88,6 +92,15 @@ class MemoryQueues:
         _records.pop(queue, None)
         _all_queues().pop(queue, None)
         _all_queues().pop(dead_letter_queue(queue), None)
+
+
+class MemorySurvey:
+    """What lies where."""
+
+    def look(self, selection: Selection) -> Seen:
+        """Return the request queues that a selection's patterns find."""
+        waiting = {queue: _find(queue).qsize() for queue in sorted(_records) if selection.finds(queue)}
+        return Seen(waiting=waiting, others=tuple(sorted(_records.keys() - waiting)))
 
 
 class MemoryDeliveries:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from jobqueue.brokers.base import Deliveries, Depth, Line, Post, QueueRecord, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Line, Post, QueueRecord, Queues, Survey, missing_queue
 from jobqueue.brokers.copies import dead_headers, fresh_headers
 from jobqueue.brokers.lines import ConfirmingLine
 from jobqueue.brokers.links import PERSISTENT, Link, Links, tls_options, translated
 from jobqueue.brokers.rabbitmq_ledger import LEDGER, Ledger
+from jobqueue.brokers.rabbitmq_management import parse_management
 from jobqueue.brokers.rabbitmq_post import RabbitPost
+from jobqueue.brokers.rabbitmq_survey import RabbitSurvey
 from jobqueue.routing import dead_letter_queue, deferred_queue, first_queue
 
 _QUORUM: Final = {"x-queue-type": "quorum"}
@@ -38,13 +40,23 @@ _CONFIRM: Final = timedelta(seconds=1.2)
 
 
 class RabbitBroker:
-    """A RabbitMQ broker, 3.10 or newer."""
+    """A RabbitMQ broker, 3.10 or newer.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: `amqp[s]://`, several servers separated by `;`.
+        management_url: of its HTTP API; empty: see `parse_management`.
+    """
+
+    is_pushing = True
+    is_charging = False
+
+    def __init__(self, url: str, *, management_url: str = "") -> None:
         self._url = url
         self._links = Links(url)
         self._post = RabbitPost(url, self._links)
         self.queues: Queues = RabbitQueues(self._links)
+        management = parse_management(url, management_url)
+        self.survey: Survey = RabbitSurvey(management, self._links, listed=self.queues.listed)
         self.deliveries: Deliveries = RabbitDeliveries(url, self._links)
         self.post: Post = self._post
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
-from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueRecord, Queues, missing_queue
+from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueRecord, Queues, Survey, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack_json
 from jobqueue.brokers.lines import BatchLine
 from jobqueue.brokers.polling import poll
@@ -30,6 +30,7 @@ from jobqueue.brokers.redis_server import (
     mail_index,
     mail_keys,
 )
+from jobqueue.brokers.redis_survey import RedisSurvey
 from jobqueue.routing import dead_letter_queue
 
 # Names of our own: a Celery application beside us in the same database has another visibility timeout.
@@ -58,11 +59,15 @@ class RedisBroker:
         lease: a delivery that nobody keeps alive comes back about this long after it was received.
     """
 
+    is_pushing = False
+    is_charging = False
+
     def __init__(self, url: str, *, lease: timedelta) -> None:
         self._url = url
         self._visibility = lease + min(lease, _VISIBILITY_MARGIN)
         self._server = RedisServer(url)
         self.queues: Queues = RedisQueues(self._server)
+        self.survey: Survey = RedisSurvey(self._server, records=_RECORDS)
         self.deliveries: Deliveries = RedisDeliveries(self._server, self._visibility)
         self.post: Post = RedisPost(self._server, self._visibility)
 

@@ -63,6 +63,17 @@ end
 return count
 """
 
+# KEYS: the records of the request queues. ARGV: what follows a queue's name in that of each of its lists.
+_COUNT_READY: Final = """
+local found = {}
+for _, queue in ipairs(redis.call('hkeys', KEYS[1])) do
+  local waiting = 0
+  for _, ending in ipairs(ARGV) do waiting = waiting + redis.call('llen', queue .. ending) end
+  found[#found + 1], found[#found + 2] = queue, waiting
+end
+return found
+"""
+
 
 class RedisServer:
     """The connections to one Redis; its client is thread-safe and knows of forks."""
@@ -101,6 +112,11 @@ class RedisServer:
     def count_deferred(self) -> Any:
         """The script that counts what is still put off."""
         return self.client.register_script(_COUNT_DEFERRED)
+
+    @cached_property
+    def count_ready(self) -> Any:
+        """The script that counts what waits in every request queue."""
+        return self.client.register_script(_COUNT_READY)
 
     @cached_property
     def _send(self) -> Any:

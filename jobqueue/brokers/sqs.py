@@ -7,7 +7,7 @@ copy of its message. Celery's events and remote control, which SQS cannot carry,
 from datetime import timedelta
 from typing import Any, Final
 
-from jobqueue.brokers.base import Deliveries, Line, Post, Queues
+from jobqueue.brokers.base import Deliveries, Line, Post, Queues, Survey
 from jobqueue.brokers.bus import Bus
 from jobqueue.brokers.lines import BatchLine
 from jobqueue.brokers.sqs_address import parse_address
@@ -15,6 +15,7 @@ from jobqueue.brokers.sqs_client import SqsServer
 from jobqueue.brokers.sqs_deliveries import SqsDeliveries
 from jobqueue.brokers.sqs_post import SqsPost
 from jobqueue.brokers.sqs_queues import SqsQueues
+from jobqueue.brokers.sqs_survey import SqsSurvey
 
 _SCHEME: Final = "jobqueue-sqs"
 _TRANSPORT: Final = "jobqueue.brokers.sqs_transport:Transport"
@@ -29,12 +30,17 @@ class SqsBroker:
         events_url: the Redis over which Celery's events and remote control go; empty: they go nowhere.
     """
 
+    is_pushing = False
+    is_charging = True
+
     def __init__(self, url: str, *, lease: timedelta, events_url: str = "") -> None:
         self._address = parse_address(url)
         self._server = SqsServer(self._address, visibility=lease)
         self._bus = Bus(events_url)
         self._post = SqsPost(self._server)
-        self.queues: Queues = SqsQueues(self._server)
+        queues = SqsQueues(self._server)
+        self.queues: Queues = queues
+        self.survey: Survey = SqsSurvey(self._server, queues, asks_per_second=self._address.asks)
         self.deliveries: Deliveries = SqsDeliveries(self._server)
         self.post: Post = self._post
 

@@ -1,5 +1,6 @@
 """What the URL of an SQS broker says."""
 
+import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -13,11 +14,13 @@ LONGEST_INVISIBILITY: Final = timedelta(hours=12)
 # Sooner than that, so that there is time to try again.
 LONGEST_HOLD: Final = timedelta(hours=11)
 LONGEST_WAIT: Final = timedelta(seconds=20)
+# Of a node, for what its workers do not poll: 14,400 in an hour.
+ASKS_PER_SECOND: Final = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SqsAddress:
-    """What `sqs://[key:secret@][host[:port]][?region=…&prefix=…&wait=…&hold=…&tls=false]` says.
+    """What `sqs://[key:secret@][host[:port]][?region=…&prefix=…&wait=…&hold=…&asks=…&tls=false]` says.
 
     Attributes:
         endpoint: of a server other than Amazon's; empty: Amazon's own, or what `AWS_ENDPOINT_URL` names.
@@ -26,6 +29,7 @@ class SqsAddress:
         prefix: stands before the name of every queue.
         wait: how long one poll waits for a message.
         hold: for how long one delivery is kept; a run that is longer goes on under a copy of its message.
+        asks: how many queues a node may ask in one second what waits in them, where patterns find several.
     """
 
     endpoint: str = ""
@@ -35,6 +39,7 @@ class SqsAddress:
     prefix: str = ""
     wait: timedelta = LONGEST_WAIT
     hold: timedelta = LONGEST_HOLD
+    asks: float = ASKS_PER_SECOND
 
     @property
     def name(self) -> str:
@@ -61,6 +66,7 @@ def parse_address(url: str) -> SqsAddress:
             prefix=options.pop("prefix", ""),
             wait=_parse_time(options.pop("wait", ""), longest=LONGEST_WAIT),
             hold=_parse_time(options.pop("hold", ""), longest=LONGEST_HOLD),
+            asks=_parse_rate(options.pop("asks", "")),
         )
     except (KeyError, ValueError) as error:
         raise _refusal(str(error)) from None
@@ -84,8 +90,15 @@ def _parse_time(text: str, *, longest: timedelta) -> timedelta:
     return value
 
 
+def _parse_rate(text: str) -> float:
+    value = float(text) if text else ASKS_PER_SECOND
+    if not 0 < value < math.inf:
+        raise ValueError(f"asks='{text}' is to be more than nothing")
+    return value
+
+
 def _refusal(problem: str) -> InvalidSetting:
     return InvalidSetting(
         f"not the URL of an SQS broker: {problem}",
-        hint="write sqs://?region=… with prefix, wait (at most 20s), hold (at most 11h) and tls as further options",
+        hint="write sqs://?region=…, with prefix, wait (at most 20s), hold (at most 11h), asks, tls as further options",
     )

@@ -53,8 +53,20 @@ class SqsQueues:
 
     def listed(self) -> list[QueueRecord]:
         """Return the request queues by their tags, by name; SQS may take a minute to list a new one."""
-        found = ((queue, self._tags(queue)) for queue in sorted(self._names()))
+        found = ((queue, self._tags(queue)) for queue in sorted(self.names()))
         return [_to_record(queue, tags) for queue, tags in found if tags.get(_KIND) == _REQUEST]
+
+    def names(self, beginning: str = "") -> Iterator[str]:
+        """Yield the names of all queues that may be ours and begin so, a thousand for each request."""
+        prefix, token = self._server.address.prefix, ""
+        while True:
+            page = {"NextToken": token} if token else {}
+            answer = self._server.call("list_queues", QueueNamePrefix=prefix + beginning, MaxResults=_PAGE, **page)
+            for url in answer.get("QueueUrls", ()):
+                yield str(url).rpartition("/")[2].removeprefix(prefix)
+            token = answer.get("NextToken", "")
+            if not token:
+                return
 
     def create_plain(self, queue: str) -> None:
         """Create one queue that keeps what lies in it as long as SQS can; one that exists stays as it is."""
@@ -94,18 +106,6 @@ class SqsQueues:
                 f"the queue {queue} was deleted less than a minute ago",
                 hint="SQS wants a minute before it is made again",
             ) from None
-
-    def _names(self) -> Iterator[str]:
-        """Yield the names of all queues that may be ours."""
-        prefix, token = self._server.address.prefix, ""
-        while True:
-            page = {"NextToken": token} if token else {}
-            answer = self._server.call("list_queues", QueueNamePrefix=prefix, MaxResults=_PAGE, **page)
-            for url in answer.get("QueueUrls", ()):
-                yield str(url).rpartition("/")[2].removeprefix(prefix)
-            token = answer.get("NextToken", "")
-            if not token:
-                return
 
     def _tags(self, queue: str) -> dict[str, str]:
         try:
