@@ -12,6 +12,7 @@ from typing import Protocol
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.ledger import Ledger
+from jobqueue.registry.needs import Needs
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.values import (
     Answer,
@@ -160,13 +161,14 @@ class LiveLogs(Protocol):
 
 
 class Registry(Protocol):
-    """The five ports over one connection."""
+    """The six ports over one connection."""
 
     leases: Leases
     experiments: Experiments
     live_logs: LiveLogs
     workers: Workers
     ledger: Ledger
+    needs: Needs
 
     def ping(self) -> datetime:
         """Return the registry's time, aware, when it answers.

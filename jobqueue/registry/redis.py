@@ -4,12 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 from jobqueue.registry.base import Experiments, Leases, LiveLogs
 from jobqueue.registry.ledger import Ledger
+from jobqueue.registry.needs import Needs
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.redis_client import RedisClient
 from jobqueue.registry.redis_experiments import RedisExperiments
 from jobqueue.registry.redis_leases import RedisLeases
 from jobqueue.registry.redis_ledger import RedisLedger
 from jobqueue.registry.redis_logs import RedisLiveLogs
+from jobqueue.registry.redis_needs import RedisNeeds
 from jobqueue.registry.redis_workers import RedisWorkers
 
 
@@ -30,6 +32,7 @@ class RedisRegistry:
         self.live_logs: LiveLogs = RedisLiveLogs(self._client)
         self.workers: Workers = RedisWorkers(self._client)
         self.ledger: Ledger = RedisLedger(self._client)
+        self.needs: Needs = RedisNeeds(self._client)
 
     def ping(self) -> datetime:
         """Return the server's time when Redis answers: to PING, because TIME is answered while data is still loaded."""

@@ -94,6 +94,7 @@ _SCRIPTS: Final = (
     *("advance", "release", "finish"),
     *("append", "present"),
     *("elect", "lost", "republished"),
+    *("note_need", "needs"),
 )
 
 
