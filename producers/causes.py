@@ -1,26 +1,28 @@
 """What keeps an experiment from going on, as far as the registry and the broker know: each cause with its numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from jobqueue.brokers.base import Depth
 from jobqueue.envelope import CLOCK_TOLERANCE
-from jobqueue.errors import NoSuchQueue, Unavailable
+from jobqueue.errors import NoSuchQueue, NotFound, Unavailable
+from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
 from jobqueue.quantities import format_duration
 from jobqueue.registry.base import Record, Registry
-from jobqueue.registry.presence import WorkerRecord
-from jobqueue.resources import Resources, fits_in
+from jobqueue.registry.presence import DRAINING, TAKING, WorkerRecord
+from jobqueue.resources import Resources
+from producers.capacity import find_busy, find_misfits, find_shortfalls
 from producers.connections import Connections
 from producers.timeline import explain
 
 # With more than that between two clocks it is time to look at them: nodes put off what comes from further ahead.
 CLOCK_LIMIT: Final = CLOCK_TOLERANCE / 2
-# A worker in another state takes no message until that is over.
-TAKING: Final = "OK"
 _NAMED: Final = 3
 _COUNTED: Final = 1000
+_ASKED: Final = 200
 
 
 def find_obstacles(queue: str, resources: Resources, workers: Sequence[WorkerRecord]) -> list[str]:
@@ -28,16 +30,24 @@ def find_obstacles(queue: str, resources: Resources, workers: Sequence[WorkerRec
     serving = [worker for worker in workers if queue in worker.queues]
     if not serving:
         others = f"{len(workers)} serve others" if workers else "none is there"
-        return [f"no worker serves the queue {queue!r} now ({others}): the experiment waits until one does"]
-    misfits = {worker.worker_id: fits_in(resources, worker.offer) for worker in serving}
+        follows = "the experiment waits until one does (`celery -A jobqueue worker` starts one of the project's)"
+        return [f"no worker serves the queue {queue!r} now ({others}): {follows}"]
+    misfits = find_misfits(resources, serving)
     large_enough = [worker for worker in serving if not misfits[worker.worker_id]]
     if not large_enough:
-        reasons = _some([f"{worker_id} {', '.join(reasons)}" for worker_id, reasons in misfits.items()])
+        each = [f"{worker_id} {', '.join(reasons)}" for worker_id, reasons in misfits.items()]
+        reasons = "; ".join(find_shortfalls(resources, serving)) or _some(each)
         return [f"it fits into no worker that serves the queue {queue!r} now (of {len(serving)} there): {reasons}"]
     if any(worker.state == TAKING for worker in large_enough):
         return []
-    states = _some([f"{worker.worker_id} is {worker.state}" for worker in large_enough])
+    states = _some([_tell_state(worker) for worker in large_enough])
     return [f"no worker that it fits into takes anything from {queue!r} now (of {len(large_enough)} there): {states}"]
+
+
+def _tell_state(worker: WorkerRecord) -> str:
+    if worker.state == DRAINING:
+        return f"{worker.worker_id} is DRAINING (unless it stops, `jobqueue nodes resume {worker.node_id}` ends that)"
+    return f"{worker.worker_id} is {worker.condition}" + (f": {worker.detail}" if worker.detail else "")
 
 
 def judge_clock(ahead: timedelta) -> str:
@@ -68,7 +78,7 @@ def find_causes(record: Record, connections: Connections) -> list[str]:
     return [
         explain(record),
         *_tell_next_try(record, now),
-        *(find_obstacles(submission.queue, submission.resources, workers) or _tell_workers(submission.queue, workers)),
+        *(find_obstacles(submission.queue, submission.resources, workers) or _tell_room(record, workers, registry)),
         *_tell_place(record, registry),
         *_ask_broker(submission.queue, lambda: connections.broker.queues.depth(submission.queue)),
         f"it expires at {_time(submission.expires_at)} unless a worker has begun with it by then",
@@ -80,7 +90,7 @@ def _judge_holder(record: Record, workers: Sequence[WorkerRecord]) -> Iterator[s
     if found is None:
         yield f"its worker {record.worker_id} is silent: another one may take over once its lease is over"
     elif found.state != TAKING:
-        yield f"its worker {record.worker_id} is {found.state}"
+        yield f"its worker {_tell_state(found)}"
 
 
 def _tell_next_try(record: Record, now: datetime) -> Iterator[str]:
@@ -89,10 +99,31 @@ def _tell_next_try(record: Record, now: datetime) -> Iterator[str]:
         yield f"it is not tried again before {_time(record.next_try_at)}, in {left}"
 
 
-def _tell_workers(queue: str, workers: Sequence[WorkerRecord]) -> Iterator[str]:
-    serving = [worker for worker in workers if queue in worker.queues]
-    busy = [worker for worker in serving if worker.experiment_id]
-    yield f"workers that serve the queue {queue!r} now: {len(serving)}, and {len(busy)} had something to run lately"
+def _tell_room(record: Record, workers: Sequence[WorkerRecord], registry: Registry) -> Iterator[str]:
+    """Tell which workers could run it and have no room now; some of them could."""
+    queue, resources = record.submission.queue, record.submission.resources
+    misfits = find_misfits(resources, workers)
+    able = [
+        worker
+        for worker in workers
+        if queue in worker.queues and worker.state == TAKING and not misfits[worker.worker_id]
+    ]
+    busy = find_busy(resources, able, present=workers, running=_ask_running(workers, registry))
+    told = _some([f"{worker_id} {why}" for worker_id, why in busy.items()])
+    if len(busy) == len(able):
+        yield f"every worker that could run it is busy, it starts when one of them has room (of {len(able)}): {told}"
+    else:
+        yield f"workers that could run it now: {len(able)}, of which {len(busy)} are busy" + (
+            f": {told}" if told else ""
+        )
+
+
+def _ask_running(workers: Sequence[WorkerRecord], registry: Registry) -> dict[ExperimentId, Resources]:
+    found = {}
+    for experiment_id in [each for worker in workers for each in worker.experiment_ids][:_ASKED]:
+        with suppress(NotFound):  # a registry that was wiped may not know it yet
+            found[experiment_id] = registry.experiments.get(experiment_id).submission.resources
+    return found
 
 
 def _tell_place(record: Record, registry: Registry) -> Iterator[str]:

@@ -15,12 +15,12 @@ from jobqueue.config import Settings
 from jobqueue.errors import JobqueueError, StoreUnavailable
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.lifecycle import Reason
-from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Resources
 from jobqueue.storage.base import check_store
 from workers.attempt.health import NodeHealth
 from workers.attempt.lease import RENEWALS_PER_LEASE
 from workers.attempt.node_folder import open_node_folder
+from workers.attempt.presence import Presence
 from workers.attempt.queue_watch import QueueWatch
 from workers.attempt.supervise import Attempt
 from workers.composition import Share, hold_device, make_site
@@ -56,6 +56,7 @@ class Node:
         folder: what this machine's workers share.
         companions: what was opened beside it, closed before it is.
         device: what it has alone; None for CPU work.
+        presence: what the registry is told of it.
 
     Raises:
         InvalidSetting: on construction: a live worker of this node has the name or the device, the device is not there,
@@ -82,8 +83,15 @@ class Node:
         self.site = make_site(settings, broker=self.broker, worker_name=worker_name, folder=self.folder, share=share)
         self.is_hurried = False
         self._is_stopping = False
-        self._is_draining = False
         self._running: dict[Attempt, _Running] = {}
+        self.presence = Presence(
+            self.site,
+            queues=queues,
+            places=places,
+            running=lambda: [running.experiment_id for running in self._now().values()],
+            seen=lambda: (self.device.seen,) if self.device else (),
+            hand_back=self._hand_back,
+        )
         self._queue_watch = QueueWatch(self.broker.queues)
         self._lock = threading.Lock()
         self._keeping = threading.Lock()
@@ -105,9 +113,10 @@ class Node:
             check_store(self.site.store)
         except StoreUnavailable as error:
             log.warning("store.unavailable", extra={"error": error.message})
+        self.presence.compare_clocks()
         self.health.start()
-        self._announce()
-        self.health.on_change = self._announce
+        self.presence.announce()
+        self.health.on_change = self.presence.announce
         if self.device:
             self.device.is_idle = lambda: not self._now()
             self.device.on_change = self.health.look
@@ -125,7 +134,7 @@ class Node:
         """
         with self._lock:
             self._running[attempt] = _Running(experiment_id=experiment_id, properties=properties)
-        if self._is_draining:
+        if self.presence.is_leaving:
             attempt.ask(Reason.DRAINED)
         try:
             yield attempt
@@ -138,6 +147,11 @@ class Node:
     def health(self) -> NodeHealth:
         """Whether this machine can run anything now."""
         return self.site.health
+
+    @property
+    def is_taking(self) -> bool:
+        """Whether it takes messages now: it can run something, and nobody wants it to drain."""
+        return self.health.is_fit and self.presence.wish is None
 
     @property
     def adopted(self) -> int:
@@ -168,7 +182,10 @@ class Node:
 
     def drain(self) -> None:
         """Ask for the end of everything that runs here; it is handed back."""
-        self._is_draining = True
+        self.presence.is_leaving = True
+        self._hand_back()
+
+    def _hand_back(self) -> None:
         for attempt in self._now():
             attempt.ask(Reason.DRAINED)
 
@@ -186,10 +203,7 @@ class Node:
         if self._pulse.is_alive():
             self._pulse.join()
         self.site.outbox.close(FLUSH_REPORTS)
-        try:
-            self.site.registry.workers.leave(self.site.worker_id)
-        except JobqueueError as error:
-            log.warning("worker.leave_not_recorded", extra={"error": error.message})
+        self.presence.leave()
         self.site.runtime.close()
         self.broker.close()
         self.site.registry.close()
@@ -206,7 +220,8 @@ class Node:
             self._abort_deleted()
             for attempt in self._now():
                 self._keep_alive(attempt)
-            self._announce()
+            self.presence.compare_clocks()
+            self.presence.announce()
 
     def _keep_alive(self, attempt: Attempt) -> None:
         with self._keeping:
@@ -224,24 +239,6 @@ class Node:
         for attempt in attempts:
             if attempt.queue in gone:
                 attempt.ask(Reason.QUEUE_DELETED)
-
-    def _announce(self) -> None:
-        site = self.site
-        record = WorkerRecord(
-            worker_id=site.worker_id,
-            node_id=site.node_id,
-            queues=self.queues,
-            offer=site.offer,
-            runtime=site.runtime.name,
-            state="DRAINING" if self._is_draining else self.health.trouble or "OK",
-            slot=site.slot,
-            devices=site.gpus,
-            experiment_id=next((running.experiment_id for running in self._now().values()), None),
-        )
-        try:
-            site.registry.workers.announce(record, ttl=site.lease)
-        except JobqueueError as error:
-            log.warning("worker.not_announced", extra={"error": error.message})
 
 
 def attach(app: Any, node: Node) -> None:

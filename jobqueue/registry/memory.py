@@ -2,19 +2,17 @@
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from jobqueue.ids import ExperimentId, WorkerId
+from jobqueue.ids import ExperimentId
 from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
 from jobqueue.registry.memory_ledger import MemoryLedger
-from jobqueue.registry.memory_needs import MemoryNeeds
 from jobqueue.registry.memory_table import Clock, Table
-from jobqueue.registry.needs import Needs
-from jobqueue.registry.presence import WorkerRecord, Workers
+from jobqueue.registry.memory_workers import MemoryWorkers
+from jobqueue.registry.presence import Workers
 from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
 
 
@@ -39,7 +37,6 @@ class MemoryRegistry:
         self.live_logs: LiveLogs = MemoryLiveLogs(table)
         self.workers: Workers = MemoryWorkers(table)
         self.ledger: Ledger = MemoryLedger(table)
-        self.needs: Needs = MemoryNeeds(table)
 
     def ping(self) -> datetime:
         """Return its time: it is always there."""
@@ -83,34 +80,3 @@ class MemoryLiveLogs:
         with self._table.lock:
             pieces = list(self._logs.get((experiment_id, stream), ()))
         return [piece for piece in pieces if not after or int(piece.cursor) > int(after)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Presence:
-    worker: WorkerRecord
-    until: datetime
-
-
-class MemoryWorkers:
-    """`Workers` in memory."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._presences: dict[WorkerId, _Presence] = {}
-
-    def announce(self, worker: WorkerRecord, *, ttl: timedelta) -> None:
-        """Say that it is there."""
-        with self._table.lock:
-            self._presences[worker.worker_id] = _Presence(worker=worker, until=self._table.clock() + ttl)
-
-    def leave(self, worker_id: WorkerId) -> None:
-        """Say that it has gone."""
-        with self._table.lock:
-            self._presences.pop(worker_id, None)
-
-    def present(self) -> list[WorkerRecord]:
-        """Return who is there, by id."""
-        with self._table.lock:
-            now = self._table.clock()
-            self._presences = {name: found for name, found in self._presences.items() if found.until > now}
-            return [found.worker for _, found in sorted(self._presences.items())]

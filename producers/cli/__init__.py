@@ -19,6 +19,7 @@ _ENTRIES: Final = {
     "get": Entry(target=f"{_HERE}.act:get", summary="Download an experiment's outputs."),
     "queues": Entry(target=f"{_HERE}.queues:queues", summary="List, create, delete and sweep request queues."),
     "dlq": Entry(target=f"{_HERE}.dlq:dlq", summary="List, show, replay and purge dead letters."),
+    "nodes": Entry(target=f"{_HERE}.nodes:nodes", summary="List nodes; drain and resume them."),
     "keys": Entry(target=f"{_HERE}.keys:keys", summary="Make, show and trust keys."),
     "reports": Entry(target=f"{_HERE}.reports:reports", summary="Listen to what workers report."),
     "doctor": Entry(target=f"{_HERE}.doctor:doctor", summary="Check settings and servers, and say how to mend them."),

@@ -8,7 +8,7 @@ from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Answer, Granted, Held, Registry, Submission
-from jobqueue.registry.presence import WorkerRecord
+from jobqueue.registry.presence import Drain, Gauge, WorkerRecord
 from jobqueue.resources import Offer, Resources
 from services.redis import RedisServer
 from services.waiting import wait_until
@@ -89,9 +89,15 @@ def make_worker(name: str) -> WorkerRecord:
         queues=("default_cpu", "default_gpu"),
         offer=Offer(cpus=2.5, memory_bytes=2**33, disk_bytes=2**34, gpu_memory_bytes=(2**34,)),
         runtime="docker",
-        experiment_id=make_experiment_id(),
+        experiment_ids=(make_experiment_id(), make_experiment_id()),
+        places=2,
         slot="gpu0",
         devices=("GPU-a",),
+        gauges=(Gauge(uuid="GPU-a", name="A", memory_bytes=2**34, used_bytes=7, utilisation_percent=3),),
+        host="a",
+        version="1.2.3",
+        started_at=SUBMITTED_AT,
+        free_disk_bytes=2**30,
     )
 
 
@@ -120,3 +126,6 @@ def use_everything(registry: Registry) -> None:
     registry.workers.announce(worker, ttl=LONG)
     assert worker in registry.workers.present()
     registry.workers.leave(worker.worker_id)
+    registry.workers.drain(Drain(target=worker.worker_id))
+    assert Drain(target=worker.worker_id) in registry.workers.drains()
+    assert registry.workers.resume(worker.worker_id)

@@ -1,4 +1,4 @@
-"""Whether this node can run anything now: its engine answers, its disk has room, and its device is fit.
+"""Whether this node can run anything now: its engine answers, its disk has room, its clock and its device are fit.
 
 A node that cannot run anything would take one message after the other only to hand it back, and spend the platform's
 budget of each. It takes none while something is wrong, says so, and goes on by itself when that is over.
@@ -14,9 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from jobqueue.envelope import CLOCK_TOLERANCE
 from jobqueue.errors import RuntimeFailure
 from jobqueue.lifecycle import Reason
-from jobqueue.quantities import describe_size
+from jobqueue.quantities import describe_size, format_duration
 from workers.attempt.runtimes.base import ContainerRuntime
 from workers.hardware.fitness import Unfit
 
@@ -34,6 +35,7 @@ class Trouble(StrEnum):
 
     NO_ENGINE = "NO_ENGINE"
     DISK_FULL = "DISK_FULL"
+    CLOCK_SKEW = "CLOCK_SKEW"
     GPU_LOST = "GPU_LOST"
     GPU_ECC = "GPU_ECC"
     GPU_XID = "GPU_XID"
@@ -52,6 +54,8 @@ class NodeHealth:
 
     Attributes:
         trouble: what is wrong; None when nothing is.
+        detail: the evidence of it, in a sentence; empty when nothing is wrong.
+        free_bytes: of the disk under `folder`, as it was looked at last; None while nobody has.
         on_change: called after `trouble` has changed, on the thread that found out.
     """
 
@@ -64,11 +68,14 @@ class NodeHealth:
         judge_device: Callable[[], Unfit | None] = lambda: None,
     ) -> None:
         self.trouble: Trouble | None = None
+        self.detail = ""
+        self.free_bytes: int | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._runtime, self._folder, self._floor_bytes = runtime, folder, floor_bytes
         self._judge_device = judge_device
         self._misses = 0
         self._full_until_seconds = 0.0
+        self._ahead = timedelta(0)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._stay, name="health", daemon=True)
@@ -96,10 +103,17 @@ class NodeHealth:
         if reason in (Reason.NODE_DISK_FULL, Reason.RUNTIME_FAILURE):
             self.look(misses=1)
 
+    def note_clock(self, ahead: timedelta) -> None:
+        """Learn how far this machine's clock, which the times of messages are judged by, is ahead of the registry's."""
+        was_fit, self._ahead = abs(self._ahead) <= CLOCK_TOLERANCE, ahead
+        if was_fit != (abs(ahead) <= CLOCK_TOLERANCE):
+            self.look()
+
     def look(self, *, misses: int = MISSES) -> None:
         """Find out what is wrong; an engine counts as gone when it has not answered `misses` times in a row."""
         with self._lock:
             trouble, detail = self._find(misses)
+            self.detail = detail if trouble else ""
             if trouble is self.trouble:
                 return
             self.trouble = trouble
@@ -123,6 +137,8 @@ class NodeHealth:
         full = self._find_full()
         if full:
             return Trouble.DISK_FULL, full
+        if abs(self._ahead) > CLOCK_TOLERANCE:
+            return Trouble.CLOCK_SKEW, _tell_clock(self._ahead)
         try:
             self._runtime.check()
         except RuntimeFailure as error:
@@ -142,9 +158,15 @@ class NodeHealth:
             return ""
         except OSError as error:
             return f"{self._folder} cannot be used: {error.strerror}"
+        free_bytes = self.free_bytes = found.f_bavail * found.f_frsize
         if found.f_files and not found.f_favail:
             return f"no more files fit on the disk of {self._folder}"
-        free_bytes = found.f_bavail * found.f_frsize
         if free_bytes < self._floor_bytes:
             return f"{describe_size(free_bytes)} free in {self._folder}, wanted {describe_size(self._floor_bytes)}"
         return ""
+
+
+def _tell_clock(ahead: timedelta) -> str:
+    where = "ahead of" if ahead > timedelta(0) else "behind"
+    off = format_duration(timedelta(seconds=round(abs(ahead).total_seconds())))
+    return f"this machine's clock is {off} {where} the registry's, at most {format_duration(CLOCK_TOLERANCE)} is borne"

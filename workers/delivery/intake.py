@@ -3,7 +3,7 @@
 A broker gives each consumed queue a delivery of its own. One that comes while every place is taken would wait here,
 behind a run of days, while other workers idle: it goes back at once, and its queue is not consumed until a place is
 free again. When it was one that is to be served first, no queue is consumed until then, because the broker's next
-delivery would otherwise be one of the others. A node that can run nothing now has no place either.
+delivery would otherwise be one of the others. A worker that can run nothing now, or is to drain, has no place either.
 """
 
 import logging
@@ -32,7 +32,7 @@ class Intake:
     @property
     def is_open(self) -> bool:
         """Whether a message that comes now can be run."""
-        return self._node.health.is_fit and self._has_place()
+        return self._node.is_taking and self._has_place()
 
     def refuse(self, message: Any, consumers: Any) -> None:
         """Give a message back for which there is no place, and consume its queue no longer.

@@ -4,13 +4,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
 
 from jobqueue.errors import InvalidSetting
+from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.devices import Device, Devices, Presence
-from workers.hardware.fitness import FREE_WITHIN, Ailment, Unfit, check_free
+from workers.hardware.fitness import FREE_WITHIN, Ailment, Unfit, check_before_start, check_free
 from workers.hardware.locks import DeviceLocks
 from workers.hardware.quarantine import Custody, condemn, examine
 from workers.hardware.slots import Slot, find_device
@@ -30,10 +31,12 @@ class HeldDevice:
         devices: what tells it; closed with this.
         locks: of this machine.
         owner: the worker, told to whoever finds the device taken.
+        kept: where its quarantine outlives this process; None: nowhere.
         clock: monotonic, in seconds.
 
     Attributes:
         device: as it was at the start.
+        seen: as it was when it was last there.
         unfit: why it takes no work now; None while it does.
         is_idle: tells whether nothing of the worker's runs on it; set before `start`.
         on_change: called after `unfit` has changed, on the thread that found out.
@@ -49,13 +52,17 @@ class HeldDevice:
         devices: Devices,
         locks: DeviceLocks,
         owner: str,
+        kept: CustodyFiles | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices, self._clock = devices, clock
         self.device: Device = find_device(slot, devices)
+        self.seen = self.device
         self._lock = _take(locks, self.device.uuid, owner=owner)
-        self._custody = Custody(known=self.device)
-        self.unfit: Unfit | None = None
+        self._kept, self._judging = kept, threading.Lock()
+        fit = Custody(known=self.device)
+        self._custody = kept.load(self.device, at_seconds=clock()) if kept else fit
+        self.unfit: Unfit | None = None if self._custody.is_offered else self._custody.unfit
         self.is_idle: Callable[[], bool] = lambda: False
         self.on_change: Callable[[], None] = lambda: None
         self._occupied_since_seconds: float | None = None
@@ -86,15 +93,43 @@ class HeldDevice:
                 self._tell(Unfit(ailment=Ailment.UNKNOWN, detail=inventory.detail))
             return
         self._silent_looks = 0
+        now = inventory.find(self.device.uuid)
+        self.seen = now or self.seen
         # Asked twice: what began or ended meanwhile may have its memory still, or already.
-        self._judge(inventory.find(self.device.uuid), is_idle=was_idle and self.is_idle())
+        with self._judging:
+            self._judge(now, is_idle=was_idle and self.is_idle())
         self._tell(None if self._custody.is_offered else self._custody.unfit)
+
+    def check_before_start(self, uuids: Iterable[str], *, wait: Callable[[float], object]) -> Unfit | None:
+        """Return why one of these devices cannot take an experiment now; nothing of ours is to run on them.
+
+        The worker's own device goes into quarantine for it; another one is left to the worker that watches it.
+
+        Args:
+            uuids: what the experiment was given.
+            wait: called with seconds, as `Event.wait`, while memory is in use that may come back.
+        """
+        for uuid in uuids:
+            since = self._custody.known if uuid == self.device.uuid else self._devices.look().find(uuid)
+            unfit = check_before_start(self._devices, since=since or Device(uuid=uuid, index=0), wait=wait)
+            if unfit is not None:
+                if uuid == self.device.uuid:
+                    self._take_out(unfit)
+                return unfit
+        return None
+
+    def _take_out(self, unfit: Unfit) -> None:
+        if unfit.ailment is not Ailment.UNKNOWN:  # of a driver that is silent, its next answer tells more
+            now = self._devices.look().find(self.device.uuid)
+            with self._judging:
+                self._keep(condemn(self._custody, unfit, now=now, at_seconds=self._clock()))
+        self._tell(unfit)
 
     def _judge(self, now: Device | None, *, is_idle: bool) -> None:
         at_seconds = self._clock()
         # What still runs on a sick device is not in the way of its retest: that waits for its end.
         if self._custody.is_offered or is_idle:
-            self._custody = examine(self._custody, now, at_seconds=at_seconds)
+            self._keep(examine(self._custody, now, at_seconds=at_seconds))
         is_free_to_judge = is_idle and self._custody.is_offered and now is not None
         unfit = check_free(now) if is_free_to_judge and now else None
         if unfit is None:
@@ -102,8 +137,13 @@ class HeldDevice:
         elif self._occupied_since_seconds is None:
             self._occupied_since_seconds = at_seconds
         elif at_seconds - self._occupied_since_seconds >= FREE_WITHIN.total_seconds():
-            self._custody = condemn(self._custody, unfit, now=now, at_seconds=at_seconds)
+            self._keep(condemn(self._custody, unfit, now=now, at_seconds=at_seconds))
             self._occupied_since_seconds = None
+
+    def _keep(self, custody: Custody) -> None:
+        was, self._custody = self._custody, custody
+        if self._kept and custody != was:
+            self._kept.save(custody)
 
     def _tell(self, unfit: Unfit | None) -> None:
         if unfit == self.unfit:

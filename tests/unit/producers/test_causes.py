@@ -80,7 +80,7 @@ def test_what_fits_nowhere_is_warned_of_with_each_workers_numbers(client: Client
 
 def test_many_workers_that_are_too_small_are_told_in_short(client: Client, announce: Announce) -> None:
     for number in range(9):
-        announce(f"cpu@{number}", cpus=0.5)
+        announce(f"cpu@{number}", cpus=0.5 if number else 9, memory_bytes=1 if number == 0 else 2**34)
 
     (told,) = warnings_of(client)
 
@@ -95,7 +95,7 @@ def test_workers_that_take_nothing_are_warned_of(client: Client, announce: Annou
     (told,) = warnings_of(client)
 
     assert "(of 1 there)" in told
-    assert f"cpu@sick.{client.settings.project} is DISK_FULL" in told
+    assert f"cpu@sick.{client.settings.project} is UNHEALTHY(DISK_FULL)" in told
 
 
 def test_one_worker_that_could_run_it_is_enough(client: Client, announce: Announce) -> None:
@@ -149,7 +149,7 @@ def test_one_that_waits_tells_its_queue_its_place_its_message_and_its_time(clien
 
     assert causes(second) == [
         f"QUEUED: waiting in '{client.settings.project}_cpu' for a worker to take it",
-        f"workers that serve the queue '{client.settings.project}_cpu' now: 1, and 0 had something to run lately",
+        "workers that could run it now: 1, of which 0 are busy",
         "experiments that wait in the queue: 2, and 1 were submitted before it",
         "messages that wait at the broker: 2",
         f"it expires at {expires:%Y-%m-%d %H:%M:%S} UTC unless a worker has begun with it by then",
@@ -159,7 +159,7 @@ def test_one_that_waits_tells_its_queue_its_place_its_message_and_its_time(clien
 
 def test_one_that_waits_for_nobody_tells_that_in_place_of_who_serves(client: Client, exp: Experiment) -> None:
     assert causes(exp)[1].startswith("no worker serves the queue")
-    assert "had something to run" not in exp.why()
+    assert "workers that could run it" not in exp.why()
 
 
 def test_one_that_was_put_off_tells_when_it_is_tried_again(exp: Experiment, worker: Any) -> None:

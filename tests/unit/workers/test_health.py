@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,6 @@ from workers.attempt import health as module
 from workers.attempt.health import NodeHealth, Trouble
 from workers.attempt.runtimes.fake import FakeRuntime
 from workers.attempt.supervise import PutOff
-from workers.bootstrap import Node
 
 
 @pytest.fixture
@@ -132,15 +132,22 @@ def test_a_change_is_told_once(health: NodeHealth, runtime: FakeRuntime) -> None
     assert told == [Trouble.NO_ENGINE, None]
 
 
-def test_a_worker_announces_what_is_wrong_with_its_node(node: FakeNode) -> None:
-    worker = Node.__new__(Node)
-    worker.site, worker._running, worker._is_draining, worker.queues = node.site, {}, False, ()
-    worker._lock = module.threading.Lock()
-    node.runtime.is_down = True
-    worker.health.on_change = worker._announce
-    worker.health.note(Reason.RUNTIME_FAILURE)
-    (record,) = node.registry.workers.present()
-    assert record.state == "NO_ENGINE"
+@pytest.mark.parametrize("minutes", [2, -2])
+def test_a_clock_that_is_far_from_the_registrys_is_trouble_until_it_is_near(health: NodeHealth, minutes: int) -> None:
+    health.note_clock(timedelta(minutes=minutes))
+    assert health.trouble is Trouble.CLOCK_SKEW
+    assert f"2m {'ahead of' if minutes > 0 else 'behind'} the registry's" in health.detail
+    health.note_clock(timedelta(minutes=minutes) / 4)
+    assert (health.trouble, health.detail) == (None, "")
+
+
+def test_what_is_wrong_is_told_with_its_evidence_and_the_disk_with_its_room(
+    health: NodeHealth, runtime: FakeRuntime
+) -> None:
+    runtime.is_down = True
+    health.look(misses=1)
+    assert health.detail
+    assert health.free_bytes
 
 
 def test_an_attempt_that_met_a_dead_engine_or_a_full_disk_makes_its_node_unfit_before_its_message_goes_back(

@@ -48,12 +48,13 @@ class Situation:
     """How many places are free, and how much lies in the queue that is served first; None: it does not exist."""
 
     free: int = 0
-    is_fit: bool = True
+    is_taking: bool = True
     waiting: int | None = 0
     consumers: Consumers = field(default_factory=Consumers)
 
     def __post_init__(self) -> None:
-        node: Any = SimpleNamespace(broker=SimpleNamespace(queues=self), health=self)
+        self.broker = SimpleNamespace(queues=self)
+        node: Any = self
         self.intake = Intake(node, has_place=lambda: self.free > 0)
 
     def depth(self, queue: str) -> Depth:
@@ -99,10 +100,10 @@ def test_without_anybody_who_waited_everything_is_consumed_again(waiting: int | 
 
 
 def test_a_node_that_can_run_nothing_takes_nothing_though_a_place_is_free() -> None:
-    site = Situation(free=1, is_fit=False)
+    site = Situation(free=1, is_taking=False)
     assert not site.intake.is_open
     site.refuse(FIRST)
     site.refuse(NORMAL)
     assert site.resume() == set()
-    site.is_fit = True
+    site.is_taking = True
     assert site.resume() == {FIRST, NORMAL, OTHER}

@@ -28,7 +28,7 @@ class Asked:
 def worker(node: FakeNode) -> Node:
     """A node that opened nothing."""
     made: Any = Node.__new__(Node)
-    made.site, made._running, made._is_draining = node.site, {}, False
+    made.site, made._running, made.presence = node.site, {}, SimpleNamespace(is_leaving=False)
     made._lock, made._keeping, made._closed = threading.Lock(), threading.Lock(), threading.Event()
     made.settings = SimpleNamespace(lease=node.site.lease)
     made.queues = ()

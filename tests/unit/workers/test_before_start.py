@@ -1,0 +1,85 @@
+"""A device is looked at before each start on it: what is sick or in use goes into quarantine first."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from workers.hardware.custody_files import CustodyFiles
+from workers.hardware.devices import Device, Inventory, Presence
+from workers.hardware.fitness import Ailment
+from workers.hardware.holding import HeldDevice
+from workers.hardware.in_memory import MemoryDevices
+from workers.hardware.locks import open_device_locks
+from workers.hardware.slots import parse_slot
+
+OWN, OTHER = (Device(uuid=f"GPU-{name}", index=index, memory_bytes=2**34) for index, name in enumerate("ab"))
+BOTH = (OWN.uuid, OTHER.uuid)
+
+
+@pytest.fixture
+def driver() -> MemoryDevices:
+    return MemoryDevices(OWN, OTHER)
+
+
+@pytest.fixture
+def held(driver: MemoryDevices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldDevice]:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    made = HeldDevice(
+        parse_slot("gpu0"),
+        devices=driver,
+        locks=open_device_locks(tmp_path / "state"),
+        owner="gpu0@host",
+        kept=CustodyFiles(folder=tmp_path / "devices", boot_id="b"),
+        clock=lambda: 0.0,
+    )
+    yield made
+    made.close()
+
+
+def test_devices_that_are_fit_and_free_take_a_start_at_once(held: HeldDevice) -> None:
+    assert held.check_before_start(BOTH, wait=lambda _: pytest.fail("waited")) is None
+    assert held.unfit is None
+
+
+def test_the_own_device_that_somebody_uses_goes_into_quarantine(
+    held: HeldDevice, driver: MemoryDevices, tmp_path: Path
+) -> None:
+    told: list[object] = []
+    held.on_change = lambda: told.append(held.unfit)
+    driver.show(replace(OWN, used_bytes=2**33, process_ids=(77,)), OTHER)
+    unfit = held.check_before_start(BOTH, wait=lambda _: None)
+    assert unfit is not None
+    assert unfit.ailment is Ailment.OCCUPIED
+    assert "processes: 77" in unfit.detail
+    assert told == [unfit]
+    assert len(list((tmp_path / "devices").iterdir())) == 1
+    held.look()
+    assert held.unfit == unfit, "it stays out until it is tested again"
+
+
+def test_another_workers_device_is_left_to_that_one(held: HeldDevice, driver: MemoryDevices) -> None:
+    driver.show(OWN, replace(OTHER, used_bytes=2**33))
+    unfit = held.check_before_start(BOTH, wait=lambda _: None)
+    assert unfit is not None
+    assert (unfit.ailment, held.unfit) == (Ailment.OCCUPIED, None)
+
+
+@pytest.mark.parametrize("gone", BOTH)
+def test_a_device_that_has_gone_takes_no_start(held: HeldDevice, driver: MemoryDevices, gone: str) -> None:
+    driver.show(*(device for device in (OWN, OTHER) if device.uuid != gone))
+    unfit = held.check_before_start(BOTH, wait=lambda _: None)
+    assert unfit is not None
+    assert unfit.ailment is Ailment.LOST
+    assert gone in unfit.detail
+
+
+def test_a_driver_that_is_silent_takes_no_start_until_it_answers(held: HeldDevice, driver: MemoryDevices) -> None:
+    driver.inventory = Inventory(presence=Presence.UNKNOWN, detail="it hangs")
+    unfit = held.check_before_start([OWN.uuid], wait=lambda _: None)
+    assert unfit is not None
+    assert (unfit.ailment, held.unfit) == (Ailment.UNKNOWN, unfit)
+    driver.show(OWN, OTHER)
+    held.look()
+    assert held.unfit is None
