@@ -10,8 +10,10 @@ from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
 from jobqueue.registry.memory_ledger import MemoryLedger
+from jobqueue.registry.memory_needs import MemoryNeeds
 from jobqueue.registry.memory_table import Clock, Table
 from jobqueue.registry.memory_workers import MemoryWorkers
+from jobqueue.registry.needs import Needs
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
 
@@ -37,6 +39,7 @@ class MemoryRegistry:
         self.live_logs: LiveLogs = MemoryLiveLogs(table)
         self.workers: Workers = MemoryWorkers(table)
         self.ledger: Ledger = MemoryLedger(table)
+        self.needs: Needs = MemoryNeeds(table)
 
     def ping(self) -> datetime:
         """Return its time: it is always there."""
