@@ -73,6 +73,7 @@ class Settings(BaseSettings):
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
         queues: what a worker consumes; empty: the project's CPU queue, its GPU queue for a slot with a device.
         slot: what a worker serves of its machine: `cpu`, `gpu0`; empty: all of it.
+        cpus, memory: how many cores and how much memory of a machine are for experiments; 0: all that is there.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
         disk_floor: with less free in `cache_dir` a worker takes no message.
@@ -98,6 +99,8 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "docker", "process"] = "auto"
     queues: _Words = ()
     slot: str = ""
+    cpus: Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False)] = 0
+    memory: _Size = 0
     lease: _PositiveDuration = timedelta(seconds=60)
     networks: _Words = ("none",)
     images: _Words = ("*",)

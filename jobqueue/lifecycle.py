@@ -42,6 +42,7 @@ MOVES: Final[dict[State, frozenset[State]]] = {
 class Phase(StrEnum):
     """What PREPARING is busy with."""
 
+    WAITING = "waiting"  # for devices, cores or memory of its node
     PULLING = "pulling"
     STAGING = "staging"
     GPU_CHECK = "gpu_check"

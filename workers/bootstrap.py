@@ -118,7 +118,7 @@ class Node:
         self.presence.announce()
         self.health.on_change = self.presence.announce
         if self.device:
-            self.device.is_idle = lambda: not self._now()
+            self.device.is_idle = lambda: self.site.is_device_idle
             self.device.on_change = self.health.look
             self.device.start()
         self._pulse.start()

@@ -12,10 +12,12 @@ from jobqueue.registry import open_registry
 from jobqueue.resources import Offer
 from jobqueue.storage import open_store
 from workers.attempt.health import NodeHealth
+from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import NodeFolder
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.site import Policy, Site
+from workers.hardware.fitness import Unfit
 from workers.hardware.holding import HeldDevice
 from workers.hardware.locks import open_device_locks
 from workers.hardware.machine import measure_offer
@@ -54,7 +56,8 @@ def hold_device(slot: Slot, settings: Settings, *, owner: str) -> HeldDevice:
 def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: NodeFolder, share: Share) -> Site:
     """Open what attempts need of their node."""
     runtime = open_runtime(settings.runtime, state_dir=settings.state_dir)
-    device = share.device
+    device, offer = share.device, _make_offer(settings, share)
+    ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None
     return Site(
         worker_id=WorkerId(worker_name),
         node_id=folder.node_id,
@@ -66,11 +69,11 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
             runtime,
             settings.cache_dir,
             floor_bytes=settings.disk_floor,
-            judge_device=lambda: device.unfit if device else None,
+            judge_device=lambda: _judge(device, ledger),
         ),
         keys=KeyRing(settings.keys_dir),
         outbox=Outbox(broker.post, settings.state_dir / "reports" / quote(worker_name, safe="@")),
-        offer=_make_offer(settings, share),
+        offer=offer,
         policy=Policy(
             images=settings.images,
             networks=settings.networks,
@@ -83,12 +86,32 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
         leases=folder.leases,
         slot=share.slot.name if share.slot else "",
         gpus=(device.device.uuid,) if device else (),
+        ledger=ledger,
         endpoint=settings.storage_endpoint,
     )
 
 
+def _measure(settings: Settings) -> Offer:
+    return measure_offer(settings.cache_dir, cpus=settings.cpus, memory_bytes=settings.memory)
+
+
+def _open_ledger(settings: Settings, folder: NodeFolder, worker_id: WorkerId, share: Share, *, cpus: float) -> Ledger:
+    whole = _measure(settings)
+    ledger = Ledger(folder, worker_id=worker_id, cpus=whole.cpus, memory_bytes=whole.memory_bytes)
+    ledger.join(cpus=cpus, device=share.device.device if share.device else None)
+    return ledger
+
+
+def _judge(device: HeldDevice | None, ledger: Ledger | None) -> Unfit | None:
+    """Return why a worker's device takes no work, and let the others of its machine know."""
+    unfit = device.unfit if device else None
+    if ledger:
+        ledger.note(unfit)
+    return unfit
+
+
 def _make_offer(settings: Settings, share: Share) -> Offer:
-    offer = measure_offer(settings.cache_dir)
+    offer = _measure(settings)
     if share.device:
         return replace(offer, gpu_memory_bytes=(share.device.device.memory_bytes,))
     if share.slot:  # a place is a core; the work of the devices needs the others

@@ -29,20 +29,13 @@ from workers.attempt.progress import ProgressFile
 from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container, Exit
 from workers.attempt.site import Site
+from workers.attempt.turn import Stopped, Turn
 from workers.attempt.watch import ProgressRelay, Watch
 
 log = logging.getLogger(__name__)
 
 TICKS_PER_LEASE = 12
 Result = TypeVar("Result")
-
-
-class Stopped(Exception):
-    """Somebody asked for the end before the container was started."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +95,7 @@ class Execution:
             is_new = self._left is None and self._file.kept.ended is None
             outcome = self._run(folder) if is_new else self._go_on(folder)
         except Stopped as stop:
-            outcome = Outcome(reason=stop.reason)
+            outcome = stop.outcome
         except JobqueueError as error:
             outcome = outcome_of_error(error)
             log.warning("attempt.failed", extra={"experiment": self._lease.experiment_id, "error": error.message})
@@ -114,16 +107,16 @@ class Execution:
         return Executed(outcome=outcome, manifest=self._manifest, retries=self._spec.retries if self._spec else 0)
 
     def _run(self, folder: Path) -> Outcome:
-        header = self._message.header
-        if header.expires_at <= datetime.now(UTC):
-            return Outcome(reason=Reason.EXPIRED)
-        self._check()
+        self._check_waiting()
         self._reporter.entered(State.PREPARING)
         self._note(State.PREPARING, Phase.PULLING)
-        spec = self._spec = open_sealed(self._message, keys=self._site.keys)
-        refusal = refuse(spec, policy=self._site.policy, offer=self._site.offer)
+        site = self._site
+        spec = self._spec = open_sealed(self._message, keys=site.keys)
+        refusal = refuse(spec, policy=site.policy, offer=site.best_offer)
         if refusal:
             return refusal
+        turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)
+        gpus = turn.take()
         image = self._watching(lambda: self._site.runtime.resolve(spec.image))
         self._check()
         self._note(State.PREPARING, Phase.STAGING)
@@ -131,23 +124,23 @@ class Execution:
         staged = workspace.stage_in(
             spec, folder, store=site.store, cache=site.folder, endpoint=site.endpoint, check=self._check
         )
-        self._check()
+        self._remove_left()
+        gpus = turn.keep(gpus)
+        self._await_trust()
         plan = make_plan(
             spec,
             lease=self._lease,
-            queue=header.queue,
-            node_id=self._site.node_id,
+            queue=self._message.header.queue,
+            node_id=site.node_id,
             image=image,
             workspace=staged.workspace,
             inputs=staged.inputs,
-            grace=self._site.grace,
-            gpus=self._site.gpus,
+            grace=site.grace,
+            gpus=gpus,
         )
-        self._remove_left()
-        self._await_trust()
         # Before there is a container, because a worker that finds one asks how old it is.
         self._file.update(started_at_seconds=clock_seconds())
-        container = self._site.runtime.start(plan)
+        container = site.runtime.start(plan)
         try:
             return self._supervise(container, spec, staged.workspace)
         finally:
@@ -241,10 +234,13 @@ class Execution:
     def _find_stored(self) -> Mapping[str, StoredLog]:
         return patiently(StoreUnavailable, lambda: find_stored(self._site.store, self._prefix, STREAMS))
 
-    def _note(self, state: State, phase: Phase | None = None) -> None:
+    def _tell_wait(self, wait: str) -> None:
+        self._note(State.PREPARING, Phase.WAITING if wait else Phase.PULLING, progress=wait or "{}")
+
+    def _note(self, state: State, phase: Phase | None = None, progress: str | None = None) -> None:
         """Tell the registry where the attempt is; one that is away learns the end all the same."""
         try:
-            self._site.registry.leases.advance(self._lease, state, phase=phase)
+            self._site.registry.leases.advance(self._lease, state, phase=phase, progress=progress)
         except RegistryUnavailable as error:
             log.warning(
                 "state.not_recorded",
@@ -259,6 +255,12 @@ class Execution:
             raise Stopped(self._keeper.cancel_reason or Reason.CANCELLED_BY_USER)
         if self._asked:
             raise Stopped(self._asked)
+
+    def _check_waiting(self) -> None:
+        """Raise when an attempt that has not begun should not."""
+        if self._message.header.expires_at <= datetime.now(UTC):
+            raise Stopped(Reason.EXPIRED)
+        self._check()
 
     def _await_trust(self) -> None:
         """Return once the lease is held beyond doubt: what starts in doubt could run beside another attempt."""

@@ -17,6 +17,8 @@ from typing import Any, Final
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry.base import Lease
+from jobqueue.resources import Resources
+from workers.hardware.timetable import Entry
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class KeptLease:
         stopping: why its container was told to end; None when it was not.
         ended: what its container's end means, once its outputs are stored; what is left is to tell everybody.
         manifest: the store key of these outputs' manifest; empty when none was written.
+        entry: what it has of its machine, or waits for; None where nobody counts that.
     """
 
     experiment_id: ExperimentId
@@ -54,6 +57,7 @@ class KeptLease:
     stopping: Outcome | None = None
     ended: Outcome | None = None
     manifest: str = ""
+    entry: Entry | None = None
 
     @property
     def lease(self) -> Lease:
@@ -99,7 +103,7 @@ class LeaseFile:
         _write(self._folder / f"{self._kept.name}{_MESSAGE}", message)
         self.update()
 
-    def update(self, **changes: float | str | Outcome) -> None:
+    def update(self, **changes: float | str | Outcome | Entry) -> None:
         """Change some of what it says, by the names of the fields of `KeptLease`.
 
         Raises:
@@ -165,13 +169,21 @@ def _to_json(kept: KeptLease) -> bytes:
 
 def _from_json(content: bytes) -> KeptLease:
     """Return what a file says; of a later version of ours only what this one knows, or a guard would freeze it all."""
-    known = {field.name for field in fields(KeptLease)}
-    said: dict[str, Any] = {name: value for name, value in json.loads(content).items() if name in known}
+    said: dict[str, Any] = _known_to(KeptLease, json.loads(content))
+    if entry := said.get("entry"):
+        resources = Resources(**_known_to(Resources, entry["resources"]))
+        known = _known_to(Entry, entry)
+        said["entry"] = Entry(**{**known, "resources": resources, "devices": tuple(known["devices"])})
     for name in ("stopping", "ended"):
         if said.get(name):
             of = said[name]
             said[name] = Outcome(**{**of, "reason": Reason[of["reason"]], "last_lines": tuple(of["last_lines"])})
     return KeptLease(**said)
+
+
+def _known_to(value: type[Any], said: dict[str, Any]) -> dict[str, Any]:
+    known = {field.name for field in fields(value)}
+    return {name: each for name, each in said.items() if name in known}
 
 
 def _write(path: Path, content: bytes) -> None:

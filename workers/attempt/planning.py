@@ -15,6 +15,8 @@ from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.site import Policy
 
 PROGRESS_FILE: Final = ".jobqueue/progress"
+# Libraries start a thread for each core that they see, which are all of the machine.
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def refuse(spec: ExperimentSpec, *, policy: Policy, offer: Offer) -> Outcome | None:
@@ -43,18 +45,17 @@ def make_plan(
     grace: timedelta,
     gpus: tuple[str, ...] = (),
 ) -> Plan:
-    """Return the container to start; of the worker's devices it is given as many as it asks for."""
-    granted = gpus[: spec.gpus]
+    """Return the container to start, with these devices and no other."""
     labels = Labels(experiment_id=lease.experiment_id, attempt=lease.attempt, token=lease.token, node_id=node_id)
     return Plan(
         labels=labels,
         image=image,
         command=spec.command,
-        env=_environment(spec, lease=lease, queue=queue, grace=grace, gpus=granted),
+        env=_environment(spec, lease=lease, queue=queue, grace=grace, gpus=gpus),
         workspace=workspace,
         inputs=inputs,
         resources=spec.resources,
-        gpus=granted,
+        gpus=gpus,
         network=spec.network,
     )
 
@@ -69,6 +70,7 @@ def _environment(
         "PYTHONUNBUFFERED": "1",
         "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus) or "-1",
+        **dict.fromkeys(THREAD_VARIABLES, str(max(1, int(spec.cpus)))),
         **spec.env,
         **spec.secrets,
         "JOBQUEUE_EXPERIMENT_ID": lease.experiment_id,

@@ -1,6 +1,6 @@
 """What an attempt needs of its node, handed over by the composition root."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from jobqueue.registry.base import Registry
 from jobqueue.resources import Offer
 from jobqueue.storage.base import Store
 from workers.attempt.health import NodeHealth
+from workers.attempt.ledger import Ledger
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes.base import ContainerRuntime
 
@@ -44,7 +45,8 @@ class Site:
         folder: where attempts and caches lie.
         leases: where the node's lease files lie.
         slot: what the worker serves of its machine; empty for one that was started without.
-        gpus: UUIDs of the devices that this worker has.
+        gpus: UUIDs of the devices that this worker watches.
+        ledger: who has what of the machine; None for a worker that was started without a slot, which asks nobody.
         endpoint: of the S3 server that `s3://` inputs lie on, when it is not Amazon's.
     """
 
@@ -65,4 +67,23 @@ class Site:
     leases: Path
     slot: str = ""
     gpus: tuple[str, ...] = ()
+    ledger: Ledger | None = None
     endpoint: str = ""
+
+    @property
+    def best_offer(self) -> Offer:
+        """What an experiment can get here at best: of all devices of the machine, from a worker that has one."""
+        if self.ledger is None or not self.gpus:
+            return self.offer
+        sizes = tuple(slot.device_bytes for slot in self.ledger.machine().slots if slot.device)
+        return replace(self.offer, gpu_memory_bytes=sizes)
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether a worker that runs nothing has a use for a message: its device may serve another one's experiment."""
+        return self.ledger is None or self.ledger.takes_more()
+
+    @property
+    def is_device_idle(self) -> bool:
+        """Whether no experiment of this machine has this worker's device."""
+        return self.ledger is None or not any(self.ledger.user_of(uuid) for uuid in self.gpus)

@@ -99,7 +99,9 @@ class Consumer(CeleryConsumer):
         return [consumed.name for consumed in node_of(self.app).broker.consumed(queue)]
 
     def _has_place(self) -> bool:
-        return not _is_stopping() and bool(self.pool.busy + node_of(self.app).adopted < self.pool.limit)
+        node = node_of(self.app)
+        is_free = not _is_stopping() and bool(self.pool.busy + node.adopted < self.pool.limit)
+        return is_free and node.site.takes_more
 
     def _look_for_queues(self) -> None:
         self._require_connection()
@@ -172,7 +174,7 @@ class Consumer(CeleryConsumer):
         if not self._intake.is_open:
             self._intake.refuse(message, self.task_consumer)
             return
-        if self._room and not self._room.admit(message, verified.header):
+        if self._room and not self._room.admit(message, verified):
             return
         try:
             handle(message)

@@ -1,87 +1,133 @@
-"""What of a CPU slot's cores and memory is promised, so that what runs at once never needs more than it offers.
+"""Whether an experiment can begin on this machine now, asked before anything is done for it.
 
-What does not fit now is put off and comes back; smaller work behind it is taken meanwhile. What never fits is let
-through: its attempt says so with the numbers.
+What does not fit beside what runs, or would delay who has waited longer, is put off and comes back; what fits behind it
+is taken meanwhile, and another machine may take what this one has put off. What has waited for a while is taken all the
+same, one of a kind at a time, and waits here, in line and under its lease: so nothing starves.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from celery.worker.state import active_requests, reserved_requests
 
-from jobqueue.errors import BrokerUnavailable, NoSuchQueue
+from jobqueue.envelope import Verified, open_sealed
+from jobqueue.errors import BrokerUnavailable, JobqueueError, NoSuchQueue
 from jobqueue.header import Header
 from jobqueue.ids import ExperimentId
-from jobqueue.resources import Offer, Resources, fits_in
+from jobqueue.resources import fits_in
+from workers.attempt.ledger import Ledger
+from workers.attempt.turn import length_of
 from workers.bootstrap import Node
 from workers.delivery.request import requeue_later
-from workers.hardware.slots import CPU
+from workers.hardware.timetable import Entry
 
 log = logging.getLogger(__name__)
 
 SOON: Final = timedelta(seconds=2)
 LATEST: Final = timedelta(minutes=1)
+# So old, an experiment is let wait here. Several devices are free at once by chance alone, room for cores comes often.
+PATIENCE: Final = timedelta(seconds=4)
+PATIENCE_FOR_CORES: Final = timedelta(minutes=1)
 # A backlog of work that does not fit goes round more slowly the longer it is.
 _PER_ROUND: Final = 10
-_A_LITTLE: Final = 1e-6
+_REMEMBERED: Final = 1000
 
 
 def make_room(node: Node) -> "Room | None":
-    """Return the room of a CPU slot; another worker runs what it has places for."""
-    if node.site.slot != CPU:
+    """Return the room of a slot; another worker runs what it has places for."""
+    if node.site.ledger is None:
         return None
-    return Room(node, taken=lambda: [request.id for request in (*active_requests, *reserved_requests)])
+    ledger = node.site.ledger
+    return Room(node, ledger, taken=lambda: [request.id for request in (*active_requests, *reserved_requests)])
 
 
 class Room:
-    """What is left of one worker's offer. Main thread only.
+    """What one slot's worker lets in. Main thread only.
 
     Args:
         node: the worker.
+        ledger: of its machine.
         taken: the ids of all that was handed on and has not ended.
+        clock: now, aware.
     """
 
-    def __init__(self, node: Node, *, taken: Callable[[], Iterable[str]]) -> None:
-        self._node, self._taken = node, taken
-        self._promised: dict[ExperimentId, Resources] = {}
+    def __init__(
+        self,
+        node: Node,
+        ledger: Ledger,
+        *,
+        taken: Callable[[], Iterable[str]],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._site, self._ledger, self._taken, self._clock = node.site, ledger, taken, clock
+        self._promised: dict[ExperimentId, Entry] = {}
+        self._refused: dict[ExperimentId, int] = {}
         self._put_off = 0
 
-    def admit(self, message: Any, header: Header) -> bool:
-        """Promise what an experiment asks for, or put its message off.
+    def admit(self, message: Any, verified: Verified) -> bool:
+        """Let an experiment in, or put its message off.
 
         Args:
             message: the delivery.
-            header: of its verified envelope.
+            verified: its envelope.
         """
-        asked, offer = header.resources, self._node.site.offer
-        in_use = self._in_use()
-        if not fits_in(asked, offer):
-            if header.experiment_id not in in_use and _exceeds([*in_use.values(), asked], offer):
-                self._defer(message, header)
-                return False
-            self._promised[header.experiment_id] = asked
+        header = verified.header
+        taken = set(self._taken())
+        self._promised = {each: entry for each, entry in self._promised.items() if each in taken}
+        misfits = fits_in(header.resources, self._site.best_offer)
+        if misfits:
+            return self._refuse(message, header, misfits)
+        entry = self._ledger.ask(header.resources, seconds=float("inf"))
+        if header.experiment_id not in taken and not self._may_begin(entry, verified):
+            delay = min(SOON * (1 + self._put_off // _PER_ROUND), LATEST)
+            self._put_off += 1
+            log.info("delivery.no_room", extra={"experiment": header.experiment_id, "queue": header.queue})
+            self._defer(message, header, delay)
+            return False
+        self._promised[header.experiment_id] = entry
         self._put_off //= 2
         return True
 
-    def _in_use(self) -> Mapping[ExperimentId, Resources]:
-        taken = set(self._taken())
-        self._promised = {each: asked for each, asked in self._promised.items() if each in taken}
-        return {**self._promised, **self._node.promised()}
-
-    def _defer(self, message: Any, header: Header) -> None:
-        delay = min(SOON * (1 + self._put_off // _PER_ROUND), LATEST)
-        self._put_off += 1
-        log.info("delivery.no_room", extra={"experiment": header.experiment_id, "queue": header.queue})
+    def _may_begin(self, entry: Entry, verified: Verified) -> bool:
+        beside = tuple(self._promised.items())
+        if self._ledger.can_start(entry, beside=beside):
+            return True
+        waiting = self._ledger.waiting()
+        if not waiting:
+            return self._may_wait(verified.header, waiting)
+        # It may be over before who waits can begin; how long it lasts is sealed.
         try:
-            self._node.site.deliveries.defer(message, queue=header.queue, delay=delay)
+            spec = open_sealed(verified, keys=self._site.keys)
+        except JobqueueError:
+            return True  # its attempt says why
+        exact = replace(entry, seconds=length_of(spec.timeout, self._site.grace))
+        return self._ledger.can_start(exact, beside=beside) or self._may_wait(verified.header, waiting)
+
+    def _may_wait(self, header: Header, waiting: Iterable[Entry]) -> bool:
+        wants_devices = header.resources.gpus > 0
+        patience = PATIENCE if wants_devices else PATIENCE_FOR_CORES
+        is_old = self._clock() - header.submitted_at >= patience
+        return is_old and not any((entry.resources.gpus > 0) is wants_devices for entry in waiting)
+
+    def _refuse(self, message: Any, header: Header, misfits: list[str]) -> bool:
+        """Put off what can never begin here; the first time its attempt does that, so that everybody is told why."""
+        times = self._refused.pop(header.experiment_id, 0)
+        self._refused[header.experiment_id] = times + 1
+        if len(self._refused) > _REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        if not times:
+            return True
+        said = {"experiment": header.experiment_id, "queue": header.queue, "detail": "; ".join(misfits)}
+        log.warning("delivery.does_not_fit", extra=said)
+        self._defer(message, header, min(SOON * (1 << min(times, _PER_ROUND)), LATEST))
+        return False
+
+    def _defer(self, message: Any, header: Header, delay: timedelta) -> None:
+        try:
+            self._site.deliveries.defer(message, queue=header.queue, delay=delay)
         except (BrokerUnavailable, NoSuchQueue) as error:
             log.warning("delivery.not_deferred", extra={"queue": header.queue, "error": error.message})
             requeue_later(message)
-
-
-def _exceeds(asked: Iterable[Resources], offer: Offer) -> bool:
-    together = tuple(asked)
-    cpus = sum(each.cpus for each in together)
-    return cpus > offer.cpus + _A_LITTLE or sum(each.memory_bytes for each in together) > offer.memory_bytes

@@ -54,7 +54,8 @@ def _choose_slot(name: str, conf: Any, concurrency: Any) -> Slot | None:
         told = f"{slot.name} has one place, not {concurrency}"
         give_up(InvalidSetting(told, hint="leave -c out: a device is given as a whole"))
     if concurrency is None:
-        conf.worker_concurrency = count_cores() if slot and not slot.has_device else 1
+        is_cores = slot and not slot.has_device
+        conf.worker_concurrency = count_cores(conf.jobqueue_settings.cpus) if is_cores else 1
     return slot
 
 
@@ -74,7 +75,7 @@ def open_node(sender: Any, **_: Any) -> None:
     queues = tuple(queue.name for queue in sender.app.conf.task_queues if is_request_queue(queue.name))
     try:
         slot = sender.app.conf.jobqueue_slot
-        places = sender.concurrency if isinstance(sender.concurrency, int) else count_cores()
+        places = sender.concurrency if isinstance(sender.concurrency, int) else count_cores(settings.cpus)
         node = Node(settings, worker_name=sender.hostname, queues=queues, slot=slot, places=places)
     except JobqueueError as error:
         give_up(error)

@@ -41,7 +41,7 @@ def serve_machine(sender: str, conf: Any, options: dict[str, Any], **_: Any) -> 
     if stock.inventory.presence is Presence.UNKNOWN:
         sys.stderr.write(f"warning: {stock.inventory.detail}; serving CPU queues only\n")
     if stock.devices:
-        cores = max(1, count_cores() - len(stock.devices))
+        cores = max(1, count_cores(settings.cpus) - len(stock.devices))
         slots = {str(slot): 1 if slot.has_device else cores for slot in make_slots(stock.devices)}
         serving = Serving(
             state_dir=str(settings.state_dir),

@@ -11,7 +11,7 @@ from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Lease
 from jobqueue.resources import Offer
 from jobqueue.spec import ExperimentSpec, parse_spec
-from workers.attempt.planning import make_plan, refuse
+from workers.attempt.planning import THREAD_VARIABLES, make_plan, refuse
 from workers.attempt.runtimes.base import Plan
 from workers.attempt.site import Policy
 
@@ -85,6 +85,7 @@ def test_a_container_knows_who_it_is_and_until_when() -> None:
         "PYTHONUNBUFFERED": "1",
         "NVIDIA_VISIBLE_DEVICES": "void",
         "CUDA_VISIBLE_DEVICES": "-1",
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
         "SEED": "1",
         "KEY": "s",
         "JOBQUEUE_EXPERIMENT_ID": plan.labels.experiment_id,
@@ -100,14 +101,18 @@ def test_a_container_knows_who_it_is_and_until_when() -> None:
     }
 
 
-@pytest.mark.parametrize(("asked", "granted"), [(0, ()), (1, ("GPU-a",)), (2, ("GPU-a", "GPU-b"))])
-def test_a_container_is_given_as_many_devices_as_it_asks_for_and_knows_them_by_uuid(
-    asked: int, granted: tuple[str, ...]
-) -> None:
-    plan = plan_of(spec_of(gpus=asked, gpu_memory="1GiB" if asked else 0), gpus=("GPU-a", "GPU-b"))
+@pytest.mark.parametrize("granted", [(), ("GPU-a",), ("GPU-a", "GPU-b")])
+def test_a_container_is_given_the_granted_devices_and_knows_them_by_uuid(granted: tuple[str, ...]) -> None:
+    plan = plan_of(spec_of(gpus=len(granted)), gpus=granted)
     assert plan.gpus == granted
     named = {plan.env[name] for name in ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "JOBQUEUE_GPUS")}
     assert named == ({",".join(granted)} if granted else {"void", "-1", ""})
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, "1"), (2.9, "2"), (16, "16")])
+def test_libraries_start_as_many_threads_as_there_are_cores_for(cpus: float, threads: str) -> None:
+    env = plan_of(spec_of(cpus=cpus, env={"OMP_NUM_THREADS": "7"})).env
+    assert [env[name] for name in THREAD_VARIABLES] == ["7", threads, threads, threads]
 
 
 def test_the_users_own_home_wins_over_the_default() -> None:

@@ -1,110 +1,209 @@
-"""What fits beside what runs already, and what becomes of what does not."""
+"""What may begin beside what runs and waits already, and what becomes of the message of what may not."""
 
-from datetime import timedelta
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from services.node import FakeNode
 
+from jobqueue.envelope import Verified
 from jobqueue.errors import BrokerUnavailable
-from jobqueue.resources import Offer, Resources
+from jobqueue.ids import WorkerId
+from jobqueue.resources import Offer
+from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
+from workers.attempt.ledger import Ledger
+from workers.attempt.node_folder import open_node_folder
 from workers.delivery import room as module
-from workers.delivery.room import LATEST, SOON, Room, make_room
+from workers.delivery.room import LATEST, PATIENCE, PATIENCE_FOR_CORES, SOON, Room, make_room
+from workers.hardware.devices import Device
 
 GIB = 2**30
 
 
-def resources(cpus: float = 1, memory: int = 1) -> Resources:
-    return Resources(cpus=cpus, memory_bytes=memory * GIB, disk_bytes=0, shm_bytes=0)
-
-
 class Slot:
-    """A CPU slot with four cores and 8 GiB, and what it has put off."""
+    """A machine with four cores, 8 GiB and two devices, as the worker of one slot sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, fake: FakeNode, state_dir: Path, name: str) -> None:
+        self.fake, self.name, self.now = fake, name, datetime.now(UTC)
+        self.folder = open_node_folder(state_dir)
+        self.claims, self.ledgers = [], {}
+        for each, device in (("cpu", None), ("gpu0", "GPU-0"), ("gpu1", "GPU-1")):
+            worker_id = WorkerId(f"{each}@host")
+            self.claims.append(self.folder.claim(worker_id))
+            self.ledgers[each] = Ledger(self.folder, worker_id=worker_id, cpus=4, memory_bytes=8 * GIB)
+            gpu = Device(uuid=device, index=0, memory_bytes=16 * GIB) if device else None
+            self.ledgers[each].join(cpus=4, device=gpu)
         self.taken: list[str] = []
-        self.adopted: dict[str, Resources] = {}
         self.deferred: list[timedelta] = []
         self.error: Exception | None = None
-        offer = Offer(cpus=4, memory_bytes=8 * GIB, disk_bytes=GIB)
-        site = SimpleNamespace(offer=offer, deliveries=self, slot="cpu")
-        node: Any = SimpleNamespace(site=site, promised=lambda: self.adopted)
-        self.room = Room(node, taken=lambda: self.taken)
+        sizes = () if name == "cpu" else (16 * GIB, 16 * GIB)
+        offer = Offer(cpus=4, memory_bytes=8 * GIB, disk_bytes=2**40, gpu_memory_bytes=sizes)
+        site = SimpleNamespace(
+            best_offer=offer, deliveries=self, keys=fake.site.keys, grace=timedelta(0), ledger=self.ledgers[name]
+        )
+        self.node = cast("Any", SimpleNamespace(site=site))
+        self.room = Room(self.node, self.ledgers[name], taken=lambda: self.taken, clock=lambda: self.now)
 
     def defer(self, message: Any, *, queue: str, delay: timedelta) -> None:
         if self.error:
             raise self.error
         self.deferred.append(delay)
 
-    def take(self, name: str, asked: Resources) -> bool:
-        header: Any = SimpleNamespace(experiment_id=name, resources=asked, queue="p_cpu")
-        is_taken = self.room.admit(object(), header)
-        self.taken += [name] if is_taken else []
+    def make(self, cpus: float = 1, memory: int = 1, **fields: Any) -> Verified:
+        return self.fake.message(cpus=cpus, memory=f"{memory}GiB", **fields)
+
+    def take(self, message: Verified) -> bool:
+        is_taken = self.room.admit(object(), message)
+        self.taken += [message.header.experiment_id] if is_taken else []
         return is_taken
+
+    def begin(self, message: Verified, worker: str) -> LeaseFile:
+        """Let an attempt of some worker ask for its share."""
+        header = message.header
+        kept = KeptLease(
+            experiment_id=header.experiment_id,
+            attempt=1,
+            token=1,
+            worker_id=WorkerId(f"{worker}@host"),
+            queue=header.queue,
+            boot_id=read_boot_id(),
+            deadline_seconds=0,
+        )
+        file = LeaseFile(self.folder.leases, kept)
+        file.create(b"")
+        self.ledgers[worker].take(file, header.resources, seconds=3600)
+        return file
+
+    def close(self) -> None:
+        for claim in self.claims:
+            os.close(claim)
 
 
 @pytest.fixture
-def slot() -> Slot:
-    return Slot()
+def cores(node: FakeNode, tmp_path: Path) -> Iterator[Slot]:
+    slot = Slot(node, tmp_path / "state", "cpu")
+    yield slot
+    slot.close()
 
 
-@pytest.mark.parametrize(
-    ("each", "most"), [(resources(2), 2), (resources(1, 4), 2), (resources(0.4), 8), (resources(), 4)]
-)
-def test_no_more_runs_at_once_than_there_are_cores_and_memory_for(slot: Slot, each: Resources, most: int) -> None:
-    assert [slot.take(f"e{number}", each) for number in range(10)] == [True] * most + [False] * (10 - most)
-    assert slot.deferred == [SOON] * (10 - most)
+@pytest.fixture
+def device(node: FakeNode, tmp_path: Path) -> Iterator[Slot]:
+    slot = Slot(node, tmp_path / "state", "gpu0")
+    yield slot
+    slot.close()
 
 
-def test_smaller_work_behind_what_does_not_fit_is_taken_meanwhile(slot: Slot) -> None:
-    assert slot.take("a", resources(3))
-    assert not slot.take("large", resources(2))
-    assert slot.take("small", resources(1))
+@pytest.mark.parametrize(("cpus", "memory", "most"), [(2, 1, 2), (1, 4, 2), (0.4, 0.5, 10), (1, 1, 4)])
+def test_no_more_runs_at_once_than_there_are_cores_and_memory_for(
+    cores: Slot, cpus: float, memory: float, most: int
+) -> None:
+    messages = [cores.fake.message(cpus=cpus, memory=f"{memory}GiB") for _ in range(12)]
+    assert [cores.take(message) for message in messages] == [True] * most + [False] * (12 - most)
+    assert cores.deferred[:1] == [SOON]
 
 
-def test_what_did_not_fit_is_taken_when_something_has_ended(slot: Slot) -> None:
-    slot.take("a", resources(3))
-    assert not slot.take("large", resources(4))
-    slot.taken.remove("a")
-    assert slot.take("large", resources(4))
+def test_smaller_work_behind_what_does_not_fit_is_taken_meanwhile(cores: Slot) -> None:
+    assert cores.take(cores.make(3))
+    assert not cores.take(cores.make(2))
+    assert cores.take(cores.make(1))
 
 
-def test_what_an_earlier_worker_has_started_needs_its_room_too(slot: Slot) -> None:
-    slot.adopted["old"] = resources(3)
-    assert not slot.take("a", resources(2))
-    assert slot.take("b", resources(1))
+def test_what_did_not_fit_is_taken_when_something_has_ended(cores: Slot) -> None:
+    cores.take(cores.make(3))
+    large = cores.make(4)
+    assert not cores.take(large)
+    cores.taken.clear()
+    assert cores.take(large)
 
 
-def test_a_second_delivery_of_what_runs_needs_no_room_of_its_own(slot: Slot) -> None:
-    assert slot.take("a", resources(4))
-    assert slot.take("a", resources(4))
+def test_what_runs_on_devices_needs_its_cores_and_memory_too(cores: Slot) -> None:
+    cores.begin(cores.make(3, gpus=1), "gpu0")
+    assert not cores.take(cores.make(2))
+    assert cores.take(cores.make(1))
 
 
-def test_what_never_fits_is_let_through_for_its_attempt_to_say_so(slot: Slot) -> None:
-    slot.take("a", resources(4))
-    assert slot.take("huge", resources(5))
-    assert slot.deferred == []
+def test_a_second_delivery_of_what_runs_needs_no_room_of_its_own(cores: Slot) -> None:
+    message = cores.make(4)
+    assert cores.take(message)
+    assert cores.take(message)
 
 
-def test_a_long_backlog_that_does_not_fit_goes_round_slowly(slot: Slot) -> None:
-    slot.take("a", resources(4))
-    for number in range(400):
-        assert not slot.take(f"e{number}", resources())
-    assert slot.deferred == sorted(slot.deferred)
-    assert (slot.deferred[0], slot.deferred[-1]) == (SOON, LATEST)
+def test_what_never_fits_says_so_once_through_its_attempt_and_is_put_off_then(
+    cores: Slot, caplog: pytest.LogCaptureFixture
+) -> None:
+    cores.take(cores.make(4))
+    huge = cores.make(5)
+    assert cores.take(huge)
+    cores.taken.remove(huge.header.experiment_id)
+    assert [cores.take(huge) for _ in range(8)] == [False] * 8
+    assert cores.deferred == sorted(cores.deferred)
+    assert (cores.deferred[0], cores.deferred[-1]) == (2 * SOON, LATEST)
+    said = [record for record in caplog.records if record.message == "delivery.does_not_fit"]
+    assert said[0].detail == "asks for 5 cpus, 4 are there"  # type: ignore[attr-defined]
 
 
-def test_a_broker_that_cannot_put_it_off_gets_it_back(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_backlog_that_does_not_fit_goes_round_slowly(cores: Slot) -> None:
+    cores.take(cores.make(4))
+    message = cores.make()
+    for _ in range(400):
+        assert not cores.take(message)
+    assert cores.deferred == sorted(cores.deferred)
+    assert (cores.deferred[0], cores.deferred[-1]) == (SOON, LATEST)
+
+
+def test_large_work_that_has_waited_long_waits_in_line_and_small_work_no_longer_passes_it(cores: Slot) -> None:
+    cores.begin(cores.make(1), "cpu")
+    large = cores.make(4)
+    assert not cores.take(large)
+    cores.now += PATIENCE_FOR_CORES + SOON
+    assert cores.take(large)
+    cores.begin(large, "cpu")
+    assert not cores.take(cores.make(1)), "an endless stream of these would starve it"
+    assert not cores.take(cores.make(4)), "one at a time waits here, another machine may have room"
+    assert cores.take(cores.make(1, timeout="50m")), "over by then"
+
+
+def test_work_for_several_devices_is_left_to_other_nodes_for_a_moment_and_waits_here_then(device: Slot) -> None:
+    device.begin(device.make(gpus=1), "gpu1")
+    pair = device.make(gpus=2)
+    assert not device.take(pair)
+    device.now += PATIENCE + SOON
+    assert device.take(pair)
+    device.begin(pair, "gpu0")
+    device.taken.clear()
+    assert not device.take(device.make(gpus=1))
+    assert device.take(device.make(gpus=1, timeout="50m")), "it fills the gap"
+    assert not device.take(device.make(gpus=2))
+
+
+def test_what_needs_a_larger_device_than_the_workers_own_gets_anothers(device: Slot) -> None:
+    device.ledgers["gpu1"].join(cpus=4, device=Device(uuid="GPU-1", index=1, memory_bytes=80 * GIB))
+    large = device.make(gpus=1, gpu_memory="16GiB")
+    assert device.take(large)
+    assert device.begin(large, "gpu0").kept.entry.devices == ("GPU-0",)  # type: ignore[union-attr]
+    device.taken.clear()
+    device.node.site.best_offer = Offer(
+        cpus=4, memory_bytes=8 * GIB, disk_bytes=2**40, gpu_memory_bytes=(16 * GIB, 80 * GIB)
+    )
+    larger = device.make(gpus=1, gpu_memory="40GiB")
+    assert device.take(larger)
+    assert device.begin(larger, "gpu0").kept.entry.devices == ("GPU-1",)  # type: ignore[union-attr]
+
+
+def test_a_broker_that_cannot_put_it_off_gets_it_back(cores: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
     back: list[Any] = []
     monkeypatch.setattr(module, "requeue_later", back.append)
-    slot.error = BrokerUnavailable("away")
-    slot.take("a", resources(4))
-    assert not slot.take("b", resources())
+    cores.error = BrokerUnavailable("away")
+    cores.take(cores.make(4))
+    assert not cores.take(cores.make())
     assert len(back) == 1
 
 
-def test_only_a_cpu_slot_counts_cores(slot: Slot) -> None:
-    node: Any = slot.room._node
-    assert make_room(node) is not None
-    node.site.slot = ""
-    assert make_room(node) is None
+def test_only_a_slot_has_a_room(cores: Slot) -> None:
+    assert make_room(cores.node) is not None
+    cores.node.site.ledger = None
+    assert make_room(cores.node) is None

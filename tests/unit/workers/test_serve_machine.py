@@ -1,5 +1,6 @@
 """Whether a worker serves its whole machine, and which part of it when it was told one."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ class Start:
         monkeypatch.setattr(module, "has_driver", lambda: True)
         monkeypatch.setattr(module, "NvmlDevices", self._open)
         monkeypatch.setattr(module, "become", lambda serving, words: self.became.append((serving, words)))
-        monkeypatch.setattr(module, "count_cores", lambda: 8)
+        monkeypatch.setattr(module, "count_cores", lambda *_: 8)
         monkeypatch.setattr(sys, "argv", ["celery", "-A", "jobqueue", "worker", "-l", "INFO"])
         for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
             monkeypatch.delenv(name, raising=False)
@@ -57,7 +58,7 @@ def test_a_machine_with_devices_is_served_as_a_whole_with_the_same_words(start: 
 
 
 def test_more_devices_than_cores_leave_one_place_for_other_work(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "count_cores", lambda: 1)
+    monkeypatch.setattr(module, "count_cores", lambda *_: 1)
     start()
     assert start.became[0][0].slots["cpu"] == 1
 
@@ -120,11 +121,11 @@ def test_a_worker_has_one_place_unless_it_was_told_otherwise(slot: str, concurre
     assert (chosen.name if chosen else "", conf.worker_concurrency) == (slot, places)
 
 
-def test_the_cpu_slot_has_a_place_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "count_cores", lambda: 8)
-    conf = SimpleNamespace(worker_concurrency=None)
+@pytest.mark.parametrize(("given_away", "places"), [(0, len(os.sched_getaffinity(0))), (8, 8), (2.5, 2), (0.5, 1)])
+def test_the_cpu_slot_has_a_place_for_each_core_that_is_given_away(given_away: float, places: int) -> None:
+    conf = SimpleNamespace(worker_concurrency=None, jobqueue_settings=SimpleNamespace(cpus=given_away))
     delivery._choose_slot("cpu", conf, None)
-    assert conf.worker_concurrency == 8
+    assert conf.worker_concurrency == places
 
 
 @pytest.mark.parametrize(("slot", "concurrency"), [("gpu0", 2), ("gpus", None)])
