@@ -17,6 +17,7 @@ from bench.servers import Servers
 from jobqueue.spec import parse_spec
 from jobqueue.storage import open_store
 from producers.packaging import pack_workspace
+from workers.attempt.input_cache import InputCache
 from workers.attempt.workspace import stage_in
 
 _ROUNDS = 3
@@ -64,7 +65,7 @@ def _ours(tree: _Tree, place: Path, number: int) -> None:
     store = open_store((place / "store").as_uri(), endpoint="")
     artifact, _ = pack_workspace(tree.folder, store)
     spec = parse_spec({"image": BUSYBOX, "command": ["true"], "workspace": artifact})
-    stage_in(spec, place / "attempt", store=store, cache=place / "cache")
+    stage_in(spec, place / "attempt", store=store, cache=InputCache(folder=place / "cache", size_bytes=2**40))
     _empty(place)
 
 

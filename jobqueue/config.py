@@ -76,7 +76,9 @@ class Settings(BaseSettings):
         cpus, memory: how many cores and how much memory of a machine are for experiments; 0: all that is there.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
-        disk_floor: with less free in `cache_dir` a worker takes no message.
+        cache_size: of the inputs and workspaces that a node keeps in `cache_dir` when nobody needs them.
+        image_cache_size: of the images that a node has pulled; 0: all are kept.
+        disk_floor: with less free in `cache_dir` a worker takes no message, and keeps nothing that nobody needs.
         grace: between SIGTERM and SIGKILL, for a container and for a draining worker.
     """
 
@@ -107,6 +109,8 @@ class Settings(BaseSettings):
     max_timeout: _PositiveDuration = timedelta(days=30)
     log_limit: _Size = 2 * 2**30
     cache_dir: _Folder = Field(default_factory=_cache_folder)
+    cache_size: _Size = 50 * 2**30
+    image_cache_size: _Size = 0
     disk_floor: _Size = 2**30
     grace: _Duration = timedelta(seconds=30)
     log_format: Literal["text", "json"] = "text"

@@ -12,7 +12,7 @@
         BadEnvelope              Untrusted                Undecryptable            Early
       KeyRefused               a key file that must not be used
       RuntimeFailure           the container engine, or an image it cannot have
-        ImageRefused             ImagePullFailed
+        ImageRefused             ImagePullFailed          DiskFull
       ArtifactRefused          an archive, input or output that breaks a rule
 
 Every error carries a `code` (stable, for programs) and a `hint` (what to do, for people).
@@ -258,6 +258,13 @@ class ImagePullFailed(RuntimeFailure):
     """The image could not be fetched now; later it may be."""
 
     code = "image_pull_failed"
+
+
+class DiskFull(RuntimeFailure):
+    """A disk of this node has no room for what an attempt needs; another node's may have."""
+
+    code = "disk_full"
+    hint = "free some room on the node"
 
 
 class ArtifactRefused(JobqueueError):

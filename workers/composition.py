@@ -12,10 +12,12 @@ from jobqueue.registry import open_registry
 from jobqueue.resources import Offer
 from jobqueue.storage import open_store
 from workers.attempt.health import NodeHealth
+from workers.attempt.input_cache import InputCache
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import NodeFolder
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes import open_runtime
+from workers.attempt.runtimes.image_cache import ImageCache
 from workers.attempt.site import Policy, Site
 from workers.hardware.fitness import Unfit
 from workers.hardware.holding import HeldDevice
@@ -55,7 +57,9 @@ def hold_device(slot: Slot, settings: Settings, *, owner: str) -> HeldDevice:
 
 def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: NodeFolder, share: Share) -> Site:
     """Open what attempts need of their node."""
-    runtime = open_runtime(settings.runtime, state_dir=settings.state_dir)
+    cache = settings.cache_dir
+    images = ImageCache(folder=cache / "images", size_bytes=settings.image_cache_size, floor_bytes=settings.disk_floor)
+    runtime = open_runtime(settings.runtime, state_dir=settings.state_dir, image_cache=images)
     device, offer = share.device, _make_offer(settings, share)
     ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None
     return Site(
@@ -82,7 +86,8 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
         ),
         lease=settings.lease,
         grace=settings.grace,
-        folder=settings.cache_dir,
+        folder=cache,
+        inputs=InputCache(folder=cache, size_bytes=settings.cache_size, floor_bytes=settings.disk_floor),
         leases=folder.leases,
         slot=share.slot.name if share.slot else "",
         gpus=(device.device.uuid,) if device else (),

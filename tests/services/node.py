@@ -28,6 +28,7 @@ from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
 from services.waiting import wait_until
 from workers.attempt.health import NodeHealth
+from workers.attempt.input_cache import InputCache
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes.fake import FakeContainer, FakeRuntime
 from workers.attempt.site import Policy, Site
@@ -221,6 +222,7 @@ def open_fake_node(folder: Path) -> Iterator[FakeNode]:
         lease=LEASE,
         grace=timedelta(seconds=1),
         folder=folder / "node",
+        inputs=InputCache(folder=folder / "node", size_bytes=2**30),
         leases=folder / "node" / "leases",
     )
     yield FakeNode(clock=clock, registry=registry, store=store, runtime=runtime, broker=broker, site=site, queue=queue)

@@ -3,10 +3,8 @@
 import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -15,9 +13,11 @@ from jobqueue.errors import ArtifactRefused
 from jobqueue.quantities import describe_size
 from jobqueue.storage.base import Store
 from workers.attempt.archive import unpack
-from workers.attempt.trees import remove
+from workers.attempt.input_cache import CONTENT, InputCache, Wanted
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_FILE: Final = "file"
+_TREE: Final = "tree"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,88 +35,83 @@ class Source:
     check: Callable[[], object] = lambda: None
 
 
-def fetch_file(source: Source, cache: Path) -> Path:
-    """Return the artifact as a file in the cache that nobody may write to.
+def fetch_file(source: Source, cache: InputCache, place: Path) -> Path:
+    """Return the artifact as a file of the node that nobody may write to; it stays until `place` is removed.
+
+    Args:
+        source: what.
+        cache: where it is looked for and kept.
+        place: a folder of the attempt's own, made if need be.
 
     Raises:
         NotFound: the store does not have it.
         ArtifactRefused: it is not what was declared, or is too large.
         StoreUnavailable: the store does not answer.
+        DiskFull: there is no room for it.
         OSError: the node's disk does not take it.
     """
     _require_fit(source)
-    known = _kept(cache / "artifacts", source.artifact.sha256)
-    if known:
-        return known
-    with _incoming(cache) as folder:
-        arriving = folder / "artifact"
-        digest = _download(source, arriving)
-        return _keep(arriving, cache / "artifacts" / digest)
+
+    def bring(folder: Path, pulse: Callable[[], None]) -> str:
+        return _name(_download(_beating(source, pulse), folder / CONTENT), _FILE)
+
+    return cache.get(_want(source, cache, _FILE, bring), place)
 
 
-def fetch_tree(source: Source, cache: Path) -> Path:
-    """Return the artifact unpacked, as a folder in the cache; errors as for `fetch_file`."""
+def fetch_tree(source: Source, cache: InputCache, place: Path) -> Path:
+    """Return the artifact unpacked, as a folder of the node; arguments and errors as for `fetch_file`."""
     _require_fit(source)
-    known = _kept(cache / "trees", source.artifact.sha256)
-    if known:
-        return known
-    with _incoming(cache) as folder:
-        arriving, tree = folder / "artifact", folder / "tree"
-        digest = _download(source, arriving)
+
+    def bring(folder: Path, pulse: Callable[[], None]) -> str:
+        beating, archive, tree = _beating(source, pulse), folder / "archive", folder / CONTENT
+        digest = _download(beating, archive)
         tree.mkdir()
         tree.chmod(0o755)
-        declared = source.artifact.unpacked_bytes
         unpack(
-            arriving,
+            archive,
             tree,
             max_bytes=source.max_bytes,
-            declared_bytes=declared,
+            declared_bytes=source.artifact.unpacked_bytes,
             is_read_only=True,
-            check=source.check,
+            check=beating.check,
         )
+        archive.unlink()
         # A file that is empty after a power cut would be taken for the real one ever after.
         os.sync()
-        return _keep(tree, cache / "trees" / digest)
+        return _name(digest, _TREE)
+
+    return cache.get(_want(source, cache, _TREE, bring), place)
+
+
+def _want(source: Source, cache: InputCache, kind: str, bring: Callable[[Path, Callable[[], None]], str]) -> Wanted:
+    artifact = source.artifact
+    if artifact.sha256 and not _DIGEST.fullmatch(artifact.sha256):
+        raise ArtifactRefused(f"not a sha256: {artifact.sha256[:80]!r}", hint="submit it again")
+    # What will not be kept is nothing to wait for while another attempt brings it to itself.
+    is_shared = artifact.sha256 and max(artifact.size_bytes, artifact.unpacked_bytes) <= cache.size_bytes
+    return Wanted(
+        name=_name(artifact.sha256, kind) if is_shared else "",
+        expected_bytes=artifact.size_bytes + artifact.unpacked_bytes,
+        bring=bring,
+        check=source.check,
+    )
+
+
+def _name(digest: str, kind: str) -> str:
+    return f"{digest}.{kind}"
+
+
+def _beating(source: Source, pulse: Callable[[], None]) -> Source:
+    def check() -> None:
+        source.check()
+        pulse()
+
+    return replace(source, check=check)
 
 
 def _require_fit(source: Source) -> None:
     if max(source.artifact.size_bytes, source.artifact.unpacked_bytes) > source.max_bytes:
         _refuse_size(source.artifact, source.max_bytes)
-
-
-def _kept(folder: Path, digest: str) -> Path | None:
-    if not digest:
-        return None
-    if not _DIGEST.fullmatch(digest):
-        raise ArtifactRefused(f"not a sha256: {digest[:80]!r}", hint="submit it again")
-    path = folder / digest
-    try:
-        os.utime(path)  # it was used just now
-    except FileNotFoundError:
-        return None
-    return path
-
-
-def _keep(path: Path, target: Path) -> Path:
-    """Give what arrived its name; if another slot was faster, that one's stays."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        path.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-    return target
-
-
-@contextmanager
-def _incoming(cache: Path) -> Iterator[Path]:
-    parent = cache / "incoming"
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    try:
-        yield folder
-    finally:
-        remove(folder)
 
 
 def _download(source: Source, path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 from jobqueue.errors import (
     ArtifactRefused,
     BadEnvelope,
+    DiskFull,
     ImagePullFailed,
     ImageRefused,
     InvalidSpec,
@@ -35,6 +36,7 @@ _REASONS: Final[tuple[tuple[type[JobqueueError], Reason], ...]] = (
     (Superseded, Reason.SUPERSEDED),
     (ImageRefused, Reason.IMAGE_REFUSED),
     (ImagePullFailed, Reason.IMAGE_PULL_FAILED),
+    (DiskFull, Reason.NODE_DISK_FULL),
     (RuntimeFailure, Reason.RUNTIME_FAILURE),
     (StoreUnavailable, Reason.STORE_UNAVAILABLE),
     (ArtifactRefused, Reason.INPUT_INVALID),

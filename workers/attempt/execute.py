@@ -117,12 +117,13 @@ class Execution:
             return refusal
         turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)
         gpus = turn.take()
-        image = self._watching(lambda: self._site.runtime.resolve(spec.image))
+        hold = workspace.make_folder(folder)
+        image = self._watching(lambda: self._site.runtime.resolve(spec.image, hold=hold))
         self._check()
         self._note(State.PREPARING, Phase.STAGING)
         site = self._site
         staged = workspace.stage_in(
-            spec, folder, store=site.store, cache=site.folder, endpoint=site.endpoint, check=self._check
+            spec, folder, store=site.store, cache=site.inputs, endpoint=site.endpoint, check=self._check
         )
         self._remove_left()
         gpus = turn.keep(gpus)

@@ -11,6 +11,7 @@ from jobqueue.registry.base import Registry
 from jobqueue.resources import Offer
 from jobqueue.storage.base import Store
 from workers.attempt.health import NodeHealth
+from workers.attempt.input_cache import InputCache
 from workers.attempt.ledger import Ledger
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes.base import ContainerRuntime
@@ -43,6 +44,7 @@ class Site:
         lease: how long a lease lasts from each renewal.
         grace: between SIGTERM and SIGKILL.
         folder: where attempts and caches lie.
+        inputs: what is kept there of inputs and workspaces.
         leases: where the node's lease files lie.
         slot: what the worker serves of its machine; empty for one that was started without.
         gpus: UUIDs of the devices that this worker watches.
@@ -64,6 +66,7 @@ class Site:
     lease: timedelta
     grace: timedelta
     folder: Path
+    inputs: InputCache
     leases: Path
     slot: str = ""
     gpus: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from jobqueue.artifacts import Artifact
 from jobqueue.errors import ArtifactRefused, NotFound
@@ -15,14 +16,20 @@ from jobqueue.storage import locate
 from jobqueue.storage.base import Store
 from workers.attempt.archive import unpack
 from workers.attempt.downloads import Source, fetch_file, fetch_tree
+from workers.attempt.input_cache import InputCache
 from workers.attempt.outputs import stage_out
 from workers.attempt.planning import PROGRESS_FILE
 from workers.attempt.runtimes.hardening import run_as
 from workers.attempt.trees import own, remove
 
-__all__ = ["Staged", "attempt_folder", "own", "remove", "stage_in", "stage_out", "workspace_folder"]
+__all__ = ["Staged", "attempt_folder", "make_folder", "own", "remove", "stage_in", "stage_out", "workspace_folder"]
 
 _log = logging.getLogger(__name__)
+
+# Beside the workspace: what the attempt has of the node's caches.
+_ARCHIVE: Final = "archive"
+_INPUTS: Final = "inputs"
+_IMAGE: Final = "image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +38,8 @@ class Staged:
 
     Attributes:
         workspace: its working folder, which belongs to the user it runs as.
-        inputs: file or folder of the node's cache, by name; to be shown read-only.
+        inputs: file or folder by name, of the node's cache or, if too large for it, the attempt's own; to be shown
+            read-only.
     """
 
     workspace: Path
@@ -48,12 +56,18 @@ def workspace_folder(folder: Path) -> Path:
     return folder / "workspace"
 
 
+def make_folder(folder: Path) -> Path:
+    """Make an attempt's folder; return the file in it that holds its image."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / _IMAGE
+
+
 def stage_in(
     spec: ExperimentSpec,
     folder: Path,
     *,
     store: Store,
-    cache: Path,
+    cache: InputCache,
     endpoint: str = "",
     shared: Sequence[Path] = (),
     check: Callable[[], object] = lambda: None,
@@ -64,7 +78,7 @@ def stage_in(
         spec: what it needs; all of it together may not be larger than `spec.disk`.
         folder: as `attempt_folder` says.
         store: the project's own.
-        cache: the node's folder for what is fetched.
+        cache: the node's; what is needed of it is held until the folder is removed.
         endpoint: of S3 stores other than the project's own.
         shared: folders of the node that `file://` inputs may lie in.
         check: called before each piece that is fetched or unpacked; what it raises ends it.
@@ -73,9 +87,11 @@ def stage_in(
         NotFound: the workspace or an input is not in its store; the message says which.
         ArtifactRefused: it is not what was submitted, is too large, or is an archive that breaks a rule.
         StoreUnavailable: a store does not answer.
+        DiskFull: the node has no room for it.
         OSError: the node's disk does not take it.
     """
-    remove(folder)
+    for part in (workspace_folder(folder), *(folder / name for name in (_ARCHIVE, _INPUTS))):
+        remove(part)
     workspace = workspace_folder(folder)
     workspace.mkdir(parents=True)
     folder.chmod(0o700)
@@ -89,12 +105,14 @@ def stage_in(
 
     if spec.workspace is not None:
         with _named("the workspace"):
-            archive = fetch_file(source(spec.workspace), cache)
+            archive = fetch_file(source(spec.workspace), cache, folder / _ARCHIVE)
             declared = spec.workspace.unpacked_bytes
             left -= unpack(archive, workspace, max_bytes=left, declared_bytes=declared, check=check)
+        remove(folder / _ARCHIVE)
     for name, artifact in sorted(spec.inputs.items()):
         with _named(f"input {name!r}"):
-            inputs[name] = (fetch_tree if artifact.is_tree else fetch_file)(source(artifact), cache)
+            fetch = fetch_tree if artifact.is_tree else fetch_file
+            inputs[name] = fetch(source(artifact), cache, folder / _INPUTS / name)
             left -= max(artifact.size_bytes, artifact.unpacked_bytes)
     _make_expected_folders(spec, workspace)
     if os.geteuid() == 0:

@@ -17,6 +17,7 @@ from workers.hardware.machine import count_cores
 from workers.hardware.nvml import NvmlDevices
 from workers.hardware.slots import has_driver, make_slots
 from workers.hardware.stock import take_stock
+from workers.node.caches import CacheKeeper
 from workers.node.guarding import GuardStarter
 from workers.node.janitor import Janitor
 from workers.node.serve import Serving, become
@@ -65,6 +66,9 @@ def look_after_node(sender: str, instance: Any, **_: Any) -> None:
     janitor = Janitor(node)
     janitor.start()
     node.companions.callback(janitor.close)
+    caches = CacheKeeper(node.site.inputs, node.site.runtime)
+    caches.start()
+    node.companions.callback(caches.close)
     if not is_off(Protection.SWEEP):
         sweeper = Sweeper(node, Publisher(broker=lambda: node.broker, app=lambda: instance.app))
         sweeper.start()

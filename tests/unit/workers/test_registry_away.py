@@ -44,7 +44,7 @@ class Outage:
 def pull_slowly(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the image take as long as a lease."""
 
-    def pull(image: str) -> str:
+    def pull(image: str, **_: object) -> str:
         time.sleep(node.site.lease.total_seconds())
         return image
 

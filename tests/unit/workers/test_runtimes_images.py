@@ -2,8 +2,9 @@
 
 import pytest
 
-from jobqueue.errors import ImagePullFailed, ImageRefused
-from workers.attempt.runtimes.images import classify, pin
+from jobqueue.errors import DiskFull, ImagePullFailed, ImageRefused
+from workers.attempt.runtimes.image_pulls import classify
+from workers.attempt.runtimes.images import pin
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,14 @@ def test_what_later_cannot_help_is_refused(words: str) -> None:
         "toomanyrequests: You have reached your pull rate limit",
         "net/http: TLS handshake timeout",
         "unexpected EOF",
-        "write /var/lib/docker/tmp/x: no space left on device",
     ],
 )
 def test_what_may_work_later_has_failed_for_now(words: str) -> None:
     assert isinstance(classify("image", words), ImagePullFailed)
+
+
+@pytest.mark.parametrize(
+    "words", ["write /var/lib/docker/tmp/x: no space left on device", "mkdir /var/lib/docker/x: disk quota exceeded"]
+)
+def test_a_full_disk_is_neither_the_images_nor_the_registrys_fault(words: str) -> None:
+    assert isinstance(classify("image", words), DiskFull)

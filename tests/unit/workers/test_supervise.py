@@ -447,7 +447,7 @@ def test_a_cancel_while_the_image_is_pulled_leaves_the_pull_behind(
 ) -> None:
     message, asked = node.message(), []
 
-    def pull(image: str) -> str:
+    def pull(image: str, **_: object) -> str:
         asked.append(image)
         wait_until(lambda: node.record(message).state.is_final, what="the end, which does not wait for the pull")
         return image

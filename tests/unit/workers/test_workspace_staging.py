@@ -23,6 +23,7 @@ from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
 from producers.packaging import pack_workspace, upload_input
 from workers.attempt.downloads import Source, fetch_file, fetch_tree
+from workers.attempt.input_cache import InputCache
 from workers.attempt.workspace import Staged, attempt_folder, remove, stage_in
 
 MEBIBYTE = 1 << 20
@@ -77,6 +78,10 @@ def tree(**files: bytes) -> bytes:
     return zstandard.compress(plain.getvalue())
 
 
+def keep(folder: Path) -> InputCache:
+    return InputCache(folder=folder, size_bytes=1 << 30)
+
+
 def nothing_is_left_of_what_was_begun(cache: Path) -> bool:
     return not any((cache / "incoming").iterdir())
 
@@ -93,7 +98,7 @@ def test_the_workspace_is_unpacked_and_the_inputs_are_at_hand(
     (tmp_path / "data" / "a.csv").write_text("1")
     (tmp_path / "weights").write_bytes(b"w" * 3 * MEBIBYTE)
     inputs = {name: upload_input(tmp_path / name, store) for name in ("data", "weights")}
-    staged = stage_in(spec(workspace=work, **inputs), folder, store=store, cache=cache)
+    staged = stage_in(spec(workspace=work, **inputs), folder, store=store, cache=keep(cache))
     assert staged.workspace == folder / "workspace"
     assert (staged.workspace / "train.py").read_text() == "print(1)"
     assert os.access(staged.workspace / "src" / "run.sh", os.X_OK)
@@ -103,7 +108,7 @@ def test_the_workspace_is_unpacked_and_the_inputs_are_at_hand(
 
 
 def test_nothing_asked_for_is_an_empty_workspace_with_its_outputs(folder: Path, store: Store, cache: Path) -> None:
-    staged = stage_in(spec(outputs=["metrics/deep/", "model.pt"]), folder, store=store, cache=cache)
+    staged = stage_in(spec(outputs=["metrics/deep/", "model.pt"]), folder, store=store, cache=keep(cache))
     found = {str(path.relative_to(staged.workspace)) for path in staged.workspace.rglob("*")}
     assert found == {"outputs", ".jobqueue", "metrics", "metrics/deep"}
     assert staged.inputs == {}
@@ -111,7 +116,7 @@ def test_nothing_asked_for_is_an_empty_workspace_with_its_outputs(folder: Path, 
 
 def test_a_file_that_stands_for_an_output_folder_stays(folder: Path, store: Store, cache: Path) -> None:
     workspace = put(store, tree(outputs=b"a file"), tree=True)
-    staged = stage_in(spec(workspace=workspace, outputs=["outputs/deep/"]), folder, store=store, cache=cache)
+    staged = stage_in(spec(workspace=workspace, outputs=["outputs/deep/"]), folder, store=store, cache=keep(cache))
     assert (staged.workspace / "outputs").read_bytes() == b"a file"
 
 
@@ -121,11 +126,11 @@ def test_only_the_experiments_user_writes_to_the_workspace_and_nobody_to_the_inp
     inputs = {"file": put(store, b"1"), "tree": put(store, tree(a=b"1"), tree=True)}
     mask = os.umask(0o077)
     try:
-        staged = stage_in(spec(workspace=work, **inputs), folder, store=store, cache=cache)
+        staged = stage_in(spec(workspace=work, **inputs), folder, store=store, cache=keep(cache))
     finally:
         os.umask(mask)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE((cache / "trees").stat().st_mode) == 0o700
+    assert stat.S_IMODE((cache / "kept").stat().st_mode) == 0o700
     user = os.geteuid() or 65534
     assert {path.stat().st_uid for path in (staged.workspace, *staged.workspace.rglob("*"))} == {user}
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (staged.inputs["file"], staged.inputs["tree"] / "a")]
@@ -142,9 +147,9 @@ class Closed:
 
 def test_what_is_in_the_cache_is_not_fetched_again(folder: Path, store: Store, cache: Path, work: Artifact) -> None:
     wanted = spec(workspace=work, file=put(store, b"1"), tree=put(store, tree(a=b"1"), tree=True))
-    first = stage_in(wanted, folder, store=store, cache=cache)
+    first = stage_in(wanted, folder, store=store, cache=keep(cache))
     (first.workspace / "train.py").write_text("changed by the first attempt")
-    second = stage_in(wanted, folder.with_name("again"), store=Closed(), cache=cache)  # type: ignore[arg-type]
+    second = stage_in(wanted, folder.with_name("again"), store=Closed(), cache=keep(cache))  # type: ignore[arg-type]
     assert (second.workspace / "train.py").read_text() == "print(1)"
     assert second.inputs == first.inputs
 
@@ -154,21 +159,21 @@ def test_what_an_earlier_try_left_in_the_folder_is_gone(
 ) -> None:
     (folder / "workspace").mkdir(parents=True)
     (folder / "workspace" / "train.py").symlink_to("/etc/passwd")
-    staged = stage_in(spec(workspace=work), folder, store=store, cache=cache)
+    staged = stage_in(spec(workspace=work), folder, store=store, cache=keep(cache))
     assert not (staged.workspace / "train.py").is_symlink()
 
 
 def test_removing_an_attempt_leaves_the_cache(folder: Path, store: Store, cache: Path) -> None:
-    staged = stage_in(spec(data=put(store, b"1")), folder, store=store, cache=cache)
+    staged = stage_in(spec(data=put(store, b"1")), folder, store=store, cache=keep(cache))
     assert remove(folder)
     assert staged.inputs["data"].read_bytes() == b"1"
 
 
 def test_an_input_of_unknown_digest_is_kept_under_its_own(folder: Path, store: Store, cache: Path) -> None:
     artifact = put(store, tree(a=b"1"), tree=True, sha256="", size_bytes=0)
-    staged = stage_in(spec(data=artifact), folder, store=store, cache=cache)
-    assert staged.inputs["data"].name == hashlib.sha256(tree(a=b"1")).hexdigest()
-    assert stage_in(spec(data=artifact), folder, store=store, cache=cache) == staged
+    staged = stage_in(spec(data=artifact), folder, store=store, cache=keep(cache))
+    assert staged.inputs["data"].parent.name == f"{hashlib.sha256(tree(a=b'1')).hexdigest()}.tree"
+    assert stage_in(spec(data=artifact), folder, store=store, cache=keep(cache)) == staged
 
 
 def test_another_slot_that_was_faster_wins(folder: Path, store: Store, cache: Path) -> None:
@@ -178,31 +183,31 @@ def test_another_slot_that_was_faster_wins(folder: Path, store: Store, cache: Pa
     class Slow:
         def get(self, key: str) -> Iterator[bytes]:
             if not faster:
-                faster.append(stage_in(spec(data=artifact), folder.with_name("faster"), store=store, cache=cache))
+                faster.append(stage_in(spec(data=artifact), folder.with_name("faster"), store=store, cache=keep(cache)))
             return store.get(key)
 
-    staged = stage_in(spec(data=artifact), folder, store=Slow(), cache=cache)  # type: ignore[arg-type]
+    staged = stage_in(spec(data=artifact), folder, store=Slow(), cache=keep(cache))  # type: ignore[arg-type]
     assert staged.inputs == faster[0].inputs
     assert nothing_is_left_of_what_was_begun(cache)
 
 
 def refused(spec: ExperimentSpec, folder: Path, store: Store, cache: Path) -> str:
     with pytest.raises(ArtifactRefused) as raised:
-        stage_in(spec, folder, store=store, cache=cache)
+        stage_in(spec, folder, store=store, cache=keep(cache))
     assert not (cache / "incoming").exists() or nothing_is_left_of_what_was_begun(cache)
-    assert not list((cache / "trees").glob("*"))
+    assert not list((cache / "kept").glob("*.tree"))
     return str(raised.value)
 
 
 @pytest.mark.parametrize("uri", ["store:inputs/missing", "store:inputs/missing.tar.zst"])
 def test_a_missing_input_is_named(folder: Path, store: Store, cache: Path, uri: str) -> None:
     with pytest.raises(NotFound, match="input 'data': the store has no inputs/missing"):
-        stage_in(spec(data=Artifact(uri=uri)), folder, store=store, cache=cache)
+        stage_in(spec(data=Artifact(uri=uri)), folder, store=store, cache=keep(cache))
 
 
 def test_a_missing_workspace_is_named(folder: Path, store: Store, cache: Path) -> None:
     with pytest.raises(NotFound, match="the workspace: the store has no"):
-        stage_in(spec(workspace=Artifact(uri="store:workspaces/x.tar.zst")), folder, store=store, cache=cache)
+        stage_in(spec(workspace=Artifact(uri="store:workspaces/x.tar.zst")), folder, store=store, cache=keep(cache))
 
 
 WRONG = {
@@ -231,7 +236,7 @@ def test_what_is_no_digest_never_becomes_a_path(store: Store, cache: Path, sha25
     source = Source(artifact=put(store, b"1", sha256=sha256), store=store, key="x", max_bytes=10)
     for fetch in (fetch_file, fetch_tree):
         with pytest.raises(ArtifactRefused, match="not a sha256"):
-            fetch(source, cache)
+            fetch(source, keep(cache), cache / "place")
 
 
 def test_an_input_that_nobody_declared_is_bounded_by_the_disk_while_it_arrives(folder: Path, cache: Path) -> None:
@@ -272,13 +277,13 @@ def test_a_bomb_is_bounded_by_what_was_declared_and_by_the_disk(folder: Path, st
     assert "more than 1 MiB" in refused(spec(data=declared), folder, store, cache)
     honest = put(store, bomb, tree=True, unpacked_bytes=8 * MEBIBYTE)
     assert "does not fit in 2 MiB" in refused(spec(data=honest, disk="2MiB"), folder, store, cache)
-    staged = stage_in(spec(data=honest), folder, store=store, cache=cache)
+    staged = stage_in(spec(data=honest), folder, store=store, cache=keep(cache))
     assert (staged.inputs["data"] / "zeros").stat().st_size == 8 * MEBIBYTE
 
 
 def test_a_store_that_is_down_is_no_fault_of_the_input(folder: Path, cache: Path) -> None:
     with pytest.raises(StoreUnavailable):
-        stage_in(spec(data=Artifact(uri="store:inputs/x")), folder, store=Closed(), cache=cache)  # type: ignore[arg-type]
+        stage_in(spec(data=Artifact(uri="store:inputs/x")), folder, store=Closed(), cache=keep(cache))  # type: ignore[arg-type]
 
 
 def test_a_download_that_breaks_off_leaves_nothing(folder: Path, cache: Path) -> None:
@@ -288,9 +293,9 @@ def test_a_download_that_breaks_off_leaves_nothing(folder: Path, cache: Path) ->
             raise StoreUnavailable("it went away")
 
     with pytest.raises(StoreUnavailable):
-        stage_in(spec(data=Artifact(uri="store:inputs/x")), folder, store=Breaking(), cache=cache)  # type: ignore[arg-type]
+        stage_in(spec(data=Artifact(uri="store:inputs/x")), folder, store=Breaking(), cache=keep(cache))  # type: ignore[arg-type]
     assert nothing_is_left_of_what_was_begun(cache)
-    assert not (cache / "artifacts").exists()
+    assert not any((cache / "kept").iterdir())
 
 
 def test_a_full_disk_is_told_as_such(folder: Path, store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +304,7 @@ def test_a_full_disk_is_told_as_such(folder: Path, store: Store, cache: Path, mo
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as raised:
-        stage_in(spec(data=put(store, b"1")), folder, store=store, cache=cache)
+        stage_in(spec(data=put(store, b"1")), folder, store=store, cache=keep(cache))
     assert raised.value.errno == errno.ENOSPC
     assert not isinstance(raised.value, StoreUnavailable)
 
@@ -310,5 +315,5 @@ def test_a_file_of_a_shared_folder_is_read_where_the_node_allows_it(
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "data").write_bytes(b"1")
     wanted = spec(data=Artifact(uri=(tmp_path / "shared" / "data").as_uri()))
-    staged = stage_in(wanted, folder, store=store, cache=cache, shared=[tmp_path / "shared"])
+    staged = stage_in(wanted, folder, store=store, cache=keep(cache), shared=[tmp_path / "shared"])
     assert staged.inputs["data"].read_bytes() == b"1"

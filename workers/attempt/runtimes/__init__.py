@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from workers.attempt.runtimes.base import ContainerRuntime
+    from workers.attempt.runtimes.image_cache import ImageCache
 
 RuntimeName = Literal["auto", "docker", "process", "fake"]
 
 
-def open_runtime(name: RuntimeName, *, state_dir: Path, engine_url: str | None = None) -> "ContainerRuntime":
+def open_runtime(
+    name: RuntimeName, *, state_dir: Path, engine_url: str | None = None, image_cache: "ImageCache | None" = None
+) -> "ContainerRuntime":
     """Return the runtime of that name; `auto` takes the engine when one answers within a second, else `process`.
 
     Args:
         name: a named runtime is returned even when it does not work now: its `check` says why.
         state_dir: a folder of this worker's own, where the process runtime keeps what is temporary.
         engine_url: the engine's address; by default what DOCKER_HOST says, as for `docker`.
+        image_cache: what this node knows of the images that it has pulled; without it all are kept.
     """
     # Imported where they are used: the process runtime's own supervisor starts by importing this package.
     if name == "fake":
@@ -28,7 +32,7 @@ def open_runtime(name: RuntimeName, *, state_dir: Path, engine_url: str | None =
         return ProcessRuntime(state_dir)
     from workers.attempt.runtimes.docker import DockerRuntime
 
-    runtime = DockerRuntime(engine_url)
+    runtime = DockerRuntime(engine_url, image_cache=image_cache)
     if name == "docker":
         return runtime
     return _prefer(runtime, state_dir)

@@ -128,12 +128,17 @@ class ContainerRuntime(Protocol):
         """
         ...
 
-    def resolve(self, image: str) -> str:
+    def resolve(self, image: str, *, hold: Path | None = None) -> str:
         """Return the image pinned by digest, pulled if it was not there.
+
+        Args:
+            image: its name, with a tag or a digest.
+            hold: a file to be made in an attempt's folder; until it is removed this node does not remove the image.
 
         Raises:
             ImageRefused: there is no such image.
             ImagePullFailed: it could not be fetched now.
+            DiskFull: the node has no room for it.
             RuntimeFailure: the engine does not answer.
         """
         ...
@@ -149,6 +154,14 @@ class ContainerRuntime(Protocol):
 
     def find(self, node_id: str) -> list[Container]:
         """Return the containers of this node that are still on the engine, running or not."""
+        ...
+
+    def tidy(self) -> str:
+        """Remove what this node has fetched, is over its bound, and nobody needs; return what it keeps, in words.
+
+        Raises:
+            RuntimeFailure: the engine does not answer.
+        """
         ...
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -12,6 +13,7 @@ from workers.attempt.runtimes.docker_container import DockerContainer
 from workers.attempt.runtimes.engine import Engine, Gone
 from workers.attempt.runtimes.engine_streams import Attachment, ExitWatch
 from workers.attempt.runtimes.hardening import make_create_body, make_name, make_node_filter, parse_labels
+from workers.attempt.runtimes.image_cache import ImageCache
 from workers.attempt.runtimes.images import Images
 
 _log = logging.getLogger(__name__)
@@ -26,13 +28,14 @@ class DockerRuntime:
 
     Args:
         url: the engine's address; by default what DOCKER_HOST and its companions say, as for `docker`.
+        image_cache: what this node knows of the images that it has pulled; without it all are kept.
     """
 
     name = "docker"
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, image_cache: ImageCache | None = None) -> None:
         self._engine = Engine(url)
-        self._images = Images(self._engine)
+        self._images = Images(self._engine, cache=image_cache)
         self._lock = Lock()
         self._facts: Mapping[str, Any] | None = None
 
@@ -48,9 +51,13 @@ class DockerRuntime:
         with self._engine.client("answer at all", timeout_seconds=_CHECK_SECONDS) as client:
             client.ping()
 
-    def resolve(self, image: str) -> str:
+    def resolve(self, image: str, *, hold: Path | None = None) -> str:
         """Return `repository@digest` where the engine knows one, else the image's id."""
-        return self._images.resolve(image).pinned
+        return self._images.resolve(image, hold).pinned
+
+    def tidy(self) -> str:
+        """Remove the images over the bound that this node has pulled and that nobody uses."""
+        return self._images.tidy()
 
     def start(self, plan: Plan) -> Container:
         """Create, attach, start: in this order nothing of the output is missed.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from jobqueue.errors import RuntimeFailure
+from jobqueue.errors import DiskFull, RuntimeFailure
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 _KNOCK_SECONDS = 1.0
 _HINT = "is the container engine running, and may this user open its socket? `jobqueue doctor` checks both"
+_DISK_FULL = ("no space left on device", "disk quota exceeded")
 
 
 class Gone(RuntimeFailure):
@@ -103,7 +104,7 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn the client library's errors into `RuntimeFailure` and `Gone`."""
+    """Turn the client library's errors into `RuntimeFailure`, `DiskFull` and `Gone`."""
     from docker.errors import APIError, DockerException, NotFound
     from requests.exceptions import RequestException
     from urllib3.exceptions import HTTPError
@@ -113,7 +114,8 @@ def translated(doing: str) -> Iterator[None]:
     except NotFound as error:
         raise Gone(f"the engine could not {doing}: {explain(error)}") from error
     except APIError as error:
-        raise RuntimeFailure(f"the engine refused to {doing}: {explain(error)}") from error
+        failure = DiskFull if is_disk_full(explain(error)) else RuntimeFailure
+        raise failure(f"the engine refused to {doing}: {explain(error)}") from error
     except (DockerException, RequestException, HTTPError, OSError) as error:
         _log.debug("engine.silent", extra={"doing": doing, "error": str(error)})
         raise RuntimeFailure(f"the engine did not answer when asked to {doing}: {error}", hint=_HINT) from error
@@ -122,3 +124,8 @@ def translated(doing: str) -> Iterator[None]:
 def explain(error: Exception) -> str:
     """Return the engine's own words in an error of the client library."""
     return str(getattr(error, "explanation", None) or error)
+
+
+def is_disk_full(failure: str) -> bool:
+    """Tell whether the engine's words mean that its disk is full."""
+    return any(words in failure.lower() for words in _DISK_FULL)

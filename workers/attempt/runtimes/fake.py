@@ -7,6 +7,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from threading import Condition
 
 from jobqueue.errors import RuntimeFailure
@@ -155,8 +156,9 @@ class FakeRuntime:
         if self.is_down:
             raise RuntimeFailure("the fake engine is down", hint="set is_down to False")
 
-    def resolve(self, image: str) -> str:
+    def resolve(self, image: str, *, hold: Path | None = None) -> str:
         """Return or raise what `images` says."""
+        del hold
         self.check()
         answer = self.images.get(image, image)
         if isinstance(answer, RuntimeFailure):
@@ -175,6 +177,10 @@ class FakeRuntime:
         """Return this node's containers that were not removed."""
         self.check()
         return [each for each in self.containers if each.labels.node_id == node_id and not each.is_removed]
+
+    def tidy(self) -> str:
+        """Nothing is fetched."""
+        return ""
 
     def close(self) -> None:
         """Containers go on."""

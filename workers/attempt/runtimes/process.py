@@ -70,9 +70,14 @@ class ProcessRuntime:
         if self._asked and self._obstacle:
             raise RuntimeFailure(f"processes cannot be confined: {self._obstacle}", hint="install bubblewrap")
 
-    def resolve(self, image: str) -> str:
+    def resolve(self, image: str, *, hold: Path | None = None) -> str:
         """Return it as it is: it is only recorded."""
+        del hold
         return image
+
+    def tidy(self) -> str:
+        """Nothing is fetched."""
+        return ""
 
     def start(self, plan: Plan) -> Container:
         """Start a supervisor, which starts the experiment."""
