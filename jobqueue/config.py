@@ -71,7 +71,10 @@ class Settings(BaseSettings):
         storage_endpoint: of an S3 store other than Amazon's.
         keys: folder with a sub-folder for each role.
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
-        queues: what a worker consumes; empty: the project's CPU queue, its GPU queue for a slot with a device.
+        queues: what a worker consumes, by names and by patterns such as `lab_*` and `!lab_private_*`; empty: the
+            project's CPU queue, its GPU queue for a slot with a device.
+        queue_refresh: how often a node looks which queues its patterns find, and what waits in them.
+        management_url: of RabbitMQ's HTTP API, `http://user:password@host:15672`; empty: at the broker's host.
         slot: what a worker serves of its machine: `cpu`, `gpu0`; empty: all of it.
         cpus, memory: how many cores and how much memory of a machine are for experiments; 0: all that is there.
         lease: how long a worker may be silent before another one may take over.
@@ -100,6 +103,8 @@ class Settings(BaseSettings):
     keys: _Folder | None = None
     runtime: Literal["auto", "docker", "process"] = "auto"
     queues: _Words = ()
+    queue_refresh: _PositiveDuration = timedelta(seconds=3)
+    management_url: str = Field(default="", repr=False)
     slot: str = ""
     cpus: Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False)] = 0
     memory: _Size = 0

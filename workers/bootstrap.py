@@ -78,7 +78,7 @@ class Node:
         self.companions = ExitStack()
         self._claim = self.folder.claim(WorkerId(worker_name))
         self.device = hold_device(slot, settings, owner=worker_name) if slot and slot.has_device else None
-        self.broker: Broker = open_broker(settings.broker, lease=settings.lease)
+        self.broker: Broker = open_broker(settings.broker, lease=settings.lease, management_url=settings.management_url)
         share = Share(slot=slot, places=places, device=self.device)
         self.site = make_site(settings, broker=self.broker, worker_name=worker_name, folder=self.folder, share=share)
         self.is_hurried = False
@@ -179,6 +179,11 @@ class Node:
         for attempt, running in self._now().items():
             if running.experiment_id == experiment_id:
                 attempt.ask(reason)
+
+    def serve(self, queues: tuple[str, ...]) -> None:
+        """Say which request queues it serves from now on."""
+        self.queues = self.presence.queues = queues
+        self.presence.announce()
 
     def drain(self) -> None:
         """Ask for the end of everything that runs here; it is handed back."""

@@ -17,7 +17,6 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import active_requests, reserved_requests
 
-from jobqueue.application import CONTENT_TYPE, TASK
 from jobqueue.envelope import Verified, verify
 from jobqueue.errors import BadEnvelope, BrokerUnavailable, Early, JobqueueError, NoSuchQueue, Untrusted
 from jobqueue.lifecycle import Reason
@@ -27,17 +26,20 @@ from workers.bootstrap import node_of
 from workers.delivery.intake import Intake
 from workers.delivery.request import requeue, requeue_later
 from workers.delivery.room import Room, make_room
+from workers.delivery.scout import scout_of
+from workers.delivery.shape import check_id, check_shape
+from workers.delivery.turns import Turns
 
 log = logging.getLogger(__name__)
 
 LOOK_FOR_QUEUES_SECONDS: Final = 1.0
 LOG_EVERY_SECONDS: Final = 1.0
+# Whether anything comes from the queue whose turn it is shows sooner; another worker may have been first.
+NEXT_TURN_SECONDS: Final = 0.1
 LONGEST_WAIT: Final = timedelta(minutes=1)
 # What upsets the check once may be this worker's own trouble; what upsets it each time must not come back for ever.
 CHANCES: Final = 3
 _REMEMBERED_FAILURES: Final = 1000
-_NOT_FOR_EXPERIMENTS: Final = ("eta", "expires", "group", "chord", "chain", "callbacks", "errbacks")
-_NO_LIMITS: Final = (None, [None, None], (None, None))
 
 
 class Consumer(CeleryConsumer):
@@ -51,6 +53,7 @@ class Consumer(CeleryConsumer):
         )
 
     task_consumer: Any = None
+    _named: frozenset[str] = frozenset()
     _room: Room | None = None
 
     def __init__(self, on_task_request: Any, *, worker_options: Any = None, **options: Any) -> None:
@@ -59,6 +62,8 @@ class Consumer(CeleryConsumer):
         self._failures: deque[bytes] = deque(maxlen=_REMEMBERED_FAILURES)
         self._stopped: set[str] = set()
         self._late: list[Any] = []
+        self._turns = Turns()
+        self._is_next_due = False
         # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **options)
@@ -66,15 +71,23 @@ class Consumer(CeleryConsumer):
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
         connection = super().connect()
-        self._intake = Intake(node_of(self.app), has_place=self._has_place)
+        self._intake = Intake(
+            node_of(self.app),
+            queues=self.app.amqp.queues,
+            has_place=self._has_place,
+            turns=self._turns,
+            stopped=self._stopped,
+        )
         self._room = self._room or make_room(node_of(self.app))
-        self._choose_queues()
+        self._named = frozenset()
+        self._learn()
+        self._intake.begin()
         return connection
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Look for queues that are not there yet, and for those to be consumed again."""
         super().register_with_event_loop(hub)
-        self.pool.on_free_place = self._resume
+        self.pool.on_free_place = self._rearrange
         hub.timer.call_repeatedly(LOOK_FOR_QUEUES_SECONDS, self._look_for_queues)
 
     def stop(self) -> None:
@@ -85,18 +98,13 @@ class Consumer(CeleryConsumer):
 
     def cancel_task_queue(self, queue: Any) -> None:
         """Stop taking from a request queue until an operator says otherwise."""
-        for name in self._names(queue):
-            self._stopped.add(name)
-            self._intake.forget(name)
-            super().cancel_task_queue(name)
+        self._stopped.add(served_queue(queue))
+        self._rearrange()
 
     def add_task_queue(self, queue: Any, *_: Any, **__: Any) -> Any:
         """Take from one of this worker's request queues again; no other one is served, or created."""
-        self._stopped.difference_update(self._names(queue))
-        self._add_queues()
-
-    def _names(self, queue: str) -> list[str]:
-        return [consumed.name for consumed in node_of(self.app).broker.consumed(queue)]
+        self._stopped.discard(served_queue(queue))
+        self._look_for_queues()
 
     def _has_place(self) -> bool:
         node = node_of(self.app)
@@ -105,8 +113,8 @@ class Consumer(CeleryConsumer):
 
     def _look_for_queues(self) -> None:
         self._require_connection()
-        self._add_queues()
-        self._resume()
+        self._learn()
+        self._rearrange()
 
     def _require_connection(self) -> None:
         """Have Celery connect anew where it does not know that its connection has ended.
@@ -117,22 +125,22 @@ class Consumer(CeleryConsumer):
         if self.connection is not None and not self.connection.connected:
             raise ConnectionError("the connection to the broker has ended")
 
-    def _resume(self) -> None:
-        self._intake.resume(self.task_consumer)
+    def _rearrange(self) -> None:
+        """Listen at the queues whose turn it is, and look again soon where others wait for what comes of it."""
+        if self._intake.rearrange(self.task_consumer) and not self._is_next_due:
+            self._is_next_due = True
+            self.timer.call_after(NEXT_TURN_SECONDS, self._on_next_due)
 
-    def _choose_queues(self) -> None:
-        queues = self.app.amqp.queues
-        wanted = list(queues)
-        queues.select(wanted)
-        queues.deselect([name for name in wanted if name in self._stopped or not self._exists(name)])
+    def _on_next_due(self) -> None:
+        self._is_next_due = False
+        self._rearrange()
 
-    def _add_queues(self) -> None:
-        queues = self.app.amqp.queues
-        for name in tuple(queues):
-            if name not in queues.consume_from and name not in self._stopped and self._exists(name):
-                log.info("queue.found", extra={"queue": name})
-                queues.select_add(queues[name])
-                super().add_task_queue(name)
+    def _learn(self) -> None:
+        """Find out what is there; a named queue that was seen is believed to be there until the next connection."""
+        scout = scout_of(self.app)
+        there = {name for name in scout.selection.names if name in self._named or self._exists(name)}
+        self._named = frozenset(there)
+        self._intake.learn(self._named, scout.found)
 
     def _exists(self, name: str) -> bool:
         try:
@@ -174,10 +182,12 @@ class Consumer(CeleryConsumer):
         if not self._intake.is_open:
             self._intake.refuse(message, self.task_consumer)
             return
+        scout_of(self.app).saw(verified.header)
         if self._room and not self._room.admit(message, verified):
             return
         try:
             handle(message)
+            self._intake.took(verified.header.queue, self.task_consumer)
         except Exception as error:  # what passes the check and still upsets Celery must not come back
             log.exception("delivery.refused_by_celery")
             self._set_aside(message, Reason.BAD_ENVELOPE, type(error).__name__)
@@ -186,9 +196,9 @@ class Consumer(CeleryConsumer):
         """Return what a message is, or None when something else has become of it."""
         queue, keys = _queue_of(message), node_of(self.app).site.keys
         try:
-            _check_shape(message)
+            check_shape(message)
             verified = verify(bytes(message.body), keys=keys, queue=queue, now=datetime.now(UTC))
-            _check_id(message, verified)
+            check_id(message, verified)
         except Early as error:
             self._put_off(message, error)
         except Untrusted as error:
@@ -277,25 +287,3 @@ def _is_dead(message: Any) -> bool:
     """Tell whether the channel that brought a message is closed, so that it can no longer be acknowledged."""
     channel = message.channel
     return bool(getattr(channel, "closed", False)) or not getattr(channel, "is_open", True)
-
-
-def _check_id(message: Any, verified: Verified) -> None:
-    if verified.header.experiment_id != message.headers["id"]:
-        raise BadEnvelope("the message's id is not the envelope's")
-
-
-def _check_shape(message: Any) -> None:
-    """Raise when a message is not what a producer of this project sends.
-
-    Raises:
-        BadEnvelope: the headers or the content type are not ours.
-    """
-    headers = message.headers
-    if message.content_type != CONTENT_TYPE:
-        raise BadEnvelope("the content type is not an envelope's")
-    if not isinstance(headers, dict) or headers.get("task") != TASK or not isinstance(headers.get("id"), str):
-        raise BadEnvelope("the headers name no experiment")
-    if any(headers.get(name) for name in _NOT_FOR_EXPERIMENTS) or headers.get("timelimit") not in _NO_LIMITS:
-        raise BadEnvelope("the headers ask for what experiments do not have")
-    if headers.get("retries") not in (None, 0):
-        raise BadEnvelope("the headers ask for what experiments do not have")

@@ -1,38 +1,86 @@
-"""From which queues a worker takes messages now: from none while it has no place, and first from those that waited.
+"""From which queues a worker takes messages now: from none while it has no place, and in turns while it has one.
 
-A broker gives each consumed queue a delivery of its own. One that comes while every place is taken would wait here,
-behind a run of days, while other workers idle: it goes back at once, and its queue is not consumed until a place is
-free again. When it was one that is to be served first, no queue is consumed until then, because the broker's next
-delivery would otherwise be one of the others. A worker that can run nothing now, or is to drain, has no place either.
+A broker that pushes gives each consumed queue a delivery of its own. One that comes while every place is taken would
+wait here, behind a run of days, while other workers idle: it goes back at once, and its queue is not consumed until a
+place is free again. Where a worker listens at several queues, none is consumed while every place is taken, and when
+one is free again the queue that was served longest ago goes first. A broker that is asked for each message keeps such
+turns by itself. Within a request queue, what has waited once already goes first. A worker that can run nothing now, or
+is to drain, has no place either.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
-from jobqueue.routing import is_first_queue, served_queue
+from jobqueue.routing import first_queue, is_first_queue, served_queue
 from workers.bootstrap import Node
+from workers.delivery.turns import Turns, choose
 
 log = logging.getLogger(__name__)
 
 
 class Intake:
-    """What is consumed by one consumer. Main thread only.
+    """What is consumed over one connection. Main thread only.
 
     Args:
         node: the worker's ports, and whether it can run anything now.
+        queues: Celery's: what it consumes once it has connected.
         has_place: tells whether a place is free.
+        turns: the order in which request queues were served, over all connections.
+        stopped: the request queues that an operator has stopped.
     """
 
-    def __init__(self, node: Node, *, has_place: Callable[[], bool]) -> None:
-        self._node, self._has_place = node, has_place
+    def __init__(
+        self, node: Node, *, queues: Any, has_place: Callable[[], bool], turns: Turns, stopped: Collection[str] = ()
+    ) -> None:
+        self._node, self._queues, self._has_place = node, queues, has_place
+        self._turns, self._stopped = turns, stopped
+        self._source: object = None
+        self._named: Collection[str] = ()
+        self._waiting: dict[str, int | None] = {}
+        self._listened: set[str] = set()
         self._paused: dict[str, Any] = {}
 
     @property
     def is_open(self) -> bool:
         """Whether a message that comes now can be run."""
         return self._node.is_taking and self._has_place()
+
+    def learn(self, named: Collection[str], found: Mapping[str, int | None]) -> None:
+        """Learn which request queues may be served.
+
+        Args:
+            named: those that are listened at all the time.
+            found: how many messages wait in each of the others, as far as it is known; a new mapping is news.
+        """
+        self._named = named
+        if found is not self._source:
+            self._source, self._waiting = found, dict(found)
+
+    def begin(self) -> None:
+        """Choose what a new connection consumes."""
+        self._queues.select(list(self._queues))
+        self._queues.deselect(list(self._queues))
+        for name in self._choose():
+            self._listen(name)
+
+    def rearrange(self, consumers: Any) -> bool:
+        """Listen at the queues whose turn it is; tells whether others wait for what comes of that.
+
+        Args:
+            consumers: kombu's consumer of all queues; None while there is none.
+        """
+        if consumers is None:
+            return False
+        chosen = self._choose()
+        for name in self._listened.difference(chosen):
+            self._leave(name, consumers)
+        for name in chosen:
+            if name not in self._listened and (consumed := self._listen(name)):
+                log.log(logging.INFO if name in self._named else logging.DEBUG, "queue.found", extra={"queue": name})
+                self._paused |= {each.name: each for each in consumed}
+        return self._resume(consumers)
 
     def refuse(self, message: Any, consumers: Any) -> None:
         """Give a message back for which there is no place, and consume its queue no longer.
@@ -41,34 +89,77 @@ class Intake:
             message: from one of the queues.
             consumers: kombu's consumer of all of them.
         """
-        queue = str(message.delivery_info["routing_key"])
-        for consumed in tuple(consumers.queues):
-            if consumed.name == queue or is_first_queue(queue):
-                consumers.cancel_by_queue(consumed.name)
-                self._paused[consumed.name] = consumed
+        queue = served_queue(str(message.delivery_info["routing_key"]))
+        self._pause(queue, consumers)
         log.debug("intake.paused", extra={"queue": queue})
         message.requeue()
 
-    def forget(self, queue: str) -> None:
-        """Leave a paused queue to whoever stops taking from it."""
-        self._paused.pop(queue, None)
+    def took(self, queue: str, consumers: Any) -> None:
+        """Note that a message of a request queue was handed on; with the last place, consume nothing more."""
+        self._turns.note(queue)
+        if self._node.broker.is_pushing and len(self._listened) > 1 and not self._has_place():
+            for name in tuple(self._listened):
+                self._pause(name, consumers)
 
-    def resume(self, consumers: Any) -> None:
-        """Consume again what was paused, if a place is free; only what is to be served first, while there is any."""
-        if not self._paused or not self.is_open or consumers is None:
-            return
-        firsts = [name for name in self._paused if is_first_queue(name)]
-        others = [name for name in self._paused if not is_first_queue(name)]
-        is_waiting = any(self._holds(consumed.name) for consumed in consumers.queues if is_first_queue(consumed.name))
-        is_waiting = is_waiting or any(self._holds(name) for name in firsts)
-        for name in firsts if is_waiting else firsts + others:
+    def _choose(self) -> list[str]:
+        known = {**self._waiting, **dict.fromkeys(self._named)}
+        waiting = {name: count for name, count in known.items() if name not in self._stopped}
+        return choose(waiting, turns=self._turns, named=self._named, is_charging=self._node.broker.is_charging)
+
+    def _listen(self, name: str) -> list[Any]:
+        """Have Celery know what a request queue is consumed through; nothing when it is not there any more."""
+        if not self._exists(name):
+            return []
+        self._listened.add(name)
+        return [self._queues.select_add(each) for each in self._node.broker.consumed(name)]
+
+    def _leave(self, name: str, consumers: Any) -> None:
+        log.debug("queue.left", extra={"queue": name})
+        self._pause(name, consumers)
+        self._listened.discard(name)
+        self._paused = {each: queue for each, queue in self._paused.items() if served_queue(each) != name}
+        self._queues.deselect([each.name for each in self._node.broker.consumed(name)])
+
+    def _exists(self, name: str) -> bool:
+        try:
+            return self._node.broker.queues.exists(name)
+        except BrokerUnavailable:
+            return False
+
+    def _pause(self, queue: str, consumers: Any) -> None:
+        for consumed in tuple(consumers.queues):
+            if served_queue(consumed.name) == queue:
+                consumers.cancel_by_queue(consumed.name)
+                self._paused[consumed.name] = consumed
+
+    def _resume(self, consumers: Any) -> bool:
+        if not self._paused or not self.is_open:
+            return False
+        for name in self._next(consumers):
             consumers.add_queue(self._paused.pop(name))
         consumers.consume()
+        return bool(self._paused)
 
-    def _holds(self, first: str) -> bool:
-        """Tell whether something lies in a queue that is served first; the depth of another counts what was put off."""
+    def _next(self, consumers: Any) -> list[str]:
+        """Return what to consume again: of the first queue in turn that holds something; all, when none does."""
+        if not self._node.broker.is_pushing:
+            return list(self._paused)
+        there = {consumed.name for consumed in consumers.queues} | set(self._paused)
+        paused = self._turns.order({served_queue(name) for name in self._paused})
+        for queue in paused:
+            own = [name for name in self._paused if served_queue(name) == queue]
+            first = first_queue(queue)
+            if first in there and self._holds(first):
+                return [name for name in own if is_first_queue(name)]
+            if len(paused) > 1 and self._holds(queue):
+                return own
+            self._waiting.update({queue: 0} if queue in self._waiting and len(paused) > 1 else {})
+        return list(self._paused)
+
+    def _holds(self, queue: str) -> bool:
+        """Tell whether something lies in a queue; for a request queue, what was put off counts too."""
         try:
-            return self._node.broker.queues.depth(first).ready > 0
+            return self._node.broker.queues.depth(queue).ready > 0
         except (BrokerUnavailable, NoSuchQueue):
-            log.warning("intake.unknown_depth", extra={"queue": served_queue(first)})
+            log.warning("intake.unknown_depth", extra={"queue": served_queue(queue)})
             return False

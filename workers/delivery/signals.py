@@ -8,12 +8,13 @@ from celery import current_app, signals
 
 from jobqueue.brokers import open_broker
 from jobqueue.errors import InvalidSetting, JobqueueError
-from jobqueue.routing import is_request_queue, request_queues
+from jobqueue.routing import parse_selection, request_queues
 from workers.attempt.patience import log_retries
 from workers.bootstrap import Node, attach, node_of
 from workers.delivery import control  # noqa: F401 - it registers what Celery's remote control may ask
 from workers.delivery.compression import refuse_compressed_bodies
 from workers.delivery.lines import make_formatter
+from workers.delivery.scout import Scout, attach_scout, scout_of
 from workers.hardware.machine import count_cores
 from workers.hardware.slots import Slot, parse_slot
 
@@ -31,13 +32,15 @@ def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any]
     cpu_queue, gpu_queue = request_queues(settings.project)
     own_queue = gpu_queue if slot and slot.has_device else cpu_queue
     given = options.get("queues")
-    names = tuple(given.split(",") if isinstance(given, str) else given or settings.queues or (own_queue,))
-    for name in names:
-        if not is_request_queue(name):
-            told = f"{name} is a companion of a request queue, no request queue"
-            give_up(InvalidSetting(told, hint="name the request queue; its companions are served with it"))
+    words = tuple(given.split(",") if isinstance(given, str) else given or settings.queues or (own_queue,))
+    try:
+        selection = conf.jobqueue_selection = parse_selection(words)
+    except InvalidSetting as error:
+        give_up(error)
     broker = open_broker(settings.broker, lease=settings.lease)
-    conf.task_queues = [consumed for name in names for consumed in broker.consumed(name)]
+    conf.task_queues = [consumed for name in selection.names for consumed in broker.consumed(name)]
+    # For patterns something stands there that is not consumed: Celery takes its options for names of what is.
+    conf.task_queues += [broker.request_queue(word) for word in {*words, *selection.words}.difference(selection.names)]
     broker.close()
     name, _at, host = sender.partition("@")
     if name == "celery":
@@ -72,15 +75,16 @@ def format_lines(logger: logging.Logger, **_: Any) -> None:
 def open_node(sender: Any, **_: Any) -> None:
     """Open everything that experiments need, before the first message; without it there is no worker."""
     settings = sender.app.conf.jobqueue_settings
-    queues = tuple(queue.name for queue in sender.app.conf.task_queues if is_request_queue(queue.name))
+    selection = sender.app.conf.jobqueue_selection
     try:
         slot = sender.app.conf.jobqueue_slot
         places = sender.concurrency if isinstance(sender.concurrency, int) else count_cores(settings.cpus)
-        node = Node(settings, worker_name=sender.hostname, queues=queues, slot=slot, places=places)
+        node = Node(settings, worker_name=sender.hostname, queues=selection.names, slot=slot, places=places)
     except JobqueueError as error:
         give_up(error)
     log_retries()
     attach(sender.app, node)
+    attach_scout(sender.app, Scout(node, selection, refresh=settings.queue_refresh))
     signals.worker_shutting_down.connect(node.asked_to_stop, weak=False)
 
 
@@ -88,8 +92,11 @@ def open_node(sender: Any, **_: Any) -> None:
 def start_node(sender: str, instance: Any, **_: Any) -> None:
     """Tidy up and say that it is there, once log lines have their shape and before the first message."""
     del sender
+    node, scout = node_of(instance.app), scout_of(instance.app)
     try:
-        node_of(instance.app).start()
+        node.start()
+        node.companions.callback(scout.close)
+        scout.start()
     except JobqueueError as error:
         give_up(error)
 

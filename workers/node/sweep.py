@@ -44,7 +44,7 @@ class Sweeper:
 
     def __init__(self, node: Node, publisher: Publisher) -> None:
         self._site, self._broker, self._publisher = node.site, node.broker, publisher
-        self._queues = node.queues
+        self._node = node
         self._doubted: deque[ExperimentId] = deque(maxlen=AT_ONCE)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
@@ -67,7 +67,9 @@ class Sweeper:
             BrokerUnavailable, RegistryUnavailable: some or all remain to be looked after.
         """
         ledger, lease = self._site.registry.ledger, self._site.lease
-        elected = {name for name in self._queues if ledger.elect(f"{ROLE} {name}", self._site.worker_id, ttl=2 * lease)}
+        elected = {
+            name for name in self._node.queues if ledger.elect(f"{ROLE} {name}", self._site.worker_id, ttl=2 * lease)
+        }
         if not elected:
             return
         for queue in sorted(elected):

@@ -12,11 +12,14 @@ from services.node import FakeNode
 
 from jobqueue.application import CONTENT_TYPE, TASK
 from jobqueue.errors import BrokerUnavailable, KeyRefused
+from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
+from jobqueue.routing import Selection
 from workers.bootstrap import attach
 from workers.delivery import consumer as module
 from workers.delivery.consumer import Consumer
+from workers.delivery.scout import attach_scout
 
 
 class Message:
@@ -54,6 +57,8 @@ class Gate:
         self.consumer = Consumer.__new__(Consumer)
         self.consumer.app = SimpleNamespace()
         attach(self.consumer.app, SimpleNamespace(site=site))  # type: ignore[arg-type]
+        self.seen: list[Header] = []
+        attach_scout(self.consumer.app, SimpleNamespace(saw=self.seen.append, selection=Selection(), found={}))  # type: ignore[arg-type]
         self.consumer.refused, self.consumer._logged_at = Counter(), 0.0
         self.consumer._failures, self.consumer._late = deque(), []
         self.consumer._intake = self  # type: ignore[assignment]
@@ -76,6 +81,15 @@ class Gate:
     def refuse(self, message: Message, consumers: Any) -> None:
         self.refused_for_want_of_a_place.append(message)
 
+    def took(self, queue: str, consumers: Any) -> None:
+        assert queue == self.node.queue
+
+    def learn(self, named: Any, found: Any) -> None:
+        """Learn that there is nothing."""
+
+    def rearrange(self, consumers: Any) -> bool:
+        return False
+
     def take(self, message: Message) -> None:
         self.consumer._take(message, self.handed_on.append)
 
@@ -94,6 +108,7 @@ def test_a_sound_message_is_handed_on_untouched(gate: Gate) -> None:
     message = gate.seal()
     gate.take(message)
     assert (gate.handed_on, message.done, gate.consumer.refused) == ([message], [], {})
+    assert [header.experiment_id for header in gate.seen] == [message.headers["id"]]
 
 
 @pytest.mark.parametrize(
@@ -284,8 +299,8 @@ def test_a_connection_that_ended_within_a_callback_is_told_to_celery(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[str] = []
-    monkeypatch.setattr(gate.consumer, "_add_queues", lambda: looks.append("queues"))
-    monkeypatch.setattr(gate.consumer, "_resume", lambda: looks.append("resume"))
+    monkeypatch.setattr(gate.consumer, "_learn", lambda: looks.append("queues"))
+    monkeypatch.setattr(gate.consumer, "_rearrange", lambda: looks.append("resume"))
     gate.consumer.connection = SimpleNamespace(connected=True)
     gate.consumer._look_for_queues()
     assert looks == ["queues", "resume"]

@@ -4,23 +4,27 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from jobqueue.brokers.base import Depth, missing_queue
+from jobqueue.routing import first_queue, served_queue
 from workers.delivery.intake import Intake
+from workers.delivery.turns import Turns
 
-FIRST, NORMAL, OTHER = "p_cpu_first", "p_cpu", "q_cpu"
+A, B, C = "a_cpu", "b_cpu", "c_cpu"
+
+
+def make_queue(name: str) -> Any:
+    return SimpleNamespace(name=name)
 
 
 @dataclass
 class Consumers:
     """kombu's consumer, as far as it matters here: which queues it consumes."""
 
-    names: list[str] = field(default_factory=lambda: [FIRST, NORMAL, OTHER])
+    names: list[str] = field(default_factory=list)
 
     @property
     def queues(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in self.names]
+        return [make_queue(name) for name in self.names]
 
     def cancel_by_queue(self, name: str) -> None:
         self.names.remove(name)
@@ -30,6 +34,25 @@ class Consumers:
 
     def consume(self) -> None:
         """Begin with what was added."""
+
+
+class CeleryQueues(dict[str, Any]):
+    """Celery's: what it knows, and what it consumes once it has connected."""
+
+    def __init__(self) -> None:
+        super().__init__({"placeholder": make_queue("placeholder")})
+        self.consume_from: dict[str, Any] = {}
+
+    def select(self, names: list[str]) -> None:
+        self.consume_from = {name: self[name] for name in names}
+
+    def deselect(self, names: list[str]) -> None:
+        for name in names:
+            self.consume_from.pop(name, None)
+
+    def select_add(self, queue: Any) -> Any:
+        self[queue.name] = self.consume_from[queue.name] = queue
+        return queue
 
 
 class Message:
@@ -45,65 +68,181 @@ class Message:
 
 @dataclass
 class Situation:
-    """How many places are free, and how much lies in the queue that is served first; None: it does not exist."""
+    """A worker whose broker says how much lies in each queue; what it does not name is empty."""
 
     free: int = 0
     is_taking: bool = True
-    waiting: int | None = 0
+    named: tuple[str, ...] = (A, B)
+    ready: dict[str, int] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    is_pushing: bool = True
+    is_charging: bool = False
     consumers: Consumers = field(default_factory=Consumers)
 
     def __post_init__(self) -> None:
-        self.broker = SimpleNamespace(queues=self)
+        self.broker = self
+        self.queues = self
+        self.celery = CeleryQueues()
+        self.stopped: set[str] = set()
         node: Any = self
-        self.intake = Intake(node, has_place=lambda: self.free > 0)
+        self.intake = Intake(
+            node, queues=self.celery, has_place=lambda: self.free > 0, turns=Turns(), stopped=self.stopped
+        )
+        self.intake.learn(self.named, {})
+        self.intake.begin()
+        self.consumers.names = list(self.celery.consume_from)
+
+    def consumed(self, name: str) -> list[Any]:
+        return [make_queue(first_queue(name)), make_queue(name)] if self.is_pushing else [make_queue(name)]
+
+    def exists(self, name: str) -> bool:
+        return name not in self.gone
 
     def depth(self, queue: str) -> Depth:
-        assert queue == FIRST
-        if self.waiting is None:
+        if queue in self.gone:
             raise missing_queue(queue)
-        return Depth(ready=self.waiting)
+        return Depth(ready=self.ready.get(queue, 0))
 
     def refuse(self, queue: str) -> Message:
         message = Message(queue)
         self.intake.refuse(message, self.consumers)
         return message
 
-    def resume(self) -> set[str]:
-        self.intake.resume(self.consumers)
-        return set(self.consumers.names)
+    def take(self, queue: str) -> None:
+        self.free -= 1
+        self.intake.took(queue, self.consumers)
+
+    def rearrange(self) -> set[str]:
+        self.intake.rearrange(self.consumers)
+        return self.listened
+
+    @property
+    def listened(self) -> set[str]:
+        return {served_queue(name) for name in self.consumers.names}
+
+
+def both(*queues: str) -> set[str]:
+    return {name for queue in queues for name in (queue, first_queue(queue))}
+
+
+def test_an_idle_worker_consumes_all_of_its_queues_and_what_is_served_before_them() -> None:
+    assert set(Situation(free=1).consumers.names) == both(A, B)
 
 
 def test_a_queue_whose_message_found_no_place_is_not_consumed_until_one_is_free() -> None:
     site = Situation()
-    assert site.refuse(OTHER).requeued == 1
-    assert site.resume() == {FIRST, NORMAL}
+    assert site.refuse(B).requeued == 1
+    assert site.rearrange() == {A}
     site.free = 1
-    assert site.resume() == {FIRST, NORMAL, OTHER}
+    assert site.rearrange() == {A, B}
 
 
-def test_who_waited_once_is_served_before_the_backlog() -> None:
-    site = Situation(waiting=1)
-    site.refuse(FIRST)
+def test_nothing_is_consumed_while_the_last_place_is_taken() -> None:
+    site = Situation(free=2)
+    site.take(A)
+    assert site.listened == {A, B}
+    site.take(A)
+    assert site.listened == set()
+
+
+def test_one_queue_alone_goes_on_being_consumed() -> None:
+    site = Situation(free=1, named=(A,))
+    site.take(A)
+    assert site.listened == {A}
+
+
+def test_where_each_message_is_asked_for_all_queues_go_on_being_consumed() -> None:
+    site = Situation(free=1, is_pushing=False)
+    site.take(A)
+    assert site.listened == {A, B}
+
+
+def test_the_queue_that_was_served_longest_ago_goes_first() -> None:
+    site = Situation(free=1, named=(A, B, C), ready={A: 500, B: 1})
+    site.take(A)
+    site.free = 1
+    assert site.rearrange() == {B}
+    site.ready[B] = 0
+    site.take(B)
+    site.free = 1
+    assert site.rearrange() == {A}
+
+
+def test_without_anything_that_waits_everything_is_consumed_again() -> None:
+    site = Situation(free=1)
+    site.take(A)
+    site.free = 1
+    assert site.rearrange() == {A, B}
+
+
+def test_what_waited_once_is_served_before_the_backlog_of_its_queue() -> None:
+    site = Situation(named=(A,), ready={A: 9, first_queue(A): 1})
+    site.refuse(first_queue(A))
     assert site.consumers.names == []
     site.free = 1
-    assert site.resume() == {FIRST}
-    site.waiting = 0
-    assert site.resume() == {FIRST, NORMAL, OTHER}
+    site.rearrange()
+    assert site.consumers.names == [first_queue(A)]
+    site.ready[first_queue(A)] = 0
+    site.rearrange()
+    assert set(site.consumers.names) == both(A)
 
 
-@pytest.mark.parametrize("waiting", [0, None])
-def test_without_anybody_who_waited_everything_is_consumed_again(waiting: int | None) -> None:
-    site = Situation(waiting=waiting)
-    site.refuse(FIRST)
+def test_a_queue_that_went_while_it_was_paused_keeps_nobody_from_the_others() -> None:
+    site = Situation(free=1, ready={B: 1})
+    site.take(B)
+    site.gone |= both(A)
     site.free = 1
-    assert site.resume() == {FIRST, NORMAL, OTHER}
+    assert site.rearrange() == {B}
+
+
+def test_who_is_not_first_in_turn_is_told_to_look_again() -> None:
+    site = Situation(free=1, ready={A: 1, B: 1})
+    site.take(A)
+    site.free = 1
+    assert site.intake.rearrange(site.consumers)
+    site.ready[B] = 0
+    assert not site.intake.rearrange(site.consumers)
 
 
 def test_a_node_that_can_run_nothing_takes_nothing_though_a_place_is_free() -> None:
     site = Situation(free=1, is_taking=False)
     assert not site.intake.is_open
-    site.refuse(FIRST)
-    site.refuse(NORMAL)
-    assert site.resume() == set()
+    site.refuse(A)
+    site.refuse(B)
+    assert site.rearrange() == set()
     site.is_taking = True
-    assert site.resume() == {FIRST, NORMAL, OTHER}
+    assert site.rearrange() == {A, B}
+
+
+def test_a_queue_that_is_found_is_consumed_and_one_that_is_no_longer_found_is_not() -> None:
+    site = Situation(free=1, named=())
+    site.intake.learn((), {A: 0, B: 0})
+    assert site.rearrange() == {A, B}
+    assert set(site.celery.consume_from) == both(A, B)
+    site.intake.learn((), {B: 0})
+    assert site.rearrange() == {B}
+    assert set(site.celery.consume_from) == both(B)
+
+
+def test_a_queue_that_is_found_and_gone_again_is_not_consumed() -> None:
+    site = Situation(free=1, named=(), gone=both(A))
+    site.intake.learn((), {A: 0})
+    assert site.rearrange() == set()
+
+
+def test_a_queue_that_an_operator_has_stopped_is_not_consumed_until_he_says_so() -> None:
+    site = Situation(free=1)
+    site.stopped.add(A)
+    assert site.rearrange() == {B}
+    site.stopped.clear()
+    assert site.rearrange() == {A, B}
+
+
+def test_what_turned_out_to_be_empty_leaves_its_place_to_others() -> None:
+    site = Situation(free=1, named=())
+    found = {f"q{number:02d}": 1 for number in range(20)}
+    site.ready["q15"] = 1
+    site.intake.learn((), found)
+    for _ in range(3):
+        site.rearrange()
+    assert "q15" in site.listened

@@ -1,0 +1,94 @@
+"""Queues that are found by patterns, and the order in which several queues are served, on real brokers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from services.place import LONG, Place, open_place
+from services.process import Process
+from services.waiting import wait_until
+
+from jobqueue.lifecycle import State
+from jobqueue.registry.base import Record
+from producers.handle import Experiment
+
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
+
+@pytest.fixture(params=["rabbitmq", "redis", "sqs"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A place without queues; where the broker has another address for it, as with its HTTP API, it is told."""
+    registry = request.getfixturevalue("redis_server")
+    server = request.getfixturevalue(f"{request.param}_server")
+    settings = {"management_url": server.management_url} if request.param == "rabbitmq" else {}
+    with open_place(
+        tmp_path, broker=server.url, registry=registry.url, engine=None, lease="6s", grace="1s", **settings
+    ) as opened:
+        yield opened
+
+
+def record_of(place: Place, experiment: Experiment) -> Record:
+    return place.client._connections.registry.experiments.get(experiment.id)
+
+
+def served(place: Place) -> set[str]:
+    """Return what the registry says is served by this place's worker."""
+    project = place.site.settings.project
+    workers = place.client._connections.registry.workers.present()
+    return {queue for worker in workers if project in worker.worker_id for queue in worker.queues}
+
+
+def log_of(worker: Process) -> str:
+    return worker.log.read_text(errors="replace")
+
+
+def test_a_worker_serves_what_its_patterns_find(place: Place) -> None:
+    project = place.site.settings.project
+    early, late, private, other = (f"{project}_{name}" for name in ("lab_a", "lab_b", "lab_private_c", "vision"))
+    patterns = {"JOBQUEUE_QUEUES": f"{project}_lab_*,!{project}_lab_private_*", "JOBQUEUE_QUEUE_REFRESH": "1s"}
+    with place.open_broker() as broker, place.make_worker(environment=patterns) as worker:
+        assert f"pattern={project}_lab_*" in log_of(worker)
+        for queue in (early, private, other):
+            broker.queues.create(queue)
+        waiting = [place.submit("true", queue=queue) for queue in (private, other)]
+        assert place.submit("true", queue=early).result(timeout=60) == {"exit_code": 0}
+        broker.queues.create(late)
+        running = place.submit("sleep 600", queue=late)
+        wait_until(lambda: running.state == State.RUNNING, what="a queue that was made later is served", within=LONG)
+        assert served(place) == {early, late}
+        broker.queues.delete(late)
+        assert running.wait(60)
+        assert running.state == State.CANCELLED
+        wait_until(lambda: served(place) == {early}, what="what was deleted is served no more", within=LONG)
+        assert place.submit("true", queue=early).result(timeout=60) == {"exit_code": 0}
+        assert [experiment.state for experiment in waiting] == [State.QUEUED] * 2
+        assert worker.running
+        for queue in (early, private, other):
+            broker.queues.delete(queue)
+
+
+@pytest.mark.parametrize("how", ["names", "pattern"])
+def test_a_queue_with_one_is_served_next_beside_one_with_hundreds(place: Place, how: str) -> None:
+    project = place.site.settings.project
+    full, small = f"{project}_full", f"{project}_small"
+    queues = {"JOBQUEUE_QUEUES": f"{full},{small}" if how == "names" else f"{project}_*"}
+    with place.open_broker() as broker:
+        for queue in (full, small):
+            broker.queues.create(queue)
+        one = {"image": "any:1", "command": ["sleep", "0.3"], "memory": "128MiB", "disk": "1GiB", "queue": full}
+        is_asked_for = place.site.settings.broker.startswith("sqs")
+        many = place.client.submit_many([one] * (60 if is_asked_for else 500))
+        with place.make_worker(environment={**queues, "JOBQUEUE_QUEUE_REFRESH": "1s"}):
+
+            def begun() -> int:
+                found = place.client._connections.registry.experiments.states([each.id for each in many])
+                return sum(state is not State.QUEUED for state in found.values())
+
+            wait_until(lambda: begun() >= 2, what="the full queue is served", within=LONG)
+            before = begun()
+            single = place.submit("true", queue=small)
+            assert single.result(timeout=60) == {"exit_code": 0}
+            # Where what a pattern finds is asked for in rounds, its turn comes when it is known.
+            assert begun() <= before + (40 if is_asked_for and how == "pattern" else 3)
+        for queue in (full, small):
+            broker.queues.delete(queue)
