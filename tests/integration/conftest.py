@@ -1,11 +1,26 @@
-"""The place where the table of outcomes is walked: one for each module and broker."""
+"""Places for one test at the broker that it names, and one for each module where the table of outcomes is walked."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
-from services.place import LONG
+from services.place import LONG, OpenAt, Place, open_place
 from services.waiting import wait_until
 from services.walk import Walk, open_walk
+
+
+@pytest.fixture
+def open_at(request: pytest.FixtureRequest, tmp_path: Path) -> OpenAt:
+    """Open a place at a broker, by name: what opens it takes further settings, and a runtime, `docker` or `process`."""
+
+    def open_(broker: str, runtime: str = "process", **settings: str) -> AbstractContextManager[Place]:
+        registry = request.getfixturevalue("redis_server")
+        server = request.getfixturevalue(f"{broker}_server")
+        engine = request.getfixturevalue("engine") if runtime == "docker" else None
+        return open_place(tmp_path, broker=server.url, registry=registry.url, engine=engine, **settings)
+
+    return open_
 
 
 @pytest.fixture(scope="module", params=["rabbitmq", "redis", "sqs"])

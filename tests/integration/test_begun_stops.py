@@ -3,10 +3,9 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from services.place import LONG, Place, open_place, sleepers
+from services.place import LONG, OpenAt, Place, sleepers
 from services.process import Process
 from services.waiting import wait_until
 
@@ -22,16 +21,8 @@ GRACE = "60s"
 
 
 @pytest.fixture(params=BOTH, ids="-".join)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    broker, runtime = request.param
-    registry = request.getfixturevalue("redis_server")
-    server = request.getfixturevalue(f"{broker}_server")
-    engine = request.getfixturevalue("engine") if runtime == "docker" else None
-    with open_place(
-        tmp_path, broker=server.url, registry=registry.url, engine=engine, lease=LEASE, grace=GRACE
-    ) as opened:
-        with opened.open_broker() as queues:
-            queues.queues.create(opened.site.queue)
+def place(request: pytest.FixtureRequest, open_at: OpenAt) -> Iterator[Place]:
+    with open_at(*request.param, lease=LEASE, grace=GRACE) as opened:
         yield opened
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from services.place import DENIED, LONG, sleepers
+from services.place import DENIED, LONG, number, sleepers, wait_for_sleep
 from services.waiting import wait_until
-from services.walk import LEASE, Walk, error_of, id_of, number, wait_for_sleep
+from services.walk import LEASE, Walk, error_of, id_of
 
 from jobqueue.artifacts import Artifact
 from jobqueue.errors import IdempotencyMismatch, NotFound

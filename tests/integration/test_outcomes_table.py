@@ -49,8 +49,15 @@ TABLE: dict[str, tuple[str, str]] = {
         "test_worker_ends.py::test_a_drained_worker_hands_back_what_is_not_over_and_no_attempt_is_spent",
     ),
     "cancelled by a user": ("CANCELLED_BY_USER", WALKED),
-    "revoked": ("CANCELLED_BY_USER", "test_revoke.py::test_what_runs_and_what_waits_behind_it_are_cancelled"),
+    "revoked": (
+        "CANCELLED_BY_USER",
+        "test_revoke.py::test_what_runs_and_what_waits_behind_it_are_cancelled_with_and_without_terminate",
+    ),
     "its queue deleted": ("QUEUE_DELETED", WALKED),
+    "its queue deleted, and somebody listens": (
+        "QUEUE_DELETED",
+        "test_queues_end.py::test_what_runs_ends_although_nobody_told_the_registry",
+    ),
     "more than any slot here has": ("DOES_NOT_FIT", WALKED),
     "the platform's attempts used up": ("ATTEMPTS_EXHAUSTED", WALKED),
     "not an envelope": ("BAD_ENVELOPE", WALKED),

@@ -14,7 +14,11 @@ from services.waiting import wait_until
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
+from jobqueue.codec import decode_report
 from jobqueue.errors import ExperimentCancelled
+from jobqueue.lifecycle import Reason, State
+from jobqueue.report import Report
+from jobqueue.routing import reporting_queue
 from producers.cli import jobqueue
 from producers.handle import Experiment
 
@@ -78,11 +82,32 @@ def test_deleting_a_queue_ends_what_runs_and_what_waits(site: Site, broker: Brok
 
 def test_what_runs_ends_although_nobody_told_the_registry(site: Site, broker: Broker) -> None:
     with site.make_worker() as worker:
+        broker.queues.create_plain(reporting_queue(site.queue))
         running = start_sleeper(site)
         broker.queues.delete(site.queue)
         assert_queue_deleted(running)
+        final = last_report(site, broker)
+        assert (final.experiment_id, final.reason) == (running.id, Reason.QUEUE_DELETED)
+        assert (final.state, final.fault) == (State.CANCELLED, Reason.QUEUE_DELETED.verdict.fault)
         assert_it_serves_again(site, broker)
         assert worker.running
+    broker.queues.delete(reporting_queue(site.queue))
+
+
+def last_report(site: Site, broker: Broker) -> Report:
+    """Wait for a report of an end."""
+
+    def find() -> Report | None:
+        mail = broker.post.receive(reporting_queue(site.queue), timeout=timedelta(seconds=1))
+        if mail is None:
+            return None
+        broker.post.acknowledge(mail)
+        report = decode_report(mail.body)
+        return report if report.reason else None
+
+    found = wait_until(find, what="the final report", within=LONG)
+    assert found
+    return found
 
 
 def test_dead_letters_are_listed_put_back_and_purged(site: Site, broker: Broker) -> None:

@@ -5,10 +5,9 @@ import json
 import sys
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from services.place import LONG, Place, open_place, sleepers
+from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep
 from services.process import Process
 from services.site import ROOT
 from services.waiting import answers, free_port, wait_until
@@ -18,16 +17,11 @@ from jobqueue.lifecycle import Reason, State
 from producers.handle import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore:no worker")
-WAYS = pytest.mark.parametrize("terminate", [False, True], ids=["revoke", "revoke and terminate"])
 
 
 @pytest.fixture(params=["rabbitmq", "redis", "sqs"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    registry = request.getfixturevalue("redis_server")
-    server = request.getfixturevalue(f"{request.param}_server")
-    with open_place(tmp_path, broker=server.url, registry=registry.url, engine=None) as opened:
-        with opened.open_broker() as broker:
-            broker.queues.create(opened.site.queue)
+def place(request: pytest.FixtureRequest, open_at: OpenAt) -> Iterator[Place]:
+    with open_at(request.param) as opened:
         yield opened
 
 
@@ -45,28 +39,29 @@ def is_over(place: Place, experiment: Experiment) -> None:
     wait_until(lambda: place.depth() == 0, what="the message gone", within=LONG)
 
 
-@WAYS
-def test_what_runs_and_what_waits_behind_it_are_cancelled(place: Place, *, terminate: bool) -> None:
-    seconds = f"{7000 + terminate}.125"
+def test_what_runs_and_what_waits_behind_it_are_cancelled_with_and_without_terminate(place: Place) -> None:
     with place.make_worker() as worker:
-        running = place.submit(f"sleep {seconds}")
-        wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
-        waiting = place.submit("true")
-        revoke(place, waiting, terminate=terminate)
-        wait_until(lambda: waiting.state == State.CANCELLED, what="the end of what waits", within=LONG)
-        assert running.state == State.RUNNING
-        revoke(place, running, terminate=terminate)
-        is_over(place, running)
-        is_over(place, waiting)
-        assert (sleepers(seconds), place.depth("_dead")) == ([], 0)
+        for terminate in (False, True):
+            seconds = number()
+            running = place.submit(f"sleep {seconds}")
+            wait_for_sleep(seconds)
+            waiting = place.submit("true")
+            revoke(place, waiting, terminate=terminate)
+            wait_until(
+                lambda waiting=waiting: waiting.state == State.CANCELLED, what="the end of what waits", within=LONG
+            )
+            assert running.state == State.RUNNING
+            revoke(place, running, terminate=terminate)
+            is_over(place, running)
+            is_over(place, waiting)
+            assert (sleepers(seconds), place.depth("_dead")) == ([], 0)
         assert place.submit("true").result(timeout=40) == {"exit_code": 0}
         assert worker.running
 
 
 def test_a_worker_that_hears_of_what_it_does_not_serve_cancels_it_too(place: Place) -> None:
     other = f"{place.site.queue}x"
-    with place.open_broker() as broker:
-        broker.queues.create(other)
+    place.create(other)
     with place.make_worker("other", environment={"JOBQUEUE_QUEUES": other}):
         experiment = place.submit("true")
         revoke(place, experiment, terminate=True)

@@ -3,10 +3,9 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from services.place import LONG, Place, open_place, sleepers
+from services.place import LONG, OpenAt, Place, sleepers
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import State
@@ -17,12 +16,8 @@ BROKERS = ("rabbitmq", "redis", "sqs")
 
 
 @pytest.fixture(params=BROKERS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    registry = request.getfixturevalue("redis_server")
-    server = request.getfixturevalue(f"{request.param}_server")
-    with open_place(tmp_path, broker=server.url, registry=registry.url, engine=None, lease="4s", grace="1s") as opened:
-        with opened.open_broker() as broker:
-            broker.queues.create(opened.site.queue)
+def place(request: pytest.FixtureRequest, open_at: OpenAt) -> Iterator[Place]:
+    with open_at(request.param, lease="4s", grace="1s") as opened:
         yield opened
 
 
@@ -41,8 +36,7 @@ def start(place: Place, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_message_that_finds_no_place_is_left_to_other_workers(place: Place) -> None:
     other = f"{place.site.settings.project}_gpu"
-    with place.open_broker() as broker:
-        broker.queues.create(other)
+    place.create(other)
     both = f"{place.site.queue},{other}"
     with place.make_worker("one", environment={"JOBQUEUE_QUEUES": both}):
         long = place.submit("sleep 7331.25")

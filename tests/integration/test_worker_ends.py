@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services.place import LONG, Place, open_place, sleepers
+from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep
 from services.process import Process
 from services.rabbitmq import RabbitServer
 from services.site import ROOT
 from services.waiting import wait_until
 
-from jobqueue.lifecycle import Reason, State
+from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.registry.base import Record
+from jobqueue.report import LogEntry
 from producers.handle import Experiment
 
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
@@ -46,28 +47,14 @@ def settings() -> dict[str, str]:
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path, settings: dict[str, str]) -> Iterator[Place]:
-    broker, runtime = request.param
-    registry = request.getfixturevalue("redis_server")
-    server = request.getfixturevalue(f"{broker}_server")
-    engine = request.getfixturevalue("engine") if runtime == "docker" else None
-    with open_place(tmp_path, broker=server.url, registry=registry.url, engine=engine, **settings) as opened:
-        with opened.open_broker() as queues:
-            queues.queues.create(opened.site.queue)
+def place(request: pytest.FixtureRequest, open_at: OpenAt, settings: dict[str, str]) -> Iterator[Place]:
+    with open_at(*request.param, **settings) as opened:
+        opened.create(opened.site.queue, is_reported=True)
         yield opened
 
 
 def with_settings(**settings: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("settings", [settings], ids=[""])
-
-
-def number() -> str:
-    """Return a time to sleep for that no other process of this machine sleeps for."""
-    return f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
-
-
-def wait_for_sleep(seconds: str) -> int:
-    return wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
 
 
 def record_of(place: Place, experiment: Experiment) -> Record:
@@ -112,6 +99,12 @@ def test_what_a_killed_worker_left_is_run_by_another_one_after_the_lease(place: 
     assert (record.state, record.attempt, record.platform_failures) == (State.SUCCEEDED, 2, 1)
     assert list(experiment.logs()) == ["end"]
     assert (sleepers(first), place.depth()) == ([], 0)
+    # Nobody was left to report the loss, so the next holder does.
+    reports = place.take_reports(experiment)
+    said = [report.payload.message for report in reports if isinstance(report.payload, LogEntry)]
+    assert "attempt 1 was lost with its worker" in said
+    assert [report.reason for report in reports if report.reason] == [Reason.EXITED_ZERO]
+    assert (reports[-1].attempt, reports[-1].state) == (2, State.SUCCEEDED)
 
 
 # Broken
@@ -168,6 +161,11 @@ def test_a_drained_worker_hands_back_what_is_not_over_and_no_attempt_is_spent(pl
     assert (sleepers(first), [past.reason for past in record.history]) == ([], [Reason.DRAINED])
     with place.make_worker("next"):
         assert experiment.result(timeout=40) == {"exit_code": 0}
+    ends = [report for report in place.take_reports(experiment) if report.reason]
+    assert [(report.reason, report.fault, report.state, report.attempt) for report in ends] == [
+        (Reason.DRAINED, Fault.CAPACITY, State.QUEUED, 1),
+        (Reason.EXITED_ZERO, Fault.NONE, State.SUCCEEDED, 2),
+    ]
 
 
 @on_each

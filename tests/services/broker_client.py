@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import kombu
+import stamina
 
 from jobqueue.brokers.base import Broker, Mail
+from jobqueue.errors import BrokerUnavailable
 
 LEASE: Final = timedelta(seconds=1.5)
 # What a silent worker's delivery takes to come back at Redis: the lease, its margin, and the sweep; on a busy machine.
@@ -18,7 +20,18 @@ COMES_BACK: Final = timedelta(seconds=20)
 SOON: Final = timedelta(seconds=10)
 NOT_YET: Final = timedelta(milliseconds=300)
 BODY: Final = b"\x00\xff sealed \x81"
+# A user is told within two seconds that a broker is away; on a busy machine one that is there may need longer.
+_PATIENCE_SECONDS: Final = 40.0
 HEADERS: Final = {"lang": "py", "id": "exp-1", "retries": 0, "timelimit": [None, None], "root": None}
+
+
+T = TypeVar("T")
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Return what a broker answers, which is asked again while it is too busy to answer in time."""
+    retrying = stamina.retry(on=BrokerUnavailable, attempts=None, timeout=_PATIENCE_SECONDS, wait_max=1.0)
+    return retrying(ask)()
 
 
 class Consumer:
@@ -82,18 +95,18 @@ def receive(broker: Broker, queue: str, within: timedelta = SOON) -> Mail | None
 def plain_queue(broker: Broker) -> Iterator[str]:
     """Create a queue without companions, and delete it."""
     name = f"plain-{uuid4().hex[:8]}"
-    broker.queues.create_plain(name)
+    patiently(lambda: broker.queues.create_plain(name))
     yield name
-    broker.queues.delete(name)
+    patiently(lambda: broker.queues.delete(name))
 
 
 @contextmanager
 def request_queue(broker: Broker) -> Iterator[str]:
     """Create a request queue, and delete it."""
     name = f"work-{uuid4().hex[:8]}"
-    broker.queues.create(name)
+    patiently(lambda: broker.queues.create(name))
     yield name
-    broker.queues.delete(name)
+    patiently(lambda: broker.queues.delete(name))
 
 
 @contextmanager

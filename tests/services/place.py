@@ -1,13 +1,13 @@
 """A place to run experiments in: a site, and what its workers start containers with."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
@@ -16,6 +16,7 @@ from jobqueue.report import Report
 from jobqueue.routing import reporting_queue
 from producers.client import Client
 from producers.handle import Experiment
+from services.broker_client import patiently
 from services.engine import Engine
 from services.images import BUSYBOX
 from services.process import Process
@@ -55,10 +56,18 @@ class Place:
         """Open the broker, for `with`."""
         return closing(open_broker(self.site.settings.broker, lease=self.site.settings.lease))
 
+    def create(self, *queues: str, is_reported: bool = False) -> None:
+        """Create request queues, with a reporting queue for each where somebody is to hear of them."""
+        with self.open_broker() as broker:
+            for queue in queues:
+                patiently(partial(broker.queues.create, queue))
+                if is_reported:
+                    patiently(partial(broker.queues.create_plain, reporting_queue(queue)))
+
     def depth(self, ending: str = "") -> int:
         """Return how much lies in the request queue, or in a companion of it."""
         with self.open_broker() as broker:
-            return broker.queues.depth(self.site.queue + ending).ready
+            return patiently(lambda: broker.queues.depth(self.site.queue + ending)).ready
 
     def take_reports(self, experiment: Experiment) -> list[Report]:
         """Wait for the final report of an experiment, and return all of its reports."""
@@ -77,17 +86,37 @@ class Place:
         return reports
 
 
+# Opens a place at a broker, by name, with a runtime and further settings.
+OpenAt = Callable[..., AbstractContextManager[Place]]
+
+
 @contextmanager
 def open_place(folder: Path, *, broker: str, registry: str, engine: Engine | None, **settings: str) -> Iterator[Place]:
-    """Open a place over running servers; without an engine, containers are processes."""
+    """Open a place over running servers, with its request queue; without an engine, containers are processes."""
     runtime = "docker" if engine else "process"
     with open_site(
         folder, broker=broker, registry=registry, runtime=runtime, images="jobqueue-test/*,127.0.0.1:*", **settings
     ) as site:
-        yield Place(site=site, engine=engine)
+        place = Place(site=site, engine=engine)
+        place.create(site.queue)
+        yield place
 
 
 def sleepers(seconds: str) -> list[int]:
     """Return the processes of this machine that run `sleep` for exactly so long, in containers too, frozen or not."""
-    known = psutil.process_iter(["cmdline"])
-    return [process.pid for process in known if process.info["cmdline"] == ["sleep", seconds]]
+    words, found = f"sleep\0{seconds}\0".encode(), []
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdecimal() and (process / "cmdline").read_bytes() == words:
+                found.append(int(process.name))
+    return found
+
+
+def number() -> str:
+    """Return a time to sleep for that no other process of this machine sleeps for."""
+    return f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
+
+
+def wait_for_sleep(seconds: str) -> int:
+    """Wait until something sleeps for so long, and return its process id."""
+    return wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]

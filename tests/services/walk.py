@@ -1,21 +1,18 @@
 """The table of outcomes, walked: one worker on one broker, and all that a user sees of an end."""
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
 
-from jobqueue.brokers.base import Broker
 from jobqueue.codec import decode_report
 from jobqueue.envelope import seal
-from jobqueue.errors import BrokerUnavailable, ExperimentCancelled, ExperimentFailed
+from jobqueue.errors import ExperimentCancelled, ExperimentFailed
 from jobqueue.header import Header
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.keys import KeyRing
@@ -28,7 +25,7 @@ from producers.cli import jobqueue
 from producers.handle import Experiment
 from services.engine import Engine
 from services.images import BUSYBOX
-from services.place import LONG, Place, open_place, sleepers
+from services.place import LONG, Place, open_place
 from services.process import Process
 from services.redis import RedisServer, open_redis
 from services.registries import make_submission
@@ -295,16 +292,6 @@ def last_lines_of(reports: Sequence[Report]) -> list[str]:
     return [line for entry in entries if entry.fields.get("kind") == "last_lines" for line in entry.message.split("\n")]
 
 
-def _create(broker: Broker, queue: str) -> bool:
-    """Create a queue and its reporting queue, if the broker answers: the first answer of a server may take it long."""
-    try:
-        broker.queues.create(queue)
-        broker.queues.create_plain(reporting_queue(queue))
-    except BrokerUnavailable:
-        return False
-    return True
-
-
 def _is_final(report: Report) -> bool:
     return report.state is not None and report.state.is_final
 
@@ -331,9 +318,7 @@ def open_walk(folder: Path, *, broker: str, engine: Engine | None = None) -> Ite
     ):
         project = place.site.settings.project
         queues = (place.site.queue, f"{project}_later")
-        with place.open_broker() as opened:
-            for queue in queues:
-                wait_until(partial(_create, opened, queue), what=f"the queue {queue}", within=LONG)
+        place.create(*queues, is_reported=True)
         served = ",".join([*queues, f"{project}_brief"])
         with place.make_worker(environment={"JOBQUEUE_QUEUES": served}) as worker:
             walk = Walk(site=place.site, engine=engine, worker=worker, server=server)
@@ -345,16 +330,6 @@ def open_walk(folder: Path, *, broker: str, engine: Engine | None = None) -> Ite
             worker.stop()
         walk.check_message(place.site.queue)
         assert walk.left() == []
-
-
-def number() -> str:
-    """Return a time to sleep for that no other process of this machine sleeps for."""
-    return f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
-
-
-def wait_for_sleep(seconds: str) -> int:
-    """Wait until something sleeps for so long, and return its process id."""
-    return wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
 
 
 def id_of(experiment: Experiment) -> ExperimentId:
