@@ -1,6 +1,7 @@
 """The rules that conftest.py enforces, each broken once."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,18 +20,29 @@ LEFT_BEHIND = {
     ),
     "redis, stopped": "redis_server.process.kill()",
 }
+SOCKET = (
+    "import contextlib, socket\n"
+    "    with contextlib.suppress(Exception), socket.socket() as opened:\n"
+    "        opened.connect(('127.0.0.1', 9))"
+)
+SKIP = "import pytest; pytest.skip('no server here')"
 
 
-def run_test(folder: Path, tier: str, body: str) -> str:
-    """Run one test with this body under the house's rules and return what pytest printed."""
-    fixtures = [name for name in ("engine", "redis_server") if name in body]
-    module = folder / "tests" / tier / "test_it.py"
-    module.parent.mkdir(parents=True)
-    module.write_text(f"def test_it({', '.join(fixtures)}):\n    {body}\n")
+def write_test(folder: Path, tier: str, name: str, body: str) -> None:
+    """Add a test with this body to a tier."""
+    fixtures = [fixture for fixture in ("engine", "redis_server") if fixture in body]
+    module = folder / "tests" / tier / f"test_of_{tier}.py"
+    module.parent.mkdir(parents=True, exist_ok=True)
+    with module.open("a") as file:
+        file.write(f"def test_{name}({', '.join(fixtures)}):\n    {body}\n")
+
+
+def run_tests(folder: Path) -> str:
+    """Run all tests of a folder under the house's rules and return what pytest printed."""
     shutil.copy(TESTS / "conftest.py", folder / "tests")
     command = [sys.executable, "-m", "pytest", "-c", str(TESTS.parent / "pyproject.toml")]
     done = subprocess.run(
-        [*command, "--rootdir", str(folder), "-p", "no:cacheprovider", str(module)],
+        [*command, "--rootdir", str(folder), "-p", "no:cacheprovider", str(folder / "tests")],
         env={**os.environ, "CI": "true", "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
@@ -39,29 +51,38 @@ def run_test(folder: Path, tier: str, body: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest prints of tests that each break one rule."""
+    folder = tmp_path_factory.mktemp("rules")
+    for leak, body in LEFT_BEHIND.items():
+        write_test(folder, "integration", leak.partition(",")[0], body)
+    write_test(folder, "unit", "socket", SOCKET)
+    write_test(folder, "contract", "skip", SKIP)
+    return run_tests(folder)
+
+
+def section(printed: str, title: str) -> str:
+    """Return what stands under a title of pytest's."""
+    _before, *parts = re.split(r"^_+ (.+) _+$", printed, flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))[title]
+
+
 @pytest.mark.parametrize("leak", LEFT_BEHIND)
-def test_what_a_test_leaves_behind_fails_it(leak: str, tmp_path: Path) -> None:
-    printed = run_test(tmp_path, "integration", LEFT_BEHIND[leak])
-    assert "left behind" in printed
-    assert leak in printed.partition("left behind")[2]
-    assert "1 passed, 1 error" in printed
+def test_what_a_test_leaves_behind_fails_it(leak: str, printed: str) -> None:
+    told = section(printed, f"ERROR at teardown of test_{leak.partition(',')[0]}")
+    assert leak in told.partition("left behind")[2]
+    assert "2 failed, 4 passed, 4 errors" in printed
 
 
-def test_a_unit_test_cannot_open_a_socket_even_if_it_swallows_errors(tmp_path: Path) -> None:
-    body = (
-        "import contextlib, socket\n"
-        "    with contextlib.suppress(Exception), socket.socket() as opened:\n"
-        "        opened.connect(('127.0.0.1', 9))"
-    )
-    assert "a unit test opened a socket to ('127.0.0.1', 9)" in run_test(tmp_path, "unit", body)
+def test_a_unit_test_cannot_open_a_socket_even_if_it_swallows_errors(printed: str) -> None:
+    assert "a unit test opened a socket to ('127.0.0.1', 9)" in section(printed, "test_socket")
 
 
-def test_a_skipped_test_fails_where_everything_must_run(tmp_path: Path) -> None:
-    printed = run_test(tmp_path, "contract", "import pytest; pytest.skip('no server here')")
-    assert "skipped, where everything must run" in printed
-    assert "1 failed" in printed
+def test_a_skipped_test_fails_where_everything_must_run(printed: str) -> None:
+    assert "skipped, where everything must run" in section(printed, "test_skip")
 
 
 def test_a_test_outside_the_tiers_is_refused(tmp_path: Path) -> None:
-    printed = run_test(tmp_path, "misc", "pass")
-    assert "not in one of unit, contract, integration, acceptance, faults" in printed
+    write_test(tmp_path, "misc", "it", "pass")
+    assert "not in one of unit, contract, integration, acceptance, faults" in run_tests(tmp_path)

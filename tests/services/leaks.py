@@ -13,6 +13,7 @@ import psutil
 
 from services.engine import Engine
 from services.process import MARK
+from workers.attempt.runtimes.process_tree import find_children
 
 _LABEL = "jobqueue.experiment"
 
@@ -84,9 +85,11 @@ def _threads() -> Iterable[threading.Thread]:
 def _children() -> Iterable[psutil.Process]:
     # The interpreter keeps this one until its end.
     tracker = getattr(resource_tracker._resource_tracker, "_pid", None)
-    for child in psutil.Process().children():
-        if child.pid != tracker and _is_alive(child):
-            yield child
+    for pid in find_children(os.getpid()):
+        with suppress(psutil.NoSuchProcess):
+            child = psutil.Process(pid)
+            if pid != tracker and _is_alive(child):
+                yield child
 
 
 def _marked(mark: str) -> Iterable[psutil.Process]:
