@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 from redis import Redis
+from services.broker_client import patiently
 from services.moto import SqsServer
 from services.process import Process
 from services.redis import RedisServer
@@ -22,13 +23,15 @@ from services.waiting import wait_until
 
 from jobqueue.application import CONTENT_TYPE, TASK
 from jobqueue.brokers import open_broker
-from jobqueue.brokers.base import Broker
+from jobqueue.brokers.base import Broker, Mail
+from jobqueue.codec import decode_report
 from jobqueue.config import Settings
 from jobqueue.ids import make_experiment_id
 from jobqueue.keys import ensure_laptop_keys
 from producers.client import Client
 
 LONG = timedelta(seconds=40)
+BROKERS = ("rabbitmq", "redis", "sqs")
 BOMB_BYTES = 180 * 2**20
 SQS_BYTES = 190_000
 
@@ -91,12 +94,47 @@ POISON: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["rabbitmq", "redis", "sqs"])
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+@pytest.fixture(scope="module", params=BROKERS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Process]]:
+    """A site with one worker, on which all of this file is tried."""
     registry = request.getfixturevalue("redis_server")
     broker = request.getfixturevalue(f"{request.param}_server")
-    with open_site(tmp_path, broker=broker.url, registry=registry.url, runtime="process") as opened:
-        yield opened
+    folder = tmp_path_factory.mktemp(request.param)
+    with open_site(folder, broker=broker.url, registry=registry.url, runtime="process") as site:
+        with opened(site) as opened_broker:
+            patiently(lambda: opened_broker.queues.create(site.queue))
+        with site.make_worker() as worker:
+            yield site, worker
+
+
+@pytest.fixture
+def site(served: tuple[Site, Process]) -> Site:
+    return served[0]
+
+
+@pytest.fixture
+def worker(served: tuple[Site, Process]) -> Iterator[Process]:
+    """The worker, which nothing may end, and for which nothing may lie set aside when a test is over."""
+    site, worker = served
+    pid = worker.pid
+    yield worker
+    assert (worker.running, worker.pid) == (True, pid), worker.log_tail()
+    take(site, f"{site.queue}_dead")
+
+
+@pytest.fixture(params=BROKERS)
+def unserved(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """A site of one test, without a worker."""
+    registry = request.getfixturevalue("redis_server")
+    broker = request.getfixturevalue(f"{request.param}_server")
+    with open_site(tmp_path, broker=broker.url, registry=registry.url, runtime="process") as site:
+        with opened(site) as opened_broker:
+            patiently(lambda: opened_broker.queues.create(site.queue))
+        yield site
+
+
+on_redis = pytest.mark.parametrize("served", ["redis"], indirect=True)
+on_sqs = pytest.mark.parametrize("served", ["sqs"], indirect=True)
 
 
 def connected(site: Site) -> Connection:
@@ -106,17 +144,18 @@ def connected(site: Site) -> Connection:
     return Connection(settings["broker_url"], transport_options=settings["broker_transport_options"])
 
 
-def publish_raw(site: Site, message: dict[str, Any]) -> None:
+def publish_raw(site: Site, *messages: dict[str, Any]) -> None:
     with connected(site) as connection, connection.Producer() as producer:
-        producer.publish(
-            message["body"],
-            routing_key=site.queue,
-            exchange="",
-            content_type=message["content_type"],
-            content_encoding="binary",
-            headers=message.get("headers", {}),
-            correlation_id=uuid.uuid4().hex,
-        )
+        for message in messages:
+            producer.publish(
+                message["body"],
+                routing_key=site.queue,
+                exchange="",
+                content_type=message["content_type"],
+                content_encoding="binary",
+                headers=message.get("headers", {}),
+                correlation_id=uuid.uuid4().hex,
+            )
 
 
 def opened(site: Site) -> closing[Broker]:
@@ -125,7 +164,17 @@ def opened(site: Site) -> closing[Broker]:
 
 def depth(site: Site, queue: str) -> int:
     with opened(site) as broker:
-        return broker.queues.depth(queue).ready
+        return patiently(lambda: broker.queues.depth(queue)).ready
+
+
+def take(site: Site, queue: str) -> list[Mail]:
+    """Take all out of a queue."""
+    found = []
+    with opened(site) as broker:
+        while mail := broker.post.receive(queue, timeout=timedelta(milliseconds=200)):
+            broker.post.acknowledge(mail)
+            found.append(mail)
+    return found
 
 
 def succeeds(site: Site) -> None:
@@ -133,24 +182,16 @@ def succeeds(site: Site) -> None:
     assert experiment.result(timeout=40) == {"exit_code": 0}
 
 
-def test_no_malformed_message_ends_the_worker_or_is_lost(site: Site) -> None:
+def test_no_malformed_message_ends_the_worker_or_is_lost(site: Site, worker: Process) -> None:
     is_sqs = site.settings.broker.startswith("sqs")
     poison = [message for message in POISON.values() if len(message["body"]) < SQS_BYTES or not is_sqs]
-    with opened(site) as broker, site.make_worker() as worker:
-        broker.queues.create(site.queue)
-        for message in poison:
-            publish_raw(site, message)
-        pid = worker.pid
-        dead = f"{site.queue}_dead"
-        wait_until(lambda: depth(site, dead) == len(poison), what="all of it set aside", within=LONG)
-        succeeds(site)
-        assert (worker.running, worker.pid) == (True, pid)
-        found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in poison]
-        assert {mail.headers["jobqueue-reason"] for mail in found if mail} == {"BAD_ENVELOPE"}
-        assert sorted(mail.body for mail in found if mail) == sorted(message["body"] for message in poison)
-        for mail in found:
-            assert mail is not None
-            broker.post.acknowledge(mail)
+    publish_raw(site, *poison)
+    dead = f"{site.queue}_dead"
+    wait_until(lambda: depth(site, dead) == len(poison), what="all of it set aside", within=LONG)
+    succeeds(site)
+    found = take(site, dead)
+    assert {mail.headers["jobqueue-reason"] for mail in found} == {"BAD_ENVELOPE"}
+    assert sorted(mail.body for mail in found) == sorted(message["body"] for message in poison)
 
 
 # What lies in a Redis list without being a message of kombu's, or only nearly one.
@@ -179,61 +220,47 @@ RAW: dict[str, bytes] = {
 }
 
 
-def test_what_is_no_message_at_all_is_set_aside_as_it_came(redis_server: RedisServer, tmp_path: Path) -> None:
-    with (
-        open_site(tmp_path, broker=redis_server.url, registry=redis_server.url, runtime="process") as site,
-        opened(site) as broker,
-        closing(Redis.from_url(redis_server.url)) as client,
-        site.make_worker() as worker,
-    ):
-        broker.queues.create(site.queue)
+@on_redis
+def test_what_is_no_message_at_all_is_set_aside_as_it_came(
+    site: Site, worker: Process, redis_server: RedisServer
+) -> None:
+    with closing(Redis.from_url(redis_server.url)) as client:
         for raw in RAW.values():
             client.lpush(site.queue, raw)
         client.lpush(site.queue + "\x06\x163", b"of another priority")
-        pid, dead = worker.pid, f"{site.queue}_dead"
-        expected = sorted([*RAW.values(), b"of another priority"])
-        wait_until(lambda: depth(site, dead) == len(expected), what="all of it set aside", within=LONG)
-        succeeds(site)
-        assert (worker.running, worker.pid) == (True, pid)
-        assert "Connection to broker lost" not in worker.log.read_text()
-        found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in expected]
-        assert sorted(mail.body for mail in found if mail) == expected
-        assert {mail.headers["jobqueue-reason"] for mail in found if mail} == {"BAD_ENVELOPE"}
+    dead = f"{site.queue}_dead"
+    expected = sorted([*RAW.values(), b"of another priority"])
+    wait_until(lambda: depth(site, dead) == len(expected), what="all of it set aside", within=LONG)
+    succeeds(site)
+    assert "Connection to broker lost" not in worker.log.read_text()
+    found = take(site, dead)
+    assert sorted(mail.body for mail in found) == expected
+    assert {mail.headers["jobqueue-reason"] for mail in found} == {"BAD_ENVELOPE"}
 
 
-def test_what_is_no_message_at_sqs_is_set_aside_as_it_came(
-    redis_server: RedisServer, sqs_server: SqsServer, tmp_path: Path
-) -> None:
+@on_sqs
+def test_what_is_no_message_at_sqs_is_set_aside_as_it_came(site: Site, worker: Process, sqs_server: SqsServer) -> None:
     texts = {raw.decode() for name, raw in RAW.items() if name not in ("bytes", "nothing")}
-    with (
-        open_site(tmp_path, broker=sqs_server.url, registry=redis_server.url, runtime="process") as site,
-        opened(site) as broker,
-        closing(sqs_server.client()) as client,
-        site.make_worker() as worker,
-    ):
-        broker.queues.create(site.queue)
+    with closing(sqs_server.client()) as client:
         url = client.get_queue_url(QueueName=site.queue)["QueueUrl"]
         forged = {"jobqueue-reason": {"DataType": "String", "StringValue": "FORGED"}}
         for text in texts:
             client.send_message(QueueUrl=url, MessageBody=text, MessageAttributes=forged)
-        pid, dead = worker.pid, f"{site.queue}_dead"
+        dead = f"{site.queue}_dead"
         wait_until(lambda: depth(site, dead) == len(texts), what="all of it set aside", within=LONG)
         succeeds(site)
-        assert (worker.running, worker.pid) == (True, pid)
-        found = [broker.post.receive(dead, timeout=timedelta(seconds=5)) for _ in texts]
+        found = take(site, dead)
+        assert len(found) == len(texts)
         raw = client.receive_message(QueueUrl=client.get_queue_url(QueueName=dead)["QueueUrl"], MaxNumberOfMessages=10)
         assert "Messages" not in raw
-        assert {mail.headers["jobqueue-reason"] for mail in found if mail} == {"BAD_ENVELOPE"}
+        assert {mail.headers["jobqueue-reason"] for mail in found} == {"BAD_ENVELOPE"}
 
 
-def test_a_sender_names_neither_the_queue_nor_the_tag_of_its_message(redis_server: RedisServer, tmp_path: Path) -> None:
-    with (
-        open_site(tmp_path, broker=redis_server.url, registry=redis_server.url, runtime="process") as site,
-        opened(site) as broker,
-        closing(Redis.from_url(redis_server.url, decode_responses=True)) as client,
-        site.make_worker(),
-    ):
-        broker.queues.create(site.queue)
+@on_redis
+def test_a_sender_names_neither_the_queue_nor_the_tag_of_its_message(
+    site: Site, worker: Process, redis_server: RedisServer
+) -> None:
+    with opened(site) as broker, closing(Redis.from_url(redis_server.url, decode_responses=True)) as client:
         other = f"{site.queue}x"
         broker.queues.create(other)
         running = site.client.submit(image="any:1", command=["sleep", "4"])
@@ -249,22 +276,19 @@ def test_a_sender_names_neither_the_queue_nor_the_tag_of_its_message(redis_serve
 
 
 @pytest.mark.parametrize("pack", [zlib, lzma], ids=["zlib", "lzma"])
-def test_no_worker_unpacks_a_compressed_body(site: Site, pack: ModuleType) -> None:
+def test_no_worker_unpacks_a_compressed_body(site: Site, worker: Process, pack: ModuleType) -> None:
     name = {"zlib": "application/x-gzip", "lzma": "application/x-lzma"}[pack.__name__]
     bomb = pack.compress(bytes(BOMB_BYTES))
-    with opened(site) as broker, site.make_worker() as worker:
-        broker.queues.create(site.queue)
-        succeeds(site)
-        before = largest(worker)
-        publish_raw(site, {"body": bomb, "content_type": CONTENT_TYPE, "headers": task_headers(compression=name)})
-        dead = f"{site.queue}_dead"
-        wait_until(lambda: depth(site, dead) == 1, what="the bomb set aside", within=LONG)
-        succeeds(site)
-        assert largest(worker) - before < BOMB_BYTES // 3
-        mail = broker.post.receive(dead, timeout=timedelta(seconds=5))
-        assert mail is not None
-        assert mail.body == bomb
-        assert (mail.headers["jobqueue-reason"], mail.headers["compression"]) == ("BAD_ENVELOPE", name)
+    succeeds(site)
+    before = largest(worker)
+    publish_raw(site, {"body": bomb, "content_type": CONTENT_TYPE, "headers": task_headers(compression=name)})
+    dead = f"{site.queue}_dead"
+    wait_until(lambda: depth(site, dead) == 1, what="the bomb set aside", within=LONG)
+    succeeds(site)
+    assert largest(worker) - before < BOMB_BYTES // 3
+    (mail,) = take(site, dead)
+    assert mail.body == bomb
+    assert (mail.headers["jobqueue-reason"], mail.headers["compression"]) == ("BAD_ENVELOPE", name)
 
 
 def largest(worker: Process) -> int:
@@ -274,20 +298,23 @@ def largest(worker: Process) -> int:
     return int(line.split()[1]) * 1024
 
 
-def test_a_message_of_an_unknown_sender_is_dropped_without_an_answer(site: Site, tmp_path: Path) -> None:
-    stranger_keys = tmp_path / "stranger"
+def test_a_message_of_an_unknown_sender_is_dropped_without_an_answer(unserved: Site, tmp_path: Path) -> None:
+    site, stranger_keys = unserved, tmp_path / "stranger"
     ensure_laptop_keys(stranger_keys)
     settings = Settings(**{**site.settings.model_dump(), "keys": stranger_keys})
+    reporting = f"{site.queue}_reporting"
+    # Of its own: a worker logs few of many refusals.
     with opened(site) as broker, Client(settings) as stranger, site.make_worker() as worker:
         succeeds(site)
-        broker.queues.create_plain(f"{site.queue}_reporting")
+        patiently(lambda: broker.queues.create_plain(reporting))
         experiment = stranger.submit(image="any:1", command=["true"])
         wait_until(lambda: refusals(worker), what="the refusal in the log", within=LONG)
-        assert depth(site, f"{site.queue}_reporting") == 0
         assert depth(site, f"{site.queue}_dead") == 0
         assert experiment.state == "QUEUED"
-        experiment.cancel()
+        # What was submitted before and behind it may be reported.
         succeeds(site)
+        assert experiment.id not in {decode_report(mail.body).experiment_id for mail in take(site, reporting)}
+        experiment.cancel()
 
 
 def refusals(worker: Process) -> list[str]:
@@ -295,7 +322,8 @@ def refusals(worker: Process) -> list[str]:
     return [line for line in lines if "delivery.refused" in line and "reason=UNTRUSTED" in line]
 
 
-def test_no_plaintext_of_an_experiment_lies_in_the_queue(site: Site) -> None:
+def test_no_plaintext_of_an_experiment_lies_in_the_queue(unserved: Site) -> None:
+    site = unserved
     with pytest.warns(match="no worker"):
         site.client.submit(
             image="secret-image:1",
