@@ -12,6 +12,11 @@ TASK: Final = "jobqueue.run_experiment"
 SERIALIZER: Final = "jobqueue"
 CONTENT_TYPE: Final = "application/vnd.jobqueue.envelope"
 
+_WORKER_OPTIONS: Final = {
+    "--slot": "Serve one slot of this machine: cpu, gpu0, gpu1 ...",
+    "--exit-when-idle": "End once nothing has run on this machine for so long, as in 15m.",
+    "--max-experiments": "End each slot once it has run so many experiments.",
+}
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -33,7 +38,8 @@ def make_app(settings: Settings) -> "Celery":
         **broker.celery_settings(),
     )
     app.conf.jobqueue_settings = settings
-    app.user_options["worker"].add(Option(("--slot",), help="Serve one slot of this machine: cpu, gpu0, gpu1 ..."))
+    for name, said in _WORKER_OPTIONS.items():
+        app.user_options["worker"].add(Option((name,), help=said))
     return app
 
 

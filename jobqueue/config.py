@@ -77,6 +77,8 @@ class Settings(BaseSettings):
         management_url: of RabbitMQ's HTTP API, `http://user:password@host:15672`; empty: at the broker's host.
         slot: what a worker serves of its machine: `cpu`, `gpu0`; empty: all of it.
         cpus, memory: how many cores and how much memory of a machine are for experiments; 0: all that is there.
+        exit_when_idle: a worker ends once nothing has run on its node for so long; none: never.
+        max_experiments: a worker ends once it has run so many; none: never.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
         cache_size: of the inputs and workspaces that a node keeps in `cache_dir` when nobody needs them.
@@ -108,6 +110,8 @@ class Settings(BaseSettings):
     slot: str = ""
     cpus: Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False)] = 0
     memory: _Size = 0
+    exit_when_idle: _PositiveDuration | None = None
+    max_experiments: Annotated[int, Field(gt=0)] | None = None
     lease: _PositiveDuration = timedelta(seconds=60)
     networks: _Words = ("none",)
     images: _Words = ("*",)

@@ -1,6 +1,7 @@
 """The composition root of the compute-node side: from settings to everything that a worker process needs."""
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,8 @@ class Node:
         companions: what was opened beside it, closed before it is.
         device: what it has alone; None for CPU work.
         presence: what the registry is told of it.
+        served: how many experiments it has run.
+        most: how many it runs at most; None: any number.
 
     Raises:
         InvalidSetting: on construction: a live worker of this node has the name or the device, the device is not there,
@@ -81,6 +84,8 @@ class Node:
         self.broker: Broker = open_broker(settings.broker, lease=settings.lease, management_url=settings.management_url)
         share = Share(slot=slot, places=places, device=self.device)
         self.site = make_site(settings, broker=self.broker, worker_name=worker_name, folder=self.folder, share=share)
+        self.served = 0
+        self.most: int | None = None
         self.is_hurried = False
         self._is_stopping = False
         self._running: dict[Attempt, _Running] = {}
@@ -141,12 +146,18 @@ class Node:
         finally:
             # A delivery that was put off comes back in its own time: nothing keeps it alive from now on.
             with self._keeping, self._lock:
+                self.served += attempt.has_begun
                 del self._running[attempt]
 
     @property
     def health(self) -> NodeHealth:
         """Whether this machine can run anything now."""
         return self.site.health
+
+    @property
+    def still_runs(self) -> float:
+        """How many experiments it may run before it ends, those that it runs included."""
+        return math.inf if self.most is None else self.most - self.served
 
     @property
     def is_taking(self) -> bool:

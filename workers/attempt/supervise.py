@@ -74,6 +74,11 @@ class Attempt:
         """What it asks for."""
         return self._message.header.resources
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it got its lease, and has run or runs its experiment."""
+        return self._execution is not None
+
     def ask(self, reason: Reason) -> None:
         """Ask for the end: DRAINED, CANCELLED_BY_USER or QUEUE_DELETED. Any thread; returns at once."""
         self._asked = self._asked or reason

@@ -108,7 +108,7 @@ class Consumer(CeleryConsumer):
 
     def _has_place(self) -> bool:
         node = node_of(self.app)
-        is_free = not _is_stopping() and bool(self.pool.busy + node.adopted < self.pool.limit)
+        is_free = not _is_stopping() and bool(self.pool.busy + node.adopted < min(self.pool.limit, node.still_runs))
         return is_free and node.site.takes_more
 
     def _look_for_queues(self) -> None:

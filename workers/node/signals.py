@@ -20,8 +20,20 @@ from workers.hardware.stock import take_stock
 from workers.node.caches import CacheKeeper
 from workers.node.guarding import GuardStarter
 from workers.node.janitor import Janitor
+from workers.node.leaving import Leaver, parse_leave
 from workers.node.serve import Serving, become
 from workers.node.sweep import Sweeper
+
+
+@signals.celeryd_init.connect
+def choose_end(conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """Read when this worker is to end by itself; a mistake is told before anything is started."""
+    settings = conf.jobqueue_settings
+    idle, experiments = options.get("exit_when_idle"), options.get("max_experiments")
+    try:
+        conf.jobqueue_leave = parse_leave(idle or settings.exit_when_idle, experiments or settings.max_experiments)
+    except InvalidSetting as error:
+        give_up(error)
 
 
 @signals.celeryd_init.connect
@@ -73,3 +85,8 @@ def look_after_node(sender: str, instance: Any, **_: Any) -> None:
         sweeper = Sweeper(node, Publisher(broker=lambda: node.broker, app=lambda: instance.app))
         sweeper.start()
         node.companions.callback(sweeper.close)
+    leave = instance.app.conf.jobqueue_leave
+    node.most = leave.experiments
+    leaver = Leaver(node, leave)
+    leaver.start()
+    node.companions.callback(leaver.close)

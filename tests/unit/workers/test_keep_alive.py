@@ -40,6 +40,7 @@ class IdleAttempt:
     """An attempt of which nothing is asked."""
 
     queue = "default_cpu"
+    has_begun = True
 
     def ask(self, reason: object) -> None:
         del reason

@@ -1,5 +1,6 @@
 """What a node knows of the attempts that run in it, also when one experiment was delivered twice."""
 
+import math
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ class Asked:
     """An attempt that notes what it is asked."""
 
     queue = "q_cpu"
+    has_begun = True
 
     def __init__(self) -> None:
         self.reasons: list[Reason] = []
@@ -31,7 +33,7 @@ def worker(node: FakeNode) -> Node:
     made.site, made._running, made.presence = node.site, {}, SimpleNamespace(is_leaving=False)
     made._lock, made._keeping, made._closed = threading.Lock(), threading.Lock(), threading.Event()
     made.settings = SimpleNamespace(lease=node.site.lease)
-    made.queues = ()
+    made.queues, made.served, made.most = (), 0, None
     return made
 
 
@@ -65,3 +67,15 @@ def test_only_what_was_adopted_takes_a_place_without_a_delivery(worker: Node) ->
     ):
         assert worker.adopted == 1
     assert worker.adopted == 0
+
+
+def test_it_counts_what_it_has_run_and_how_much_it_still_runs(worker: Node) -> None:
+    assert worker.still_runs == math.inf
+    worker.most = 3
+    put_off = Asked()
+    put_off.has_begun = False
+    for attempt in (put_off, Asked()):
+        with worker.running(make_experiment_id(), attempt, None):  # type: ignore[arg-type]
+            assert worker.still_runs == 3
+    with worker.running(make_experiment_id(), put_off, None):  # type: ignore[arg-type]
+        assert (worker.served, worker.still_runs) == (1, 2)

@@ -1,0 +1,85 @@
+"""Workers that end by themselves, one alone and all of a machine, and what they leave to others."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from services.fake_nvml import FakeDriver, compile_library
+from services.place import LONG, Place, open_place
+from services.process import Process
+from services.redis import RedisServer
+from services.site import ROOT
+from services.waiting import wait_until
+
+from jobqueue.lifecycle import State
+from jobqueue.routing import request_queues
+from workers.hardware.devices import Device
+
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+_UP = timedelta(seconds=60)
+
+
+@pytest.fixture
+def place(redis_server: RedisServer, tmp_path: Path) -> Iterator[Place]:
+    url = redis_server.url
+    with open_place(tmp_path, broker=url, registry=url, engine=None, lease="20s", grace="5s") as opened:
+        with opened.open_broker() as broker:
+            for queue in request_queues(opened.site.settings.project):
+                broker.queues.create(queue)
+        yield opened
+
+
+def await_end(process: Process) -> int | None:
+    wait_until(lambda: not process.running, what="its end", within=_UP)
+    return process._child.returncode if process._child else None
+
+
+def test_a_worker_of_an_idle_node_ends_with_0(place: Place) -> None:
+    with place.make_worker(environment={"JOBQUEUE_EXIT_WHEN_IDLE": "2s"}) as worker:
+        assert await_end(worker) == 0
+        assert "idle for 2s" in worker.log.read_text()
+    serving = place.client._connections.registry.workers.present()
+    assert [worker for worker in serving if place.site.queue in worker.queues] == []
+
+
+def test_all_slots_of_a_machine_end_by_themselves_and_with_them_the_command(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "driver").mkdir()
+    driver = FakeDriver(compile_library(tmp_path), tmp_path / "driver")
+    driver.show(Device(uuid="GPU-00000001-d72c-4106-c12f-20bd9faed9f6", index=0, memory_bytes=2**34))
+    cpu, gpu = place.submit("true"), place.submit("true", gpus=1)
+    log = tmp_path / "machine.log"
+    command = [sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-l", "INFO", "--max-experiments", "1"]
+    machine = Process(
+        name="the machine's server",
+        command=command,
+        log=log,
+        ready=lambda: log.exists() and "node.serving" in log.read_text(errors="replace"),
+        environment={**place.site.environment, **driver.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with machine:
+        assert [each.result(timeout=90) for each in (cpu, gpu)] == [{"exit_code": 0}] * 2
+        left = [place.submit("true"), place.submit("true", gpus=1)]
+        assert await_end(machine) == 0
+    said = log.read_text()
+    assert said.count("experiments run: 1") == 2, said
+    assert [slot for slot in ("gpu0", "cpu") if f"slot.ended slot={slot} status=0" in said] == ["gpu0", "cpu"]
+    assert "node.ended" in said
+    assert [(each.state, each.attempt) for each in left] == [(State.QUEUED, 0)] * 2
+
+
+@pytest.mark.parametrize("words", [["--exit-when-idle", "soon"], ["--max-experiments", "0.5"]])
+def test_what_cannot_be_read_is_told_and_nothing_is_started(place: Place, words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-n", f"wrong@{socket.gethostname()}", *words],
+        env={**place.site.environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LONG.total_seconds(),
+        check=False,
+    )
+    assert done.returncode == 69
+    assert f"error: {words[0]}: " in done.stderr
