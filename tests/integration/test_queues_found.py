@@ -1,15 +1,19 @@
 """Queues that are found by patterns, and the order in which several queues are served, on real brokers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 from services.place import LONG, Place, open_place
 from services.process import Process
 from services.waiting import wait_until
 
+from jobqueue.keys import trust
 from jobqueue.lifecycle import State
 from jobqueue.registry.base import Record
+from jobqueue.resources import Resources
 from producers.handle import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
@@ -92,3 +96,42 @@ def test_a_queue_with_one_is_served_next_beside_one_with_hundreds(place: Place, 
             assert begun() <= before + (40 if is_asked_for and how == "pattern" else 3)
         for queue in (full, small):
             broker.queues.delete(queue)
+
+
+@pytest.mark.parametrize("place", ["redis"], indirect=True)
+def test_a_project_is_served_once_its_sender_is_trusted_and_left_while_nothing_of_it_can_fit(place: Place) -> None:
+    project = place.site.settings.project
+    queue = f"{project}_lab"
+    (trusted,) = (place.site.settings.keys_dir / "trusted").glob("*.pub")
+    line = trusted.read_text()
+    trusted.unlink()
+    patterns = {"JOBQUEUE_QUEUES": f"{project}_*", "JOBQUEUE_QUEUE_REFRESH": "1s"}
+    with place.open_broker() as broker, place.make_worker(environment=patterns):
+        broker.queues.create(queue)
+        waiting = place.submit("true", queue=queue)
+        assert queue not in served(place)
+        trust(place.site.settings.keys_dir, line)
+        assert waiting.result(timeout=60) == {"exit_code": 0}
+        wait_until(lambda: needs_of(place, queue) is not None, what="what the queue asks for is known", within=LONG)
+        forget_needs(place)
+        huge = place.submit("true", queue=queue, cpus=1000)
+        wait_until(lambda: queue not in served(place), what="what can never fit is left", within=LONG)
+        needs = needs_of(place, queue)
+        assert needs
+        assert needs.cpus == 1000
+        place.client._connections.registry.needs.note(queue, replace(needs, cpus=1))
+        wait_until(lambda: queue in served(place), what="what may fit is served again", within=LONG)
+        assert place.submit("true", queue=queue).result(timeout=60) == {"exit_code": 0}
+        huge.cancel()
+        assert huge.wait(60)
+        broker.queues.delete(queue)
+
+
+def needs_of(place: Place, queue: str) -> Resources | None:
+    return place.client._connections.registry.needs.known([queue]).get(queue)
+
+
+def forget_needs(place: Place) -> None:
+    """Have the time be over for which it is believed what queues ask for."""
+    with redis.Redis.from_url(place.site.settings.registry) as client:
+        client.delete(f"jobqueue:need:{place.site.settings.project}_lab")
