@@ -109,7 +109,7 @@ def test_the_last_uses_are_known_to_the_next_worker(
 
 
 def test_what_somebody_else_brought_or_named_or_runs_is_never_removed(
-    engine: Engine, open_images: Callable[..., Images], push: Callable[[str], str]
+    engine: Engine, open_images: Callable[..., Images], push: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     images = open_images(size_bytes=1)
     brought, named, run, nobodys = push("brought"), push("named"), push("run"), push("nobodys")
@@ -123,6 +123,7 @@ def test_what_somebody_else_brought_or_named_or_runs_is_never_removed(
     assert images.tidy().startswith("1 images")
     assert [is_there(engine, name) for name in (brought, named, run, nobodys)] == [True, True, True, False]
     assert is_there(engine, BUSYBOX)
+    assert "image.not_removed" not in caplog.messages, "it was left to the engine to refuse it"
     engine.client.api.remove_container(container)
     images.tidy()
     assert [is_there(engine, name) for name in (brought, named, run)] == [True, True, False]
