@@ -5,7 +5,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
@@ -59,6 +59,14 @@ class SqsProxy:
             self._open[operation] -= 1
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_: object) -> None:
+        """Print nothing: a client may go at any time."""
+
+
 @contextmanager
 def open_sqs_proxy(target_port: int) -> Iterator[SqsProxy]:
     """Run a proxy before the server at a port."""
@@ -82,14 +90,14 @@ def open_sqs_proxy(target_port: int) -> Iterator[SqsProxy]:
                 proxy.end(operation)
 
         def _pass_on(self, body: bytes) -> None:
-            target = http.client.HTTPConnection("127.0.0.1", proxy.target_port)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
-            # The addresses of queues in its answers lead here.
-            target.request("POST", self.path, body, headers)
-            answer = target.getresponse()
-            kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP]
-            self._answer(answer.status, answer.read(), kept)
-            target.close()
+            # Also where its client goes meanwhile: a socket that nobody closes is told of in whichever test runs then.
+            with closing(http.client.HTTPConnection("127.0.0.1", proxy.target_port)) as target:
+                # The addresses of queues in its answers lead here.
+                target.request("POST", self.path, body, headers)
+                answer = target.getresponse()
+                kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP]
+                self._answer(answer.status, answer.read(), kept)
 
         def _refuse(self, status: int, name: str, text: str) -> None:
             if status == RESET:
@@ -110,11 +118,7 @@ def open_sqs_proxy(target_port: int) -> Iterator[SqsProxy]:
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-    server = Server(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     proxy.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
