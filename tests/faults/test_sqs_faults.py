@@ -58,12 +58,10 @@ def place(
 ) -> Iterator[Place]:
     url = sqs_server.url.replace(f":{sqs_server.moto.port}", f":{proxy.port}") + options
     with open_place(tmp_path, broker=url, registry=redis_server.url, engine=None, lease=lease) as opened:
-        with opened.open_broker() as broker:
-            broker.queues.create(opened.site.queue)
         yield opened
 
 
-def number(least: int = 1000) -> str:
+def number(least: int) -> str:
     """Return a time to sleep for that no other process of this machine sleeps for."""
     return f"{least}.{secrets.randbelow(10**9):09d}"
 
@@ -132,7 +130,7 @@ def test_a_queue_that_was_deleted_is_served_again_when_it_is_back(place: Place) 
 @pytest.mark.parametrize("lease", ["2s"])
 @pytest.mark.parametrize("options", ["", "&hold=3s"], ids=["kept", "relayed"])
 def test_a_run_that_is_longer_than_a_delivery_lasts_runs_once(place: Place, options: str) -> None:
-    seconds = number(14)
+    seconds = number(9)  # four times as long as a delivery lasts
     with place.make_worker("one") as one, place.make_worker("two") as two:
         experiment = place.submit(f"sleep {seconds}; echo end")
         alive = 0

@@ -54,10 +54,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(broker)
     with (
         open_place(folder, broker=server.url, registry=registry.url, engine=engine) as opened,
-        opened.open_broker() as queues,
         opened.make_worker() as worker,
     ):
-        queues.queues.create(opened.site.queue)
         served = Served(site=opened.site, engine=engine, worker=worker)
         assert served.submit("true").result(timeout=40) == {"exit_code": 0}
         yield served

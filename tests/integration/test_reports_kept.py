@@ -144,9 +144,7 @@ def test_where_nobody_listens_no_queue_is_made(server: Server, tmp_path: Path) -
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     rabbitmq, redis = request.getfixturevalue("rabbitmq_server"), request.getfixturevalue("redis_server")
     with open_place(tmp_path, broker=rabbitmq.url, registry=redis.url, engine=None) as opened:
-        with opened.open_broker() as broker:
-            broker.queues.create(opened.site.queue)
-            broker.queues.create_plain(reporting_queue(opened.site.queue))
+        opened.create(opened.site.queue, is_reported=True)
         yield opened
 
 

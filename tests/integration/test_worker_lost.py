@@ -1,7 +1,6 @@
 """A worker that is killed or stopped: its container goes on with the next worker of its name, or is frozen in time."""
 
 import os
-import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from services.place import LONG, Place, open_place, sleepers
+from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep
 from services.process import ServerFailedError
 from services.waiting import wait_until
 
@@ -29,29 +28,14 @@ def settings() -> dict[str, str]:
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path, settings: dict[str, str]) -> Iterator[Place]:
-    broker, runtime = request.param
-    registry = request.getfixturevalue("redis_server")
-    server = request.getfixturevalue(f"{broker}_server")
-    engine = request.getfixturevalue("engine") if runtime == "docker" else None
-    with open_place(tmp_path, broker=server.url, registry=registry.url, engine=engine, **settings) as opened:
-        with opened.open_broker() as queues:
-            queues.queues.create(opened.site.queue)
+def place(request: pytest.FixtureRequest, open_at: OpenAt, settings: dict[str, str]) -> Iterator[Place]:
+    with open_at(*request.param, **settings) as opened:
         yield opened
         wait_until(lambda: not guards(opened), what="the guard's own end", within=LONG)
 
 
 def with_settings(**settings: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("settings", [settings], ids=[""])
-
-
-def number() -> str:
-    """Return a time to sleep for that no other process of this machine sleeps for."""
-    return f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
-
-
-def wait_for_sleep(seconds: str) -> int:
-    return wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
 
 
 def record_of(place: Place, experiment: Experiment) -> Record:
