@@ -53,8 +53,16 @@ def _check(printed: str, folder: Path, *, model: str) -> None:
     assert not list(folder.glob("jobqueue-demo-*"))
 
 
-def test_without_an_engine_it_trains_in_a_confined_process_and_says_so(folder: Path) -> None:
-    printed = _demo(folder, DOCKER_HOST="unix:///nonexistent/docker.sock")
+def test_without_an_engine_it_trains_in_a_confined_process_and_says_so_whatever_this_machines_own_settings(
+    folder: Path,
+) -> None:
+    (folder / "jobqueue.toml").write_text('broker_url = "amqp://127.0.0.1:1"\n')
+    printed = _demo(
+        folder,
+        DOCKER_HOST="unix:///nonexistent/docker.sock",
+        JOBQUEUE_BROKER_URL="redis://127.0.0.1:1/0",
+        JOBQUEUE_PROJECT="elsewhere",
+    )
     assert "runtime    process: no container engine answers" in printed
     _check(printed, folder, model="model.joblib")
 
@@ -66,20 +74,19 @@ def test_with_an_engine_it_trains_in_a_container(folder: Path, engine: Engine) -
     assert not engine.client.containers.list(all=True)
 
 
-def test_with_an_engine_that_cannot_have_the_image_it_says_so_and_trains_in_a_process(
-    folder: Path, engine: Engine
-) -> None:
-    printed = _demo(folder, DOCKER_HOST=engine.url, DEMO_IMAGE="jobqueue-test/nowhere:1")
-    assert "the image jobqueue-test/nowhere:1 is not there and cannot be pulled" in printed
-    _check(printed, folder, model="model.joblib")
-
-
-def test_this_machines_own_settings_do_not_matter(folder: Path) -> None:
-    (folder / "jobqueue.toml").write_text('broker_url = "amqp://127.0.0.1:1"\n')
-    printed = _demo(
-        folder,
-        DOCKER_HOST="unix:///nonexistent/docker.sock",
-        JOBQUEUE_BROKER_URL="redis://127.0.0.1:1/0",
-        JOBQUEUE_PROJECT="elsewhere",
+def test_with_an_engine_that_cannot_have_the_image_it_says_so_and_takes_a_process(engine: Engine) -> None:
+    chosen = subprocess.run(
+        [sys.executable, "-c", "import demo; print(demo.choose_runtime())"],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'examples'}",
+            "DOCKER_HOST": engine.url,
+            "DEMO_IMAGE": "jobqueue-test/nowhere:1",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=110,
     )
-    _check(printed, folder, model="model.joblib")
+    assert "the image jobqueue-test/nowhere:1 is not there and cannot be pulled" in chosen.stdout
+    assert chosen.stdout.splitlines()[-1] == "process"
