@@ -97,6 +97,8 @@ class Node:
             seen=lambda: (self.device.seen,) if self.device else (),
             hand_back=self._hand_back,
         )
+        if self.site.ledger:
+            self.site.ledger.is_withheld = lambda: self.presence.is_leaving or self.presence.wish is not None
         self._queue_watch = QueueWatch(self.broker.queues)
         self._lock = threading.Lock()
         self._keeping = threading.Lock()

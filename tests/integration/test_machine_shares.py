@@ -1,18 +1,21 @@
 """Four GPUs, eight cores and some memory, which all experiments of a machine share."""
 
 import itertools
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
-from services.machine import SLOTS, UUIDS, Machine, open_machine
+from services.machine import SLOTS, UP, UUIDS, Machine, open_machine
 from services.rabbitmq import RabbitServer
 from services.redis import open_redis
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import State
 from producers.handle import Experiment
+from workers.attempt.lease_files import read_leases
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 CPUS, MEMORY_GIB = 8, 6
@@ -34,6 +37,12 @@ class Load:
         experiment = self.machine.place.submit(lasting, gpus=gpus, cpus=cpus, memory=memory)
         self.asked[experiment] = (gpus, cpus, memory_gib)
         return experiment
+
+    def devices_of(self, experiment: Experiment) -> tuple[str, ...]:
+        """Return what an experiment has now, as its node knows it."""
+        folders = self.machine.place.site.settings.state_dir.glob("nodes/*/leases")
+        kept = [each for folder in folders for each in read_leases(folder).values()]
+        return next((each.entry.devices for each in kept if each.entry and each.experiment_id == experiment.id), ())
 
     def check(self) -> None:
         """Every one has what it asked for, for itself alone, and together they never have more than there is."""
@@ -109,3 +118,23 @@ def test_four_devices_are_had_at_once_among_an_endless_stream_of_work_for_one(ma
     assert sum(state is State.QUEUED for state in states([experiment.id for experiment in load.asked]).values()) > 0
     load.check()
     assert large.attempt == 1
+
+
+def test_what_a_killed_slot_has_is_given_to_nobody_and_goes_on(machine: Machine) -> None:
+    load = Load(machine=machine)
+    experiment, sleeper, slot = machine.sleep(gpus=2)
+    held = load.devices_of(experiment)
+    assert len(held) == 2
+    os.kill(machine.pid_of(slot), signal.SIGKILL)
+    others = [load.submit(0.1, gpus=1) for _ in range(4)]
+    for other in others:
+        assert other.result(timeout=LONG.total_seconds()) == {"exit_code": 0}
+        assert not set(held) & set(UUIDS).intersection(next(iter(other.logs())).split()[2].strip("[]").split(","))
+    wait_until(lambda: f"experiment={experiment.id}" in machine.adoptions(), what="the adoption", within=UP)
+    assert load.devices_of(experiment) == held
+    large = load.submit(0.1, gpus=4)
+    wait_until(lambda: "waits_for=4 GPUs" in large.why(), what="it waiting", within=LONG)
+    os.kill(sleeper, signal.SIGTERM)
+    assert experiment.result(timeout=LONG.total_seconds()) == {"exit_code": 0}
+    assert experiment.attempt == 1
+    load.check()

@@ -118,10 +118,9 @@ class Execution:
         turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)
         gpus = turn.take()
         hold = workspace.make_folder(folder)
-        image = self._watching(lambda: self._site.runtime.resolve(spec.image, hold=hold))
+        image = self._watching(lambda: site.runtime.resolve(spec.image, hold=hold))
         self._check()
         self._note(State.PREPARING, Phase.STAGING)
-        site = self._site
         staged = workspace.stage_in(
             spec, folder, store=site.store, cache=site.inputs, endpoint=site.endpoint, check=self._check
         )

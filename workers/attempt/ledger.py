@@ -42,6 +42,9 @@ class Ledger:
         worker_id: of this worker.
         cpus, memory_bytes: of the whole machine, as far as it is for experiments.
         clock: `clock_seconds`, and in tests another one.
+
+    Attributes:
+        is_withheld: tells whether the worker wants to have its device used no more.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Ledger:
         self._cpus, self._memory_bytes = cpus, memory_bytes
         self._slots = node.root / "slots"
         self._own: SlotRecord | None = None
+        self.is_withheld: Callable[[], bool] = lambda: False
         self._seen, self._seen_at_seconds, self._takes_more = (0, 0), 0.0, True
 
     def join(self, *, cpus: float, device: Device | None) -> None:
@@ -72,8 +76,8 @@ class Ledger:
             raise InvalidSetting(f"no folder for this node: {error}", hint="check JOBQUEUE_STATE_DIR") from error
 
     def note(self, unfit: Unfit | None) -> None:
-        """Say whether nobody is to be given this worker's device; said once."""
-        why = unfit.detail if unfit else ""
+        """Say whether nobody is to be given this worker's device, as while an operator drains it; said once."""
+        why = unfit.detail if unfit else "its worker is to drain" if self.is_withheld() else ""
         if self._own and self._own.unfit != why:
             try:
                 self._write(replace(self._own, unfit=why))

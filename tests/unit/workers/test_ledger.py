@@ -138,15 +138,23 @@ def test_a_share_that_is_asked_for_again_for_longer_is_judged_anew(machine: Mach
     assert devices(machine.take("gpu2", gpus=1, seconds=500, file=gap)) == ("GPU-2",)
 
 
-def test_what_a_dead_worker_runs_keeps_its_share_and_what_it_waited_for_is_free(machine: Machine) -> None:
-    runs, waits = machine.take("gpu0", gpus=2), machine.take("gpu2", gpus=3)
+def test_what_a_dead_worker_runs_keeps_its_share_and_what_nobody_watches_is_not_given(machine: Machine) -> None:
+    runs = machine.take("gpu0", gpus=2)
     machine.die("gpu0")
     machine.die("gpu2")
     later = machine.take("gpu1", gpus=1)
     assert devices(later) is None, "GPU-2 has nobody who watches it, the others are in use"
     runs.remove()
     assert devices(machine.take("gpu1", gpus=1, file=later)) == ("GPU-1",)
-    assert waits.kept.entry, "it is still there"
+
+
+def test_what_a_dead_worker_waited_for_is_free(machine: Machine) -> None:
+    runs, waits, later = machine.take("gpu0", gpus=3), machine.take("gpu2", gpus=1), machine.begin("gpu1")
+    machine.die("gpu2")
+    machine.now_seconds = 1
+    runs.remove()
+    assert devices(machine.take("gpu1", gpus=2, file=later)) == ("GPU-1", "GPU-0")
+    assert waits.kept.entry, "it is still there, for whoever tidies up"
 
 
 def test_a_worker_that_comes_back_finds_its_share_where_it_was(machine: Machine) -> None:
@@ -179,6 +187,17 @@ def test_a_sick_device_is_not_given_until_it_is_well(machine: Machine) -> None:
     assert devices(machine.take("gpu2", gpus=1)) == ("GPU-2",), "nothing can be kept for who waits"
     machine.ledgers["gpu1"].note(None)
     assert devices(machine.take("gpu1", gpus=1, seconds=61)) is None
+
+
+def test_a_device_that_is_drained_is_given_to_nobody_else_either(machine: Machine) -> None:
+    ledger = machine.ledgers["gpu2"]
+    ledger.is_withheld = lambda: True
+    ledger.note(None)
+    waits = machine.take("gpu0", gpus=3)
+    assert devices(waits) is None
+    ledger.is_withheld = lambda: False
+    ledger.note(None)
+    assert devices(machine.take("gpu0", gpus=3, file=waits)) is not None
 
 
 def test_a_worker_that_may_begin_something_sees_what_it_has_taken_and_not_yet_begun(machine: Machine) -> None:
@@ -267,7 +286,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _begin(self, slot: str, seconds: float, **asked: Any) -> None:
         self.machine.now_seconds += 0.001
-        self.attempts[self.machine.take(slot, seconds=seconds, **asked)] = (slot, asked, seconds)
+        file = self.machine.begin(slot)
+        self.attempts[file] = (slot, asked, seconds)
+        self._ask(file)
 
     @precondition(lambda self: self.attempts)
     @rule(data=st.data())
