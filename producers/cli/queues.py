@@ -1,16 +1,18 @@
 """`jobqueue queues`: what waits in request queues, and making, deleting and sweeping them."""
 
 import re
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from jobqueue.errors import InvalidSpec, NoSuchQueue, Problem
+from jobqueue.errors import InvalidSetting, InvalidSpec, NoSuchQueue, Problem, RegistryUnavailable
 from jobqueue.routing import COMPANIONS, dead_letter_queue, is_request_queue, reporting_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
 from producers.cli.output import format_option, write_instant, write_rows
+from producers.cli.standing import Standing, as_cells, as_values, read_standings
 
 if TYPE_CHECKING:
     from jobqueue.brokers.base import Broker, Depth, QueueRecord
@@ -36,7 +38,11 @@ def queues() -> None:
 @click.option("--all", "is_all", is_flag=True, help="Every project's.")
 @format_option
 def ls(*, names: tuple[str, ...], is_all: bool, form: str) -> None:
-    """Show how much waits in NAMES and in their companions; the project's own queues when none are given."""
+    """Show what waits and runs in NAMES and lies in their companions; the project's queues when none are given.
+
+    READY and UNACKED are messages at the broker; RUNNING, OLDEST (of what waits) and WORKERS are the registry's. NEEDS
+    is the least that the queue's messages were seen to ask for in the last minutes.
+    """
     settings = read_settings()
     with closing(_open(settings)) as broker:
         records = {record.queue: record for record in broker.queues.listed()}
@@ -47,12 +53,14 @@ def ls(*, names: tuple[str, ...], is_all: bool, form: str) -> None:
         raise NoSuchQueue(f"no such queue: {', '.join(missing)}")
     if not there:
         click.echo("none of the project's queues is there; `jobqueue queues create` makes them", err=True)
+    standings = _read_standings(settings, [name for name in there if is_request_queue(name)])
     rows = [
         {
             "QUEUE": name,
             "READY": str(depth.ready),
             "UNACKED": _count(depth.unacked),
             "CONSUMERS": _count(depth.consumers),
+            **as_cells(standings.get(name)),
             **_noted(records.get(name)),
         }
         for name, depth in there.items()
@@ -63,6 +71,7 @@ def ls(*, names: tuple[str, ...], is_all: bool, form: str) -> None:
             "ready": depth.ready,
             "unacked": depth.unacked,
             "consumers": depth.consumers,
+            **as_values(standings.get(name)),
             **{key.lower(): value for key, value in _noted(records.get(name)).items() if value != _UNKNOWN},
         }
         for name, depth in there.items()
@@ -190,6 +199,18 @@ def _store(settings: "Settings") -> "Store":
     from jobqueue.storage import open_store
 
     return open_store(settings.storage, endpoint=settings.storage_endpoint)
+
+
+def _read_standings(settings: "Settings", queues: Sequence[str]) -> dict[str, Standing]:
+    """Return how request queues stand, as far as the registry answers: what the broker knows is shown all the same."""
+    from jobqueue.registry import open_registry
+
+    try:
+        with closing(open_registry(settings.registry)) as registry:
+            return read_standings(registry, queues)
+    except (InvalidSetting, RegistryUnavailable) as error:
+        click.echo(f"warning: {error.message}", err=True)
+        return {}
 
 
 def _noted(record: "QueueRecord | None") -> dict[str, str]:

@@ -1,0 +1,89 @@
+"""What the registry knows of a request queue: who serves it, what runs and waits, what its experiments ask for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from jobqueue.lifecycle import State
+from jobqueue.quantities import describe_size
+from producers.cli.output import describe_age, write_instant
+
+if TYPE_CHECKING:
+    from jobqueue.registry.base import Registry
+    from jobqueue.resources import Resources
+
+_COUNTED: Final = 10_000
+_UNKNOWN: Final = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a request queue stands.
+
+    Attributes:
+        workers: how many serve it now.
+        waiting, running: experiments, of the newest ten thousand that are not over.
+        oldest_at: when the one was submitted that has waited longest; None: none waits.
+        needs: the least that its messages were seen to ask for lately; None: nobody has seen one.
+    """
+
+    workers: int
+    waiting: int
+    running: int
+    oldest_at: datetime | None
+    needs: "Resources | None"
+
+
+def read_standings(registry: "Registry", queues: Sequence[str]) -> dict[str, Standing]:
+    """Return how request queues stand.
+
+    Raises:
+        RegistryUnavailable: the registry does not answer.
+    """
+    workers, needs = registry.workers.present(), registry.needs.known(queues) if queues else {}
+    standings = {}
+    for queue in queues:
+        records = registry.experiments.find(queue=queue, limit=_COUNTED)
+        waiting = [record.submission.submitted_at for record in records if record.state is State.QUEUED]
+        standings[queue] = Standing(
+            workers=sum(queue in worker.queues for worker in workers),
+            waiting=len(waiting),
+            running=len(records) - len(waiting),
+            oldest_at=min(waiting, default=None),
+            needs=needs.get(queue),
+        )
+    return standings
+
+
+def as_cells(standing: Standing | None) -> dict[str, str]:
+    """Return the cells of one line of `queues ls`; a companion has no standing of its own."""
+    if standing is None:
+        return dict.fromkeys(("WORKERS", "RUNNING", "OLDEST", "NEEDS"), _UNKNOWN)
+    return {
+        "WORKERS": str(standing.workers),
+        "RUNNING": str(standing.running),
+        "OLDEST": describe_age(standing.oldest_at) if standing.oldest_at else _UNKNOWN,
+        "NEEDS": _describe(standing.needs) if standing.needs else _UNKNOWN,
+    }
+
+
+def as_values(standing: Standing | None) -> Mapping[str, Any]:
+    """Return the same as JSON values; sizes are bytes."""
+    if standing is None:
+        return {}
+    return {
+        "workers": standing.workers,
+        "waiting": standing.waiting,
+        "running": standing.running,
+        "oldest_waiting_at": write_instant(standing.oldest_at) or None,
+        "needs": asdict(standing.needs) if standing.needs else None,
+    }
+
+
+def _describe(needs: "Resources") -> str:
+    parts = [f"{needs.cpus:g} cpus", describe_size(needs.memory_bytes)]
+    if needs.gpus:
+        memory = f" of {describe_size(needs.gpu_memory_bytes)}" if needs.gpu_memory_bytes else ""
+        parts.append(f"{needs.gpus} GPUs{memory}")
+    return ", ".join(parts)
