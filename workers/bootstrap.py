@@ -80,7 +80,9 @@ class Node:
         self.folder = open_node_folder(settings.state_dir)
         self.companions = ExitStack()
         self._claim = self.folder.claim(WorkerId(worker_name))
-        self.device = hold_device(slot, settings, owner=worker_name) if slot and slot.has_device else None
+        self.device = None
+        if slot and slot.has_device:
+            self.device = hold_device(slot, settings, folder=self.folder, owner=worker_name)
         self.broker: Broker = open_broker(settings.broker, lease=settings.lease, management_url=settings.management_url)
         share = Share(slot=slot, places=places, device=self.device)
         self.site = make_site(settings, broker=self.broker, worker_name=worker_name, folder=self.folder, share=share)

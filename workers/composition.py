@@ -13,12 +13,14 @@ from jobqueue.resources import Offer
 from jobqueue.storage import open_store
 from workers.attempt.health import NodeHealth
 from workers.attempt.input_cache import InputCache
+from workers.attempt.lease_files import read_boot_id
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import NodeFolder
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.image_cache import ImageCache
 from workers.attempt.site import Policy, Site
+from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.fitness import Unfit
 from workers.hardware.holding import HeldDevice
 from workers.hardware.locks import open_device_locks
@@ -43,13 +45,15 @@ class Share:
     device: HeldDevice | None
 
 
-def hold_device(slot: Slot, settings: Settings, *, owner: str) -> HeldDevice:
-    """Take the device of a slot for this process alone.
+def hold_device(slot: Slot, settings: Settings, *, folder: NodeFolder, owner: str) -> HeldDevice:
+    """Take the device of a slot for this process alone; it is as sick as when its node knew it last.
 
     Raises:
         InvalidSetting: it is not there, or another worker has it.
     """
-    held = HeldDevice(slot, devices=NvmlDevices(), locks=open_device_locks(settings.state_dir), owner=owner)
+    kept = CustodyFiles(folder=folder.root / "devices", boot_id=read_boot_id())
+    locks = open_device_locks(settings.state_dir)
+    held = HeldDevice(slot, devices=NvmlDevices(), locks=locks, owner=owner, kept=kept)
     # For what this process itself may load; an experiment is told by its plan.
     os.environ.update(dict.fromkeys(VARIABLES, held.device.uuid))
     return held
@@ -91,6 +95,7 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
         leases=folder.leases,
         slot=share.slot.name if share.slot else "",
         gpus=(device.device.uuid,) if device else (),
+        device=device,
         ledger=ledger,
         endpoint=settings.storage_endpoint,
     )

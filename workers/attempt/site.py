@@ -15,6 +15,7 @@ from workers.attempt.input_cache import InputCache
 from workers.attempt.ledger import Ledger
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes.base import ContainerRuntime
+from workers.hardware.holding import HeldDevice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Site:
         leases: where the node's lease files lie.
         slot: what the worker serves of its machine; empty for one that was started without.
         gpus: UUIDs of the devices that this worker watches.
+        device: the one that it watches; None for CPU work.
         ledger: who has what of the machine; None for a worker that was started without a slot, which asks nobody.
         endpoint: of the S3 server that `s3://` inputs lie on, when it is not Amazon's.
     """
@@ -70,6 +72,7 @@ class Site:
     leases: Path
     slot: str = ""
     gpus: tuple[str, ...] = ()
+    device: HeldDevice | None = None
     ledger: Ledger | None = None
     endpoint: str = ""
 

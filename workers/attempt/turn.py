@@ -68,12 +68,31 @@ class Turn:
         return start.devices if start and not start.at_seconds else self._wait(ledger)
 
     def keep(self, devices: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the devices it goes on with, now that its container is to be started: other ones, if it took long."""
+        """Return the devices it goes on with, now that its container is to be started: other ones, if it took long.
+
+        Memory of theirs that is in use may come back within seconds, and is waited for.
+
+        Raises:
+            Stopped: one of them is sick, gone or in use by somebody else: the experiment is for another worker.
+        """
+        kept = devices if self._has_time else self.take()
+        held = self.site.device
+        unfit = held.check_before_start(kept, wait=self._pause) if held else None
+        if unfit:
+            raise Stopped(Reason.DEVICE_FAILURE, unfit.detail)
+        return kept
+
+    @property
+    def _has_time(self) -> bool:
+        """Whether its share is its own for as long as it needs it."""
         entry, ledger = self.file.kept.entry, self.site.ledger
         if ledger is None or entry is None:
-            return devices
-        ends_in = ledger.remaining_seconds(entry)
-        return devices if ends_in >= self._length_seconds - AROUND.total_seconds() else self.take()
+            return True
+        return ledger.remaining_seconds(entry) >= self._length_seconds - AROUND.total_seconds()
+
+    def _pause(self, seconds: float) -> None:
+        self.check()
+        time.sleep(seconds)
 
     @property
     def _length_seconds(self) -> float:

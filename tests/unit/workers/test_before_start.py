@@ -5,7 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from services.node import FakeNode
 
+from jobqueue.lifecycle import Reason
+from workers.attempt.health import NodeHealth, Trouble
+from workers.attempt.supervise import Ended, PutOff
 from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.devices import Device, Inventory, Presence
 from workers.hardware.fitness import Ailment
@@ -83,3 +87,41 @@ def test_a_driver_that_is_silent_takes_no_start_until_it_answers(held: HeldDevic
     driver.show(OWN, OTHER)
     held.look()
     assert held.unfit is None
+
+
+@pytest.fixture
+def slot(node: FakeNode, held: HeldDevice) -> FakeNode:
+    """A node whose worker has the device."""
+    health = NodeHealth(node.runtime, node.site.folder, floor_bytes=0, judge_device=lambda: held.unfit)
+    held.on_change = health.look
+    offer = replace(node.site.offer, gpu_memory_bytes=(OWN.memory_bytes,))
+    node.site = replace(node.site, device=held, gpus=(OWN.uuid,), health=health, offer=offer)
+    return node
+
+
+def test_an_attempt_on_a_sick_device_ends_before_its_container_and_is_for_another_one(
+    slot: FakeNode, driver: MemoryDevices
+) -> None:
+    driver.show(replace(OWN, xids={79: 1}), OTHER)
+    put_off = slot.run(slot.message(gpus=1))
+    assert isinstance(put_off, PutOff)
+    assert put_off.outcome is not None
+    assert put_off.outcome.reason is Reason.DEVICE_FAILURE
+    assert "Xid 79" in put_off.outcome.detail
+    assert slot.runtime.containers == []
+    assert slot.site.health.trouble is Trouble.GPU_XID, "it takes no further message"
+
+
+def test_an_attempt_without_a_gpu_asks_no_driver(slot: FakeNode, driver: MemoryDevices) -> None:
+    driver.show(replace(OWN, xids={79: 1}), OTHER)
+    running = slot.start(slot.message())
+    slot.container().finish()
+    assert isinstance(running.join(), Ended)
+
+
+def test_an_attempt_on_a_fit_device_starts_with_it(slot: FakeNode) -> None:
+    running = slot.start(slot.message(gpus=1))
+    container = slot.container()
+    assert container.plan.gpus == (OWN.uuid,)
+    container.finish()
+    assert isinstance(running.join(), Ended)
