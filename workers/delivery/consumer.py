@@ -109,7 +109,7 @@ class Consumer(CeleryConsumer):
     def _has_place(self) -> bool:
         node = node_of(self.app)
         is_free = not _is_stopping() and bool(self.pool.busy + node.adopted < min(self.pool.limit, node.still_runs))
-        return is_free and node.site.takes_more
+        return is_free and not (self._room and self._room.is_resting) and node.site.takes_more
 
     def _look_for_queues(self) -> None:
         self._require_connection()

@@ -33,6 +33,9 @@ PATIENCE: Final = timedelta(seconds=4)
 PATIENCE_FOR_CORES: Final = timedelta(minutes=1)
 # A backlog of work that does not fit goes round more slowly the longer it is.
 _PER_ROUND: Final = 10
+# Where one device is all that there is to give, whatever comes next is not much likelier to fit.
+_REST: Final = timedelta(milliseconds=100)
+LONGEST_REST: Final = timedelta(seconds=2)
 _REMEMBERED: Final = 1000
 
 
@@ -66,6 +69,12 @@ class Room:
         self._promised: dict[ExperimentId, Entry] = {}
         self._refused: dict[ExperimentId, int] = {}
         self._put_off = 0
+        self._rests_until: datetime | None = None
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether a worker with a device takes nothing for a moment, because what came last had to be put off."""
+        return self._rests_until is not None and self._clock() < self._rests_until
 
     def admit(self, message: Any, verified: Verified) -> bool:
         """Let an experiment in, or put its message off.
@@ -84,6 +93,8 @@ class Room:
         if header.experiment_id not in taken and not self._may_begin(entry, verified):
             delay = min(SOON * (1 + self._put_off // _PER_ROUND), LATEST)
             self._put_off += 1
+            if self._site.gpus:
+                self._rests_until = self._clock() + min(_REST * self._put_off, LONGEST_REST)
             log.info("delivery.no_room", extra={"experiment": header.experiment_id, "queue": header.queue})
             self._defer(message, header, delay)
             return False

@@ -18,7 +18,7 @@ from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import open_node_folder
 from workers.delivery import room as module
-from workers.delivery.room import LATEST, PATIENCE, PATIENCE_FOR_CORES, SOON, Room, make_room
+from workers.delivery.room import LATEST, LONGEST_REST, PATIENCE, PATIENCE_FOR_CORES, SOON, Room, make_room
 from workers.hardware.devices import Device
 
 GIB = 2**30
@@ -43,7 +43,12 @@ class Slot:
         sizes = () if name == "cpu" else (16 * GIB, 16 * GIB)
         offer = Offer(cpus=4, memory_bytes=8 * GIB, disk_bytes=2**40, gpu_memory_bytes=sizes)
         site = SimpleNamespace(
-            best_offer=offer, deliveries=self, keys=fake.site.keys, grace=timedelta(0), ledger=self.ledgers[name]
+            best_offer=offer,
+            deliveries=self,
+            keys=fake.site.keys,
+            grace=timedelta(0),
+            ledger=self.ledgers[name],
+            gpus=sizes and ("GPU-0",),
         )
         self.node = cast("Any", SimpleNamespace(site=site))
         self.room = Room(self.node, self.ledgers[name], taken=lambda: self.taken, clock=lambda: self.now)
@@ -178,6 +183,26 @@ def test_work_for_several_devices_is_left_to_other_nodes_for_a_moment_and_waits_
     assert not device.take(device.make(gpus=1))
     assert device.take(device.make(gpus=1, timeout="50m")), "it fills the gap"
     assert not device.take(device.make(gpus=2))
+
+
+def test_a_worker_whose_device_is_kept_for_who_waits_does_not_go_through_its_whole_backlog(device: Slot) -> None:
+    device.begin(device.make(gpus=1), "gpu1")
+    device.begin(device.make(gpus=2), "gpu1")
+    rests = []
+    for _ in range(40):
+        assert not device.take(device.make(gpus=1))
+        rested_since = device.now
+        while device.room.is_resting:
+            device.now += LONGEST_REST / 20
+        rests.append(device.now - rested_since)
+    assert rests == sorted(rests)
+    assert (rests[0], rests[-1]) == (LONGEST_REST / 20, LONGEST_REST)
+
+
+def test_a_worker_of_the_cores_does_not_rest_because_smaller_work_may_fit(cores: Slot) -> None:
+    cores.take(cores.make(4))
+    assert not cores.take(cores.make(1))
+    assert not cores.room.is_resting
 
 
 def test_what_needs_a_larger_device_than_the_workers_own_gets_anothers(device: Slot) -> None:
