@@ -72,6 +72,7 @@ def is_empty(place: Place) -> bool:
     return depth.ready + (depth.unacked or 0) == 0
 
 
+@pytest.mark.parametrize("options", ["&wait=1s"])
 def test_no_answer_to_a_poll_ends_the_worker_or_its_polling(place: Place, proxy: SqsProxy) -> None:
     with place.make_worker() as worker:
         pid = worker.pid
@@ -149,25 +150,26 @@ def test_a_run_that_is_longer_than_a_delivery_lasts_runs_once(place: Place, opti
 def test_an_sqs_that_is_silent_for_longer_than_a_delivery_lasts_costs_nothing(
     place: Place, sqs_server: SqsServer
 ) -> None:
-    seconds = number(12)
+    seconds = number(1000)
     with place.make_worker("one") as one, place.make_worker("two") as two:
         experiment = place.submit(f"sleep {seconds}; echo end")
-        wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
+        (pid,) = wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
         sqs_server.process.pause()
         try:
             silent = "delivery.not_kept_alive"
             wait_until(lambda: silent in one.log.read_text() + two.log.read_text(), what="the silence", within=LONG)
-            time.sleep(5)  # more than a lease: at SQS the delivery is over
+            time.sleep(3)  # more than a lease: at SQS the delivery is over
         finally:
             sqs_server.process.resume()
-        alive = 0
-        while not experiment.wait(0.2):
-            alive = max(alive, len(sleepers(seconds)))
+        # Two leases, in which another worker may be given it.
+        alive = [sleepers(seconds) for _ in range(20) if not experiment.wait(0.2)]
+        os.kill(pid, signal.SIGTERM)
+        assert experiment.wait(40)
         assert place.submit("true").result(timeout=40) == {"exit_code": 0}
         wait_until(lambda: is_empty(place), what="no message left", within=LONG)
         assert one.running
         assert two.running
-    assert alive == 1
+    assert alive == [[pid]] * 20
     assert (experiment.state, experiment.attempt, list(experiment.logs())) == (State.SUCCEEDED, 1, ["end"])
 
 
