@@ -215,6 +215,15 @@ def find_engine() -> str:
     return f"{name} {version.get('Version', '')}".strip()
 
 
+def _check_devices(settings: "Settings") -> Iterator[Finding]:
+    from producers.cli.devices import describe_devices
+
+    del settings
+    for told in describe_devices():
+        verdict = Verdict.WARN if told.fix else Verdict.OK
+        yield Finding(name="devices", verdict=verdict, text=told.text, fix=told.fix)
+
+
 def _check_disk(settings: "Settings") -> Iterator[Finding]:
     for name, folder in (("state", settings.state_dir), ("cache", settings.cache_dir)):
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -230,6 +239,7 @@ _CHECKS: Final[dict[str, Callable[["Settings"], Iterator[Finding]]]] = {
     "store": _check_store,
     "keys": _check_keys,
     "engine": _check_engine,
+    "devices": _check_devices,
     "disk": _check_disk,
 }
 

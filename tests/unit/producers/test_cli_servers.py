@@ -235,6 +235,7 @@ def test_the_doctor_finds_all_well(project: str, tmp_path: Path, no_engine: None
         "store": "ok",
         "keys": "ok",
         "engine": "warn",
+        "devices": "ok",
     }
     assert _call("doctor").exit_code == 0
 
