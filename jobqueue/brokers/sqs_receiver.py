@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 # How long the poll of one queue may keep the others waiting.
 _SHARED_WAIT: Final = timedelta(seconds=2)
+# So often one queue alone is asked before its poll may take as long as it can.
+_ALONE: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _LOG_EVERY_SECONDS: Final = 10.0
@@ -44,7 +46,9 @@ class Receiver:
         self._on_answer = on_answer
         self._questions: SimpleQueue[Question | None] = SimpleQueue()
         self._is_closed = threading.Event()
-        self._turn = 0
+        self._asked: dict[str, int] = {}
+        self._count = 0
+        self._alone = 0
         self._failures = 0
         self._logged_at = float("-inf")
         self._thread = threading.Thread(target=self._serve, name="sqs-receiver", daemon=True)
@@ -68,22 +72,28 @@ class Receiver:
                 self._on_answer(receipts)
 
     def _receive(self, question: Question) -> Sequence[Receipt]:
-        queues = question.queues
-        self._turn = (self._turn + 1) % len(queues)
-        wait = self._server.address.wait
+        queue, wait = self._choose(question.queues)
         try:
-            receipts = self._server.receive(
-                queues[self._turn], count=question.count, wait=wait if len(queues) == 1 else min(wait, _SHARED_WAIT)
-            )
+            receipts = self._server.receive(queue, count=question.count, wait=wait)
         except JobqueueError as error:
-            self._pause(error, queues[self._turn])
+            self._pause(error, queue)
             return ()
         except Exception as error:  # whatever the library raises, the worker must go on asking
             log.exception("queue.not_asked")
-            self._pause(BrokerUnavailable(str(error)), queues[self._turn])
+            self._pause(BrokerUnavailable(str(error)), queue)
             return ()
         self._failures = 0
         return receipts
+
+    def _choose(self, queues: Sequence[str]) -> tuple[str, timedelta]:
+        """Return the queue that was asked longest ago, and how long to wait for its messages."""
+        queue = min(queues, key=lambda name: self._asked.get(name, 0))
+        self._count += 1
+        self._asked = {**{name: self._asked.get(name, 0) for name in queues}, queue: self._count}
+        self._alone = self._alone + 1 if len(queues) == 1 else 0
+        wait = self._server.address.wait
+        # Where one of many was chosen for what waits in it, another one may soon be.
+        return queue, wait if self._alone > _ALONE else min(wait, _SHARED_WAIT)
 
     def _pause(self, error: JobqueueError, queue: str) -> None:
         if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:

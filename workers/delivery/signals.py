@@ -8,7 +8,7 @@ from celery import current_app, signals
 
 from jobqueue.brokers import open_broker
 from jobqueue.errors import InvalidSetting, JobqueueError
-from jobqueue.routing import parse_selection, request_queues
+from jobqueue.routing import Selection, parse_selection, request_queues
 from workers.attempt.patience import log_retries
 from workers.bootstrap import Node, attach, node_of
 from workers.delivery import control  # noqa: F401 - it registers what Celery's remote control may ask
@@ -29,22 +29,32 @@ def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any]
     refuse_compressed_bodies()
     settings = conf.jobqueue_settings
     slot = conf.jobqueue_slot = _choose_slot(options.get("slot") or settings.slot, conf, options.get("concurrency"))
-    cpu_queue, gpu_queue = request_queues(settings.project)
-    own_queue = gpu_queue if slot and slot.has_device else cpu_queue
-    given = options.get("queues")
-    words = tuple(given.split(",") if isinstance(given, str) else given or settings.queues or (own_queue,))
     try:
-        selection = conf.jobqueue_selection = parse_selection(words)
+        selection = read_selection(conf, options)
     except InvalidSetting as error:
         give_up(error)
+    if not selection.words:
+        cpu_queue, gpu_queue = request_queues(settings.project)
+        selection = Selection(names=(gpu_queue if slot and slot.has_device else cpu_queue,))
+    conf.jobqueue_selection = selection
     broker = open_broker(settings.broker, lease=settings.lease)
     conf.task_queues = [consumed for name in selection.names for consumed in broker.consumed(name)]
     # For patterns something stands there that is not consumed: Celery takes its options for names of what is.
-    conf.task_queues += [broker.request_queue(word) for word in {*words, *selection.words}.difference(selection.names)]
+    conf.task_queues += [broker.request_queue(word) for word in set(selection.words).difference(selection.names)]
     broker.close()
     name, _at, host = sender.partition("@")
     if name == "celery":
         instance.hostname = f"{slot.name if slot else 'cpu'}@{host}"
+
+
+def read_selection(conf: Any, options: dict[str, Any]) -> Selection:
+    """Return what the options of a worker, else its settings, say that it is to serve; nothing when they do not.
+
+    Raises:
+        InvalidSetting: a word can be neither a queue's name nor a pattern.
+    """
+    given = options.get("queues")
+    return parse_selection((given.split(",") if isinstance(given, str) else given) or conf.jobqueue_settings.queues)
 
 
 def _choose_slot(name: str, conf: Any, concurrency: Any) -> Slot | None:

@@ -11,7 +11,7 @@ from jobqueue.errors import InvalidSetting
 from jobqueue.publishing import Publisher
 from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
-from workers.delivery.signals import give_up
+from workers.delivery.signals import give_up, read_selection
 from workers.hardware.devices import Presence
 from workers.hardware.machine import count_cores
 from workers.hardware.nvml import NvmlDevices
@@ -40,8 +40,8 @@ def choose_end(conf: Any, options: dict[str, Any], **_: Any) -> None:
 def serve_machine(sender: str, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Become the server of a machine with devices, unless this process was told which part of it to serve."""
     settings = conf.jobqueue_settings
-    is_whole = sender.startswith("celery@") and not (settings.slot or settings.queues)
-    is_whole = is_whole and not any(options.get(name) for name in ("slot", "queues", "concurrency"))
+    words = (settings.slot, options.get("slot"), options.get("concurrency"), _names_queues(conf, options))
+    is_whole = sender.startswith("celery@") and not any(words)
     if not (is_whole and "worker" in sys.argv and has_driver()):
         return
     devices = NvmlDevices()
@@ -63,6 +63,14 @@ def serve_machine(sender: str, conf: Any, options: dict[str, Any], **_: Any) -> 
             pidfile=options.get("pidfile") or "",
         )
         become(serving, sys.argv[1:])
+
+
+def _names_queues(conf: Any, options: dict[str, Any]) -> bool:
+    """Tell whether a queue was named; patterns are for every slot, which takes of what they find what suits it."""
+    try:
+        return bool(read_selection(conf, options).names)
+    except InvalidSetting as error:
+        give_up(error)
 
 
 @signals.celeryd_after_setup.connect

@@ -57,6 +57,20 @@ def test_a_machine_with_devices_is_served_as_a_whole_with_the_same_words(start: 
     assert list(words) == ["-A", "jobqueue", "worker", "-l", "INFO"]
 
 
+@pytest.mark.parametrize(("setting", "options"), [({"queues": "lab_*,!lab_x_*"}, {}), ({}, {"queues": "lab_*"})])
+def test_a_machine_whose_queues_are_to_be_found_is_served_as_a_whole(
+    start: Start, setting: dict[str, str], options: dict[str, Any]
+) -> None:
+    start(setting=setting, **options)
+    assert len(start.became) == 1
+
+
+def test_a_pattern_that_no_queue_can_match_ends_the_start(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start(queues="lab.*")
+    assert "lab.*" in capsys.readouterr().err
+
+
 def test_more_devices_than_cores_leave_one_place_for_other_work(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "count_cores", lambda *_: 1)
     start()
