@@ -17,7 +17,10 @@ from jobqueue.lifecycle import State
 from producers.handle import Experiment
 from workers.attempt.lease_files import read_leases
 
-pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"),
+    pytest.mark.timeout(300),  # the first one starts five workers
+]
 CPUS, MEMORY_GIB = 8, 6
 LONG = timedelta(seconds=100)
 _TELL = "echo [$CUDA_VISIBLE_DEVICES] [$NVIDIA_VISIBLE_DEVICES] [$JOBQUEUE_GPUS] $OMP_NUM_THREADS; "
@@ -138,3 +141,18 @@ def test_what_a_killed_slot_has_is_given_to_nobody_and_goes_on(machine: Machine)
     assert experiment.result(timeout=LONG.total_seconds()) == {"exit_code": 0}
     assert experiment.attempt == 1
     load.check()
+
+
+def test_what_never_fits_occupies_nobody_and_says_why(machine: Machine) -> None:
+    load = Load(machine=machine)
+    huge = [machine.place.submit("true", gpus=16), machine.place.submit("true", memory="2TiB")]
+    for experiment, told in zip(
+        huge, ("asks for 16 GPUs, 4 are there", "asks for 2 TiB of memory, 6 GiB"), strict=True
+    ):
+        wait_until(lambda told=told, experiment=experiment: told in experiment.why(), what=told, within=LONG)  # type: ignore[misc]
+    for gpus in (0, 1, 4):
+        load.submit(0.1, gpus=gpus)
+    load.check()
+    for experiment in huge:
+        experiment.cancel()
+    wait_until(lambda: {each.state for each in huge} == {State.CANCELLED}, what="their end", within=LONG)
