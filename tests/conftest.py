@@ -17,9 +17,10 @@ from services.moto import MotoServer, SqsServer, open_moto
 from services.process import MARK, Process
 from services.rabbitmq import RabbitServer, open_rabbitmq
 from services.redis import RedisServer, open_redis
+from services.schedule import deal
 from services.waiting import wait_until
 
-TIERS = ("unit", "contract", "integration", "acceptance", "faults")
+TIERS = ("unit", "contract", "integration", "acceptance", "faults", "security")
 _ROOT = Path(__file__).parent
 _IN_CI = os.environ.get("CI") == "true"
 _LEAVE = timedelta(seconds=3)
@@ -86,16 +87,18 @@ def share() -> Callable[[str, AbstractContextManager[S]], AbstractContextManager
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    engine = _shared.get("engine")
+    is_unit = request.node.get_closest_marker("unit") is not None
+    engine = None if is_unit else _shared.get("engine")
     engine = engine if isinstance(engine, Engine) else None
-    mark = "" if request.node.get_closest_marker("unit") else uuid.uuid4().hex
+    mark = "" if is_unit else uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
     find = leaks.watch(mark=mark, known=_known, engine=engine)
     yield
-    # What was told to end may take a moment.
-    with suppress(TimeoutError):
-        wait_until(lambda: not find(), what="nothing left", within=_LEAVE)
-    left = find()
+    if left := find():
+        # What was told to end may take a moment.
+        with suppress(TimeoutError):
+            wait_until(lambda: not find(), what="nothing left", within=_LEAVE)
+        left = find()
     stopped = [process for process in _shared_processes() if not process.running]
     said = [str(left), *(f"{process.name}, stopped" for process in stopped)]
     leaks.remove(left, engine)
@@ -113,13 +116,15 @@ def _no_socket_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest
             monkeypatch.setattr(socket.socket, method, _local_only(original))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test with its tier, which is the folder that it stands in."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark every test with its tier, which is the folder that it stands in; and let what takes long come first."""
     for item in items:
         tier = item.path.relative_to(_ROOT).parts[0]
         if tier not in TIERS:
             raise pytest.UsageError(f"{item.path}: not in one of {', '.join(TIERS)}")
         item.add_marker(tier)
+    if worker := getattr(config, "workerinput", None):
+        items[:] = deal(items, worker["workercount"], module_of=lambda item: str(item.path.relative_to(_ROOT)))
 
 
 @pytest.hookimpl(wrapper=True)
