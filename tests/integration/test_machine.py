@@ -6,100 +6,29 @@ import re
 import secrets
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from services.fake_nvml import FakeDriver, compile_library
-from services.place import LONG, Place, open_place, sleepers
-from services.process import Process
+from services.machine import SLOTS, UP, UUIDS, Machine, open_machine
+from services.place import LONG, OpenAt, Place, sleepers
 from services.redis import open_redis
-from services.site import ROOT
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import State
-from jobqueue.routing import request_queues
-from producers.handle import Experiment
-from workers.hardware.devices import Device
 from workers.hardware.machine import count_cores
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 HOST = socket.gethostname()
-UUIDS = tuple(f"GPU-0000000{number}-d72c-4106-c12f-20bd9faed9f6" for number in range(4))
-SLOTS = ("gpu0", "gpu1", "gpu2", "gpu3", "cpu")
-_UP = timedelta(seconds=60)
-
-
-@dataclass(kw_only=True)
-class Machine:
-    """A machine with GPUs, and the one command that serves it."""
-
-    place: Place
-    process: Process
-
-    @property
-    def log(self) -> str:
-        return self.process.log.read_text(errors="replace")
-
-    def pid_of(self, slot: str) -> int:
-        """Return the process of a slot's worker."""
-        return int(re.findall(rf"slot\.started slot={slot} pid=(\d+)", self.log)[-1])
-
-    def adoptions(self) -> str:
-        """Return what was logged of containers that were gone on with."""
-        return "\n".join(line for line in self.log.splitlines() if "attempt.adopted" in line)
-
-    def celery(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run another command of Celery's on it."""
-        return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "jobqueue", *words],
-            env={**os.environ, **self.process._environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def sleep(self, **fields: object) -> tuple[Experiment, int, str]:
-        """Submit what sleeps until it is told to end; return it, its process, and its slot."""
-        seconds = f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
-        experiment = self.place.submit(f"sleep {seconds}; true", **fields)
-        pid = wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
-        worker_id = self.place.client._connections.registry.experiments.get(experiment.id).worker_id
-        assert worker_id
-        return experiment, pid, worker_id.partition("@")[0]
-
-
-@contextmanager
-def open_machine(folder: Path, *, redis: str) -> Iterator[Machine]:
-    (folder / "driver").mkdir()
-    driver = FakeDriver(compile_library(folder), folder / "driver")
-    driver.show(*(Device(uuid=uuid, index=index, memory_bytes=2**34) for index, uuid in enumerate(UUIDS)))
-    with open_place(folder, broker=redis, registry=redis, engine=None, lease="30s", grace="10s") as place:
-        with place.open_broker() as broker:
-            for queue in request_queues(place.site.settings.project):
-                broker.queues.create(queue)
-        log = folder / "node.log"
-        process = Process(
-            name="the machine's server",
-            command=[sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-l", "INFO"],
-            log=log,
-            ready=lambda: log.exists() and "node.serving" in log.read_text(errors="replace"),
-            environment={**place.site.environment, **driver.environ, "PYTHONPATH": str(ROOT)},
-        )
-        yield Machine(place=place, process=process)
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     # `celery status` asks all workers of a server: one of its own.
-    with open_redis(tmp_path / "redis") as server, open_machine(tmp_path, redis=server.url) as opened, opened.process:
-        wait_until(lambda: opened.log.count("worker.ready") == len(SLOTS), what="all workers", within=_UP)
+    with (
+        open_redis(tmp_path / "redis") as server,
+        open_machine(tmp_path, broker=server.url, registry=server.url) as opened,
+    ):
         yield opened
 
 
@@ -139,7 +68,7 @@ def check_that_a_killed_slot_comes_back_and_goes_on_with_its_container(machine: 
     experiment, sleeper, slot = machine.sleep(gpus=1)
     before = machine.pid_of(slot)
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: f"experiment={experiment.id}" in machine.adoptions(), what="the adoption", within=_UP)
+    wait_until(lambda: f"experiment={experiment.id}" in machine.adoptions(), what="the adoption", within=UP)
     assert machine.pid_of(slot) != before
     os.kill(sleeper, signal.SIGTERM)
     assert experiment.result(timeout=60) == {"exit_code": 0}
@@ -159,12 +88,8 @@ def check_that_sigterm_drains_every_slot(machine: Machine) -> None:
 
 
 @pytest.fixture(params=["rabbitmq", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    registry = request.getfixturevalue("redis_server")
-    server = request.getfixturevalue(f"{request.param}_server")
-    with open_place(tmp_path, broker=server.url, registry=registry.url, engine=None, lease="6s", grace="1s") as opened:
-        with opened.open_broker() as broker:
-            broker.queues.create(opened.site.queue)
+def place(request: pytest.FixtureRequest, open_at: OpenAt) -> Iterator[Place]:
+    with open_at(request.param, lease="6s", grace="1s") as opened:
         yield opened
 
 
