@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from services.place import LONG, OpenAt, Place, open_place
+from services.registry_worlds import RedisWorld, open_world
 from services.waiting import wait_until
 from services.walk import Walk, open_walk
 
@@ -21,6 +22,14 @@ def open_at(request: pytest.FixtureRequest, tmp_path: Path) -> OpenAt:
         return open_place(tmp_path, broker=server.url, registry=registry.url, engine=engine, **settings)
 
     return open_
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisWorld]:
+    """A registry in a Redis of its own, whose clock a test turns."""
+    with open_world("redis", tmp_path / "redis", monkeypatch) as opened:
+        assert isinstance(opened, RedisWorld)
+        yield opened
 
 
 @pytest.fixture(scope="module", params=["rabbitmq", "redis", "sqs"])

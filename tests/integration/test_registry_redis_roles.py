@@ -1,12 +1,10 @@
 """Redis' clock may step: no role and no worker's record outlives its holder by that, and none that is alive ends."""
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from services.registries import make_worker
-from services.registry_worlds import RedisWorld, open_world
+from services.registry_worlds import RedisWorld
 
 from jobqueue.ids import WorkerId
 from jobqueue.registry.base import Registry
@@ -14,13 +12,6 @@ from jobqueue.registry.base import Registry
 TTL = timedelta(minutes=1)
 STEPS = [timedelta(hours=1), timedelta(minutes=-10), timedelta(seconds=20)]
 LITTLE = timedelta(seconds=1)
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisWorld]:
-    with open_world("redis", tmp_path / "redis", monkeypatch) as world:
-        assert isinstance(world, RedisWorld)
-        yield world
 
 
 def present(registry: Registry) -> set[str]:

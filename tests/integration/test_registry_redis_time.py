@@ -1,6 +1,5 @@
 """Redis' clock may step, and its server may be replaced: no lease ends early by that, and none lasts for long."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from jobqueue.registry.base import Granted, Held, Holder, Quarantined, Registry
 TTL = timedelta(minutes=1)
 STEPS = [timedelta(hours=1), timedelta(minutes=-30), timedelta(seconds=20)]
 LITTLE = timedelta(seconds=1)
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisWorld]:
-    with open_world("redis", tmp_path / "redis", monkeypatch) as world:
-        assert isinstance(world, RedisWorld)
-        yield world
 
 
 def announce(registry: Registry) -> None:
