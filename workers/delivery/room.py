@@ -37,6 +37,7 @@ _PER_ROUND: Final = 10
 _REST: Final = timedelta(milliseconds=100)
 LONGEST_REST: Final = timedelta(seconds=2)
 _REMEMBERED: Final = 1000
+_SEVERAL: Final = 2
 
 
 def make_room(node: Node) -> "Room | None":
@@ -118,10 +119,11 @@ class Room:
         return self._ledger.can_start(exact, beside=beside) or self._may_wait(verified.header, waiting)
 
     def _may_wait(self, header: Header, waiting: Iterable[Entry]) -> bool:
-        wants_devices = header.resources.gpus > 0
-        patience = PATIENCE if wants_devices else PATIENCE_FOR_CORES
-        is_old = self._clock() - header.submitted_at >= patience
-        return is_old and not any((entry.resources.gpus > 0) is wants_devices for entry in waiting)
+        wanted = min(header.resources.gpus, _SEVERAL)
+        is_old = self._clock() - header.submitted_at >= (PATIENCE if wanted else PATIENCE_FOR_CORES)
+        in_line = [min(entry.resources.gpus, _SEVERAL) for entry in waiting]
+        # What needs several devices is not kept from its place in line by what needs one.
+        return is_old and not any(other >= wanted if wanted else not other for other in in_line)
 
     def _refuse(self, message: Any, header: Header, misfits: list[str]) -> bool:
         """Put off what can never begin here; the first time its attempt does that, so that everybody is told why."""

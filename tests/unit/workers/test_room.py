@@ -185,6 +185,17 @@ def test_work_for_several_devices_is_left_to_other_nodes_for_a_moment_and_waits_
     assert not device.take(device.make(gpus=2))
 
 
+def test_who_waits_for_one_device_keeps_nobody_from_waiting_for_several_and_the_other_way_round(device: Slot) -> None:
+    one, several, cores = device.make(gpus=1), device.make(gpus=2), device.make(4)
+    device.begin(device.make(gpus=2), "gpu1")
+    device.now += PATIENCE_FOR_CORES + SOON
+    device.begin(device.make(gpus=1), "gpu1")
+    assert [device.take(each) for each in (one, several, cores)] == [False, True, True]
+    device.begin(several, "gpu0")
+    device.taken.clear()
+    assert [device.take(each) for each in (one, device.make(gpus=2), cores)] == [False, False, True]
+
+
 def test_a_worker_whose_device_is_kept_for_who_waits_does_not_go_through_its_whole_backlog(device: Slot) -> None:
     device.begin(device.make(gpus=1), "gpu1")
     device.begin(device.make(gpus=2), "gpu1")
