@@ -77,6 +77,7 @@ class Settings(BaseSettings):
         management_url: of RabbitMQ's HTTP API, `http://user:password@host:15672`; empty: at the broker's host.
         slot: what a worker serves of its machine: `cpu`, `gpu0`; empty: all of it.
         cpus, memory: how many cores and how much memory of a machine are for experiments; 0: all that is there.
+        device_locks: where a machine's workers lock its devices; empty: `jobqueue-devices` beside `state_dir`.
         exit_when_idle: a worker ends once nothing has run on its node for so long; none: never.
         max_experiments: a worker ends once it has run so many; none: never.
         lease: how long a worker may be silent before another one may take over.
@@ -110,6 +111,7 @@ class Settings(BaseSettings):
     slot: str = ""
     cpus: Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False)] = 0
     memory: _Size = 0
+    device_locks: _Folder | None = None
     exit_when_idle: _PositiveDuration | None = None
     max_experiments: Annotated[int, Field(gt=0)] | None = None
     lease: _PositiveDuration = timedelta(seconds=60)
@@ -185,6 +187,11 @@ class Settings(BaseSettings):
     def storage(self) -> str:
         """The store's URL, a folder by default."""
         return self.storage_url or (self.state_dir / "store").as_uri()
+
+    @property
+    def device_locks_dir(self) -> Path:
+        """The folder of the devices' locks, the same for all services of a machine."""
+        return self.device_locks or self.state_dir.parent / "jobqueue-devices"
 
     @property
     def keys_dir(self) -> Path:

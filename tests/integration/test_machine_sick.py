@@ -5,6 +5,7 @@ import re
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -82,6 +83,24 @@ def test_a_gpu_that_vanishes_in_mid_run_closes_its_slot_alone_and_a_restart_does
     assert running.result(timeout=60) == {"exit_code": 0}
     assert (running.attempt, waiting.attempt) == (1, 0)
     assert machine.log.read_text().count("slot.started slot=cpu") == 1
+
+
+def test_another_node_of_the_same_machine_cannot_have_its_device(
+    place: Place, driver: FakeDriver, machine: Process, tmp_path: Path
+) -> None:
+    del machine
+    own = {"JOBQUEUE_STATE_DIR": str(tmp_path / "elsewhere" / "state"), "JOBQUEUE_SLOT": "gpu0"}
+    locks = {"JOBQUEUE_DEVICE_LOCKS": str(place.site.settings.device_locks_dir)}
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-n", "gpu0@other"],
+        env={**place.site.environment, **driver.environ, "PYTHONPATH": str(ROOT), **own, **locks},
+        capture_output=True,
+        text=True,
+        timeout=LONG.total_seconds(),
+        check=False,
+    )
+    assert done.returncode == 69
+    assert f"{DEVICE.uuid} is taken by {GPU_SLOT}" in done.stderr
 
 
 def told(place: Place) -> WorkerRecord:

@@ -95,17 +95,18 @@ def _lock(handle: int) -> bool:
     return False
 
 
-def open_device_locks(state_dir: Path) -> DeviceLocks:
-    """Return the locks of this machine, beside the state folder, which each service of a machine has one of.
+def open_device_locks(folder: Path) -> DeviceLocks:
+    """Return the locks of this machine, which all of its services are to share.
 
     Raises:
         InvalidSetting: their folder cannot be made.
     """
-    folder = state_dir.parent / "jobqueue-devices"
     try:
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
             folder.chmod(_SHARED_FOLDER)
     except OSError as error:
-        raise InvalidSetting(f"no folder for the locks of devices: {error}", hint="check JOBQUEUE_STATE_DIR") from error
+        raise InvalidSetting(
+            f"no folder for the locks of devices: {error}", hint="check JOBQUEUE_DEVICE_LOCKS"
+        ) from error
     return DeviceLocks(folder=folder)

@@ -32,6 +32,12 @@ def test_without_any_setting_everything_is_embedded(here: Path) -> None:
     assert (settings.networks, settings.images, settings.queues) == (("none",), ("*",), ())
 
 
+def test_state_folders_beside_each_other_share_the_locks_of_devices_unless_a_folder_is_named(here: Path) -> None:
+    one, two = (Settings(state_dir=here / name).device_locks_dir for name in ("one", "two"))
+    assert one == two == here / "jobqueue-devices"
+    assert Settings(state_dir=here / "one", device_locks=here / "locks").device_locks_dir == here / "locks"
+
+
 def test_arguments_win_over_the_environment_that_over_twins_and_those_over_the_file(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,8 @@ HOLD = (
 )
 
 
-def hold(state_dir: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-c", HOLD, str(state_dir), UUID]
+def hold(folder: Path) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", HOLD, str(folder), UUID]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -55,11 +55,9 @@ def test_devices_are_taken_apart_from_each_other_also_those_with_odd_names(tmp_p
         os.close(handle or 0)
 
 
-def test_workers_with_state_folders_beside_each_other_share_their_locks(tmp_path: Path) -> None:
-    holder = hold(tmp_path / "one")
-    assert answer(holder) == b"taken"
-    other = hold(tmp_path / "two")
-    assert answer(other) == b"refused"
+def test_workers_with_the_same_folder_of_locks_share_them(tmp_path: Path) -> None:
+    holder, other = hold(tmp_path / "state"), hold(tmp_path / "state")
+    assert {answer(holder), answer(other)} == {b"taken", b"refused"}
     for process in (holder, other):
         process.communicate(b"\n")
 
@@ -113,5 +111,5 @@ def test_a_link_in_place_of_a_lock_is_refused_and_not_followed(tmp_path: Path) -
 
 def test_a_folder_that_cannot_be_made_is_a_setting_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidSetting, match="JOBQUEUE_STATE_DIR"):
+    with pytest.raises(InvalidSetting, match="JOBQUEUE_DEVICE_LOCKS"):
         open_device_locks(tmp_path / "file" / "state")
