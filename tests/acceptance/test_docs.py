@@ -33,6 +33,7 @@ from jobqueue.lifecycle import Reason
 from jobqueue.spec import DEFAULT_OUTPUTS, ExperimentSpec
 from producers.cli import jobqueue
 from workers.attempt.health import Trouble
+from workers.attempt.planning import THREAD_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -382,6 +383,7 @@ def test_reasons_that_a_page_names_exist(page: Path) -> None:
         "DOCKER_HOST",
         "CUDA_VISIBLE_DEVICES",
         "NVIDIA_VISIBLE_DEVICES",
+        *THREAD_VARIABLES,
     }
     assert named <= {*Reason.__members__, *Trouble.__members__, *others}
 
