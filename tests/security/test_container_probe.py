@@ -399,16 +399,16 @@ print(json.dumps([
 @pytest.mark.parametrize("runtime", ["docker"], indirect=True)
 def test_a_setuid_program_of_an_image_gives_nothing(request: pytest.FixtureRequest, start: Start) -> None:
     client = request.getfixturevalue("engine").client
-    container = client.containers.create(
-        PYTHON, ["sh", "-c", "cp /bin/busybox /x && chmod 4755 /x"], network_mode="none"
-    )
+    setuid = "/usr/local/bin/setuid"
+    make = f"cp -L /usr/local/bin/python {setuid} && chmod 4755 {setuid}"
+    container = client.containers.create(PYTHON, ["sh", "-c", make], network_mode="none")
     container.start()
-    container.wait()
+    assert container.wait()["StatusCode"] == 0
     container.commit("jobqueue-test/setuid", "1")
     container.remove()
     try:
-        show = "import os, subprocess; print(os.stat('/x').st_mode & 0o4000 > 0, flush=True); "
-        show += "subprocess.run(['id', '-u'], executable='/x')"
+        show = f"import os, subprocess; print(os.stat({setuid!r}).st_mode & 0o4000 > 0, flush=True); "
+        show += f"subprocess.run([{setuid!r}, '-c', 'import os; print(os.geteuid())'])"
         assert told(start(show, image="jobqueue-test/setuid:1")).split() == ["True", str(run_as()[0])]
     finally:
         with suppress(docker.errors.ImageNotFound):
