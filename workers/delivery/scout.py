@@ -18,7 +18,7 @@ from jobqueue.errors import JobqueueError, RegistryUnavailable
 from jobqueue.header import Header
 from jobqueue.quantities import format_duration
 from jobqueue.registry.needs import least
-from jobqueue.resources import Resources, fits_in
+from jobqueue.resources import Offer, Resources, fits_in
 from jobqueue.routing import Selection, is_suited
 from workers.bootstrap import Node
 from workers.delivery.view import SharedView
@@ -92,7 +92,9 @@ class Scout:
         seen = self._view.look()
         self._tell_unmatched(seen)
         self._note_new(frozenset(seen.waiting))
-        found = {name: self._estimate(name, waiting) for name, waiting in seen.waiting.items() if self._may_serve(name)}
+        offer = self._node.site.best_offer  # once: the other workers of the machine are asked
+        served = [name for name in seen.waiting if self._may_serve(name, offer)]
+        found = {name: self._estimate(name, seen.waiting[name]) for name in served}
         before, self.found = self.found, found
         if found.keys() != before.keys():
             _log_change(before.keys(), found.keys())
@@ -153,11 +155,11 @@ class Scout:
     def _estimate(self, name: str, waiting: int | None) -> int | None:
         return waiting or (None if name in self._new else waiting)
 
-    def _may_serve(self, name: str) -> bool:
+    def _may_serve(self, name: str, offer: Offer) -> bool:
         site = self._node.site
         if not is_suited(name, has_device=bool(site.gpus)) or not site.keys.trusts_any(name):
             return False
-        return name not in self._needs or not fits_in(self._needs[name], site.best_offer)
+        return name not in self._needs or not fits_in(self._needs[name], offer)
 
 
 def attach_scout(app: Any, scout: Scout) -> None:
