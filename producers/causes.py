@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -74,12 +75,13 @@ def find_causes(record: Record, connections: Connections) -> list[str]:
     if record.worker_id is not None:
         return [explain(record), *_judge_holder(record, registry.workers.present())]
     now, submission = registry.ping(), record.submission
-    workers = registry.workers.present()
+    obstacles = find_obstacles(submission.queue, submission.resources, registry.workers.present())
+    open_records = registry.experiments.find(queue=submission.queue, limit=_COUNTED)
     return [
         explain(record),
         *_tell_next_try(record, now),
-        *(find_obstacles(submission.queue, submission.resources, workers) or _tell_room(record, workers, registry)),
-        *_tell_place(record, registry),
+        *(obstacles or _tell_room(record, open_records, registry)),
+        *_tell_place(record, open_records),
         *_ask_broker(submission.queue, lambda: connections.broker.queues.depth(submission.queue)),
         f"it expires at {_time(submission.expires_at)} unless a worker has begun with it by then",
     ]
@@ -99,38 +101,45 @@ def _tell_next_try(record: Record, now: datetime) -> Iterator[str]:
         yield f"it is not tried again before {_time(record.next_try_at)}, in {left}"
 
 
-def _tell_room(record: Record, workers: Sequence[WorkerRecord], registry: Registry) -> Iterator[str]:
+def _tell_room(record: Record, open_records: Sequence[Record], registry: Registry) -> Iterator[str]:
     """Tell which workers could run it and have no room now; some of them could."""
     queue, resources = record.submission.queue, record.submission.resources
+    workers, running = _bring_up_to_date(registry.workers.present(), open_records, registry)
     misfits = find_misfits(resources, workers)
     able = [
         worker
         for worker in workers
         if queue in worker.queues and worker.state == TAKING and not misfits[worker.worker_id]
     ]
-    busy = find_busy(resources, able, present=workers, running=_ask_running(workers, registry))
+    busy = find_busy(resources, able, present=workers, running=running)
     told = _some([f"{worker_id} {why}" for worker_id, why in busy.items()])
     if len(busy) == len(able):
         yield f"every worker that could run it is busy, it starts when one of them has room (of {len(able)}): {told}"
     else:
-        yield f"workers that could run it now: {len(able)}, of which {len(busy)} are busy" + (
-            f": {told}" if told else ""
-        )
+        of = f"workers that could run it now: {len(able)}, of which {len(busy)} are busy"
+        yield of + (f": {told}" if told else "")
 
 
-def _ask_running(workers: Sequence[WorkerRecord], registry: Registry) -> dict[ExperimentId, Resources]:
-    found = {}
+def _bring_up_to_date(
+    workers: Sequence[WorkerRecord], open_records: Sequence[Record], registry: Registry
+) -> tuple[list[WorkerRecord], dict[ExperimentId, Resources]]:
+    """Return workers with what they run now, and what that asks for: what they announced is some seconds old."""
+    known = {found.submission.id: found for found in open_records if found.worker_id}
     for experiment_id in [each for worker in workers for each in worker.experiment_ids][:_ASKED]:
         with suppress(NotFound):  # a registry that was wiped may not know it yet
-            found[experiment_id] = registry.experiments.get(experiment_id).submission.resources
-    return found
+            known[experiment_id] = known.get(experiment_id) or registry.experiments.get(experiment_id)
+    fresh = []
+    for worker in workers:
+        held = {each for each, found in known.items() if found.worker_id == worker.worker_id}
+        held |= {each for each in worker.experiment_ids if each not in known}
+        fresh.append(replace(worker, experiment_ids=tuple(sorted(held))))
+    return fresh, {each: found.submission.resources for each, found in known.items()}
 
 
-def _tell_place(record: Record, registry: Registry) -> Iterator[str]:
-    found = registry.experiments.find(queue=record.submission.queue, limit=_COUNTED)
-    waiting = [other.submission.id for other in found if other.state is State.QUEUED]
+def _tell_place(record: Record, open_records: Sequence[Record]) -> Iterator[str]:
+    waiting = [other.submission.id for other in open_records if other.state is State.QUEUED]
     before = sum(other < record.submission.id for other in waiting)
-    if len(found) < _COUNTED:
+    if len(open_records) < _COUNTED:
         yield f"experiments that wait in the queue: {len(waiting)}, and {before} were submitted before it"
 
 

@@ -21,6 +21,7 @@ from services.waiting import wait_until
 
 from jobqueue.registry.presence import WorkerRecord
 from jobqueue.routing import request_queues
+from producers.handle import Experiment
 from workers.hardware.devices import Device
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
@@ -66,6 +67,7 @@ def test_a_gpu_that_vanishes_in_mid_run_closes_its_slot_alone_and_a_restart_does
     seconds = f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
     running = place.submit(f"sleep {seconds}; true", gpus=1)
     sleeper = wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
+    check_what_is_told_of_those_that_cannot_start(place, running)
     driver.show()
     wait_until(lambda: told(place).condition == "UNHEALTHY(GPU_LOST)", what="the loss told", within=LONG)
     assert "is not there any more" in told(place).detail
@@ -85,6 +87,23 @@ def test_a_gpu_that_vanishes_in_mid_run_closes_its_slot_alone_and_a_restart_does
     assert machine.log.read_text().count("slot.started slot=cpu") == 1
 
 
+def check_what_is_told_of_those_that_cannot_start(place: Place, running: Experiment) -> None:
+    causes = {
+        f"{GPU_SLOT} runs {running.id}": {"gpus": 1},
+        f"it asks for 16 GPUs, the best of them offers 1 ({GPU_SLOT})": {"gpus": 16},
+        f"it asks for 80 GiB of GPU memory, the largest device has 16 GiB ({GPU_SLOT})": {
+            "gpus": 1,
+            "gpu_memory": "80GiB",
+        },
+        "it asks for 2 TiB of memory, the best of them offers ": {"memory": "2TiB"},
+    }
+    for cause, fields in causes.items():
+        experiment = place.submit("true", **fields)
+        # A worker may have it in hand for a moment, to find that out itself.
+        await_cause(experiment, cause)
+        experiment.cancel()
+
+
 def test_another_node_of_the_same_machine_cannot_have_its_device(
     place: Place, driver: FakeDriver, machine: Process, tmp_path: Path
 ) -> None:
@@ -101,6 +120,10 @@ def test_another_node_of_the_same_machine_cannot_have_its_device(
     )
     assert done.returncode == 69
     assert f"{DEVICE.uuid} is taken by {GPU_SLOT}" in done.stderr
+
+
+def await_cause(experiment: Experiment, cause: str) -> None:
+    wait_until(lambda: cause in experiment.why(), what=cause, within=LONG)
 
 
 def told(place: Place) -> WorkerRecord:

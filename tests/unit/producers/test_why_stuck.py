@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
-from jobqueue.lifecycle import Outcome, Reason
-from jobqueue.registry.base import Granted
+from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.registry.base import Granted, Lease
 from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Offer
 from producers.client import Client
@@ -202,6 +202,18 @@ def test_a_failed_attempt_is_waited_for(client: Client, announce: Announce) -> N
     assert "for attempt 2, as " in why
     assert "503 [IMAGE_PULL_FAILED]" in why
     assert "it is not tried again before " in why
+
+
+def test_what_a_worker_has_begun_or_ended_since_it_said_so_counts(client: Client, announce: Announce) -> None:
+    announce()
+    running = run(client, announce, "cpu")
+    assert f"cpu@{client.settings.project} runs {running}" in submit(client).why(), "begun since"
+    registry = client._connections.registry
+    record = registry.experiments.get(running)
+    lease = Lease(experiment_id=running, token=record.token, attempt=record.attempt)
+    announce(experiment_ids=(running,))
+    registry.leases.finish(lease, Outcome(reason=Reason.EXITED_NONZERO, exit_code=1), state=State.FAILED)
+    assert "workers that could run it now: 1, of which 0 are busy" in submit(client).why(), "ended since"
 
 
 def test_what_runs_and_is_not_known_takes_no_room(client: Client, announce: Announce) -> None:
