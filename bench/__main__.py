@@ -13,6 +13,7 @@ from bench.artifacts import measure_artifact_throughput
 from bench.experiments import measure_overhead, measure_slot_memory, measure_start_latency
 from bench.importing import measure_import_time
 from bench.output import measure_log_throughput
+from bench.queues import measure_many_queues, measure_sqs_requests
 from bench.results import Result, describe_machine, make_table, write_results
 from bench.sealing import measure_seal_open_rate
 from bench.servers import Servers, open_servers
@@ -27,6 +28,8 @@ _MEASURES: dict[str, Callable[[Servers], list[Result]]] = {
     "experiment_overhead_rabbitmq": lambda servers: measure_overhead(servers, "rabbitmq"),
     "start_latency": measure_start_latency,
     "slot_memory": measure_slot_memory,
+    "many_queues": measure_many_queues,
+    "sqs_requests": measure_sqs_requests,
     "log_throughput": measure_log_throughput,
     "artifact_throughput": measure_artifact_throughput,
 }

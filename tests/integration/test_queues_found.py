@@ -46,10 +46,21 @@ def log_of(worker: Process) -> str:
     return worker.log.read_text(errors="replace")
 
 
-def test_a_worker_serves_what_its_patterns_find(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("place", "further"),
+    [
+        ("rabbitmq", {}),
+        ("rabbitmq", {"JOBQUEUE_MANAGEMENT_URL": "http://127.0.0.1:9"}),  # nobody answers there
+        ("redis", {}),
+        ("sqs", {}),
+    ],
+    indirect=["place"],
+)
+def test_a_worker_serves_what_its_patterns_find(place: Place, further: dict[str, str]) -> None:
     project = place.site.settings.project
     early, late, private, other = (f"{project}_{name}" for name in ("lab_a", "lab_b", "lab_private_c", "vision"))
-    patterns = {"JOBQUEUE_QUEUES": f"{project}_lab_*,!{project}_lab_private_*", "JOBQUEUE_QUEUE_REFRESH": "1s"}
+    words = f"{project}_lab_*,!{project}_lab_private_*"
+    patterns = {"JOBQUEUE_QUEUES": words, "JOBQUEUE_QUEUE_REFRESH": "1s", **further}
     with place.open_broker() as broker, place.make_worker(environment=patterns) as worker:
         assert f"pattern={project}_lab_*" in log_of(worker)
         for queue in (early, private, other):

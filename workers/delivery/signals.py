@@ -21,6 +21,7 @@ from workers.hardware.slots import Slot, parse_slot
 log = logging.getLogger(__name__)
 
 EX_UNAVAILABLE: Final = 69
+_TOLD: Final = 20
 
 
 @signals.celeryd_init.connect
@@ -115,7 +116,8 @@ def start_node(sender: str, instance: Any, **_: Any) -> None:
 def say_ready(sender: Any, **_: Any) -> None:
     """Say what this worker serves."""
     node = node_of(sender.app)
-    log.info("worker.ready", extra={"worker": node.site.worker_id, "queues": ",".join(node.queues)})
+    more = f" and {len(node.queues) - _TOLD} more" if len(node.queues) > _TOLD else ""
+    log.info("worker.ready", extra={"worker": node.site.worker_id, "queues": ",".join(node.queues[:_TOLD]) + more})
 
 
 @signals.worker_shutdown.connect
