@@ -16,7 +16,7 @@ from jobqueue.routing import COMPANIONS
 # What a registry keeps for ever: its own clock, and the suite's hand on it.
 _KEPT_KEYS: Final = frozenset({"jobqueue:clock", SKEW_KEY})
 # Who is there is forgotten when the last worker has ended.
-_PRESENCE_KEYS: Final = frozenset({"jobqueue:workers", "jobqueue:worker_ends"})
+_PRESENCE_KEYS: Final = frozenset({"jobqueue:workers", "jobqueue:worker_ends", "jobqueue:worker_spans"})
 _EXPERIMENT: Final = "jobqueue:experiment:"
 # An engine's own.
 _NETWORKS: Final = frozenset({"bridge", "host", "none"})

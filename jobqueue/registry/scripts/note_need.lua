@@ -10,5 +10,6 @@ end
 if is_new then
   redis.call('PEXPIRE', key, ARGV[2])
   redis.call('ZADD', 'jobqueue:needs', 0, ARGV[1])
+  redis.call('PEXPIRE', 'jobqueue:needs', ARGV[2])
 end
 return 1
