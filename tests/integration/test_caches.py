@@ -131,7 +131,8 @@ def wait_for_pull(place: Place) -> None:
 def test_while_an_image_is_pulled_the_lease_is_renewed_and_the_worker_answers(
     place: Place, image: str, image_registry: ImageRegistry
 ) -> None:
-    with place.make_worker():
+    with place.make_worker() as worker:
+        wait_until(lambda: "caches.kept" in worker.log.read_text(), what="what the caches hold", within=LONG)
         experiment = place.submit("true", image=image)
         wait_for_pull(place)
         ((name, deadline),) = leases(place).items()

@@ -1,9 +1,11 @@
 """Images: pinned, refused or to be tried again, by what an engine says of them."""
 
+from pathlib import Path
+
 import pytest
 
 from jobqueue.errors import DiskFull, ImagePullFailed, ImageRefused
-from workers.attempt.runtimes.image_pulls import classify
+from workers.attempt.runtimes.image_pulls import classify, find_disk
 from workers.attempt.runtimes.images import pin
 
 
@@ -66,3 +68,11 @@ def test_what_may_work_later_has_failed_for_now(words: str) -> None:
 )
 def test_a_full_disk_is_neither_the_images_nor_the_registrys_fault(words: str) -> None:
     assert isinstance(classify("image", words), DiskFull)
+
+
+def test_the_disk_of_an_engine_is_looked_at_where_it_is_this_machines(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert find_disk("unix:///run/docker.sock", str(tmp_path)) == tmp_path
+    assert find_disk("tcp://elsewhere:2376", str(tmp_path)) is None
+    for nowhere in ("", str(tmp_path / "nowhere"), str(tmp_path / "file" / "below")):
+        assert find_disk("unix:///run/docker.sock", nowhere) is None

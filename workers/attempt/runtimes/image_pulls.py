@@ -94,12 +94,8 @@ class Pulls:
             self._pause(_PAUSE_SECONDS * (_PULLS - left))
 
     def _find_disk(self) -> Path | None:
-        """Return the folder of the engine's images; None where it is not one of this machine."""
-        if not self._engine.address.startswith(_LOCAL):
-            return None
         with self._engine.client("describe itself") as client:
-            folder = Path(str(client.info().get("DockerRootDir") or "/nowhere"))
-        return folder if folder.is_dir() else None
+            return find_disk(self._engine.address, str(client.info().get("DockerRootDir") or ""))
 
     def _require_floor(self, disk: Path | None) -> None:
         if disk is None:
@@ -167,6 +163,17 @@ def _find_error(progress: Iterable[Mapping[str, Any]], room: _Room) -> str | Non
             return str(step["error"])
         room.look(step)
     return None
+
+
+def find_disk(address: str, folder: str) -> Path | None:
+    """Return the folder of an engine's images; None where it is not this machine's, or not to be seen."""
+    if not address.startswith(_LOCAL) or not folder:
+        return None
+    try:
+        free_bytes(Path(folder))
+    except OSError:
+        return None
+    return Path(folder)
 
 
 def classify(name: str, failure: str) -> RuntimeFailure:
