@@ -102,7 +102,7 @@ def test_of_two_processes_that_need_the_same_one_fetches_it_and_the_other_waits_
 def place(redis_server: RedisServer, engine: Engine, tmp_path: Path) -> Iterator[Place]:
     """A place on Redis and a real engine."""
     server = redis_server.url
-    with open_place(tmp_path, broker=server, registry=server, engine=engine, lease="3s", grace="1s") as opened:
+    with open_place(tmp_path, broker=server, registry=server, engine=engine) as opened:
         yield opened
 
 
