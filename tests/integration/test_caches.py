@@ -170,3 +170,30 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_pull_is_followed_by_one_that
         (note,) = folder.glob("image-*")
         assert engine.client.images.get(image).id == f"sha256:{note.name.removeprefix('image-')}"
         wait_until(lambda: note.stat().st_nlink == 1, what="nobody who holds it", within=LONG)
+
+
+def test_what_an_experiment_without_its_worker_needs_stays_until_it_has_ended(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    server, data = redis_server.url, tmp_path / "data"
+    data.write_bytes(CONTENT)
+    # The lease is long: a container that nobody may run would be frozen meanwhile.
+    with open_place(tmp_path, broker=server, registry=server, engine=None, lease="60s") as place:
+        cache = InputCache(folder=place.site.settings.cache_dir, size_bytes=0)
+        wait = "touch outputs/begun; while [ ! -e go ]; do sleep 0.05; done; sha256sum < $DATA"
+        with place.make_worker() as worker:
+            experiment = place.submit(wait, inputs={"data": str(data)}, env={"DATA": "/inputs/data"})
+            wait_until(lambda: list(cache.folder.glob("attempts/*/workspace/outputs/begun")), what="it", within=LONG)
+            worker.kill()
+            cache.trim()
+            assert (cache.fill().count, cache.fill().held) == (1, 1)
+            worker.start()
+            wait_until(lambda: "attempt.adopted" in worker.log.read_text(), what="the adoption", within=LONG)
+            cache.trim()
+            (workspace,) = cache.folder.glob("attempts/*/workspace")
+            (workspace / "go").touch()
+            assert experiment.result(timeout=60) == {"exit_code": 0}
+            assert list(experiment.logs()) == [f"{DIGEST}  -"]
+            wait_until(lambda: cache.fill().held == 0, what="nobody who needs it", within=LONG)
+            cache.trim()
+            assert cache.fill().count == 0
