@@ -21,10 +21,12 @@ from producers.handle import Experiment
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 
 
-@pytest.fixture
-def place(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    url = redis_server.url
-    with open_place(tmp_path, broker=url, registry=url, engine=None, lease="6s", grace="2s") as opened:
+@pytest.fixture(params=["redis", "rabbitmq"])
+def place(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    broker = request.getfixturevalue(f"{request.param}_server").url
+    with open_place(tmp_path, broker=broker, registry=redis_server.url, engine=None, lease="6s", grace="2s") as opened:
         for name, value in opened.site.environment.items():
             monkeypatch.setenv(name, value)
         with opened.open_broker() as broker:
