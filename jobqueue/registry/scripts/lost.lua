@@ -3,9 +3,10 @@
 local MOST_LOOKS = 10
 local limit, before_ms = tonumber(ARGV[2]), whole(now_ms - tonumber(ARGV[1]))
 local key = ARGV[3] ~= '' and SEEN .. ':' .. ARGV[3] or SEEN
-local found, ids, looks = {}, {}, 0
+local found, looked, ids, looks = {}, {}, {}, 0
 
 local function look(id)
+  looked[id] = true
   local record, message = load(id), redis.call('GET', MESSAGE .. id)
   if not record.state or is_final(record) then
     redis.call('ZREM', key, id)
@@ -35,7 +36,10 @@ end
 repeat
   ids = redis.call('ZRANGEBYSCORE', key, '-inf', before_ms, 'LIMIT', #found, limit - #found)
   for _, id in ipairs(ids) do
-    look(id)
+    -- What was seen within this millisecond may have changed its place.
+    if not looked[id] then
+      look(id)
+    end
   end
   looks = looks + 1
 until #found == limit or #ids == 0 or looks == MOST_LOOKS
