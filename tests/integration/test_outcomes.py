@@ -21,8 +21,10 @@ from jobqueue.errors import IdempotencyMismatch, NotFound
 from jobqueue.ids import make_experiment_id
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import Fault, Outcome, Reason, State
-from jobqueue.registry.base import Granted, Submission
+from jobqueue.marker import Marker
+from jobqueue.registry.base import Granted, Lease, Submission
 from jobqueue.resources import Resources
+from jobqueue.storage.markers import write_marker
 from producers.handle import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
@@ -312,7 +314,7 @@ def _superseded(walk: Walk) -> None:
     wait_until(lambda: is_held(walk, experiment, answer), what="the stale attempt given up", within=LONG)
     assert sleepers(seconds) == []
     assert [report.reason for report in walk.reports_now(experiment) if report.reason] == []
-    walk.registry.leases.finish(answer.lease, DONE, state=State.SUCCEEDED)
+    finish(walk, answer.lease)
     record = walk.record(experiment)
     assert (record.state, record.attempt) == (State.SUCCEEDED, 2)
     assert [past.reason for past in record.history] == [Reason.WORKER_LOST]
@@ -322,6 +324,21 @@ def is_held(walk: Walk, experiment: Experiment, answer: Granted) -> bool:
     """Hold on to a lease, and tell whether the worker has met it."""
     walk.registry.leases.renew(answer.lease, ttl=LEASE)
     return bool(walk.said(experiment, HELD))
+
+
+def finish(walk: Walk, lease: Lease) -> None:
+    """End what a row holds as a worker does: its message is still to come, to a registry that may be wiped by then."""
+    marker = Marker(
+        experiment_id=lease.experiment_id,
+        attempt=lease.attempt,
+        token=lease.token,
+        state=State.SUCCEEDED,
+        reason=DONE.reason,
+        exit_code=DONE.exit_code,
+        finished_at=datetime.now(UTC),
+    )
+    write_marker(walk.client._connections.store, marker)
+    walk.registry.leases.finish(lease, DONE, state=State.SUCCEEDED)
 
 
 def granted(walk: Walk, submission: Submission) -> Granted | None:
@@ -422,7 +439,7 @@ def _duplicate_alive(walk: Walk) -> None:
     record = walk.record(experiment)
     assert (record.state, record.attempt, record.history) == (State.PREPARING, 1, ())
     assert walk.reports_now(experiment) == []
-    walk.registry.leases.finish(answer.lease, DONE, state=State.SUCCEEDED)
+    finish(walk, answer.lease)
 
 
 @row("a copy of what is over")
