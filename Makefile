@@ -7,7 +7,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/.cache/bin:$(PATH)
 PYTEST := $(BIN)/python -m pytest
-PYTEST_ARGS ?= -n 2 --dist worksteal
+# More than the two cores: half of what a test takes is waiting. Four are too many: pages and notebooks run out of time.
+PYTEST_ARGS ?= -n 3 --dist worksteal
 # Contract tests wait more than they work.
 CHECK_ARGS ?= -n 4 --dist worksteal
 
