@@ -1,8 +1,8 @@
 """Keeping one worker process for each slot: started, started again when it is lost, told what the server is told.
 
-A worker that ends by itself with 0 was told to by an operator and stays away; any other end is followed by a new start,
-later and later while it goes on. What a killed server leaves is killed by the kernel; containers go on, and are adopted
-by the workers of the next one.
+A worker that ends by itself with 0 was told to by an operator, or had no more to do, and stays away; any other end is
+followed by a new start, later and later while it goes on. What a killed server leaves is killed by the kernel;
+containers go on, and are adopted by the workers of the next one.
 """
 
 import ctypes
@@ -83,6 +83,11 @@ class SlotWorker:
         """Whether a setting, or a word that Celery does not know, is all that it ever ended of."""
         return self.status in (EX_USAGE, EX_UNAVAILABLE) and not self._is_proven
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether it waits for its next start and has not settled for so long that the longest pause has come."""
+        return self._process is None and not self.is_over and self._pause == self._longest_pause
+
     def start(self, prepare: Callable[[], None]) -> None:
         """Start it; `prepare` is called in the new process."""
         self._started_at_seconds = time.monotonic()
@@ -135,8 +140,9 @@ class SlotWorker:
 def keep(workers: Sequence[SlotWorker]) -> int:
     """Keep the workers running until they are told to end, and return the worst of their exit statuses.
 
-    When none of them could be started for want of a right setting, they are not tried again. Main thread only: it takes
-    the signals.
+    When none of them could be started for want of a right setting, they are not tried again. Neither are those that fail
+    again and again once all others have ended by themselves: they would keep a machine that has no more to do. Main
+    thread only: it takes the signals.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     prepare = _make_prepare(mask)
@@ -146,7 +152,7 @@ def keep(workers: Sequence[SlotWorker]) -> int:
             told = _await_signal(workers)
             for worker in workers:
                 worker.look()
-            if all(worker.is_misconfigured for worker in workers):
+            if all(worker.is_misconfigured for worker in workers) or _are_left_failing(workers):
                 told = told or int(signal.SIGTERM)
             if told is not None:
                 for worker in workers:
@@ -154,6 +160,11 @@ def keep(workers: Sequence[SlotWorker]) -> int:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return max((worker.status for worker in workers), default=0)
+
+
+def _are_left_failing(workers: Sequence[SlotWorker]) -> bool:
+    """Tell whether some have ended by themselves, and all others fail again and again."""
+    return any(worker.is_over for worker in workers) and all(worker.is_over or worker.is_failing for worker in workers)
 
 
 def _start_due(workers: Sequence[SlotWorker], prepare: Callable[[], None]) -> None:

@@ -188,6 +188,26 @@ def test_a_mistake_in_the_settings_is_told_once_and_ends_the_server(servers: lis
     assert server.said() == ["wrong"] * 3
 
 
+def test_a_worker_that_never_starts_does_not_keep_the_server_of_those_that_have_ended_by_themselves(
+    servers: list[Server], tmp_path: Path
+) -> None:
+    refused, idle = "echo no >> refused; exit 69", "sleep 0.2; echo idle >> idle; exit 0"
+    servers.append(server := Server(tmp_path, refused, idle, "kill -9 $$", longest=16))
+    assert server.wait() == 137
+    assert server.said("idle") == ["idle"]
+    assert len(server.said("refused")) >= 4, "it is given some time to come up"
+
+
+def test_a_worker_that_is_lost_now_and_then_comes_back_also_when_the_others_have_ended_by_themselves(
+    servers: list[Server], tmp_path: Path
+) -> None:
+    lost = "echo $$ >> pids; [ $(grep -c . pids) -gt 2 ] || kill -9 $$; " + UNTIL_TERM.format(status=0)
+    servers.append(server := Server(tmp_path, lost, "exit 0", longest=60_000))
+    wait_until(lambda: server.said() == ["up"], what="it, again", within=LONG)
+    server.tell(signal.SIGTERM)
+    assert server.wait() == 0
+
+
 def test_each_worker_is_started_as_the_machines_was_with_a_device_a_name_and_places_of_its_own() -> None:
     serving = Serving(state_dir="/s", log_format="text", slots={"gpu0=GPU-a": 1, "cpu": 14})
     words = ["-A", "jobqueue", "--workdir", "/w", "worker", "--pidfile=/p", "-l", "INFO", "--uid", "1000"]
