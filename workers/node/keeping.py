@@ -140,9 +140,9 @@ class SlotWorker:
 def keep(workers: Sequence[SlotWorker]) -> int:
     """Keep the workers running until they are told to end, and return the worst of their exit statuses.
 
-    When none of them could be started for want of a right setting, they are not tried again. Neither are those that fail
-    again and again once all others have ended by themselves: they would keep a machine that has no more to do. Main
-    thread only: it takes the signals.
+    When none of them could be started for want of a right setting, they are not tried again. Neither are those that
+    fail again and again once all others have ended by themselves: they would keep a machine that has no more to do.
+    Main thread only: it takes the signals.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     prepare = _make_prepare(mask)
