@@ -23,13 +23,15 @@ from jobqueue.resources import Resources
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.node_folder import NodeFolder
+from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.devices import Device
 from workers.hardware.fitness import Unfit
 from workers.hardware.timetable import Entry, Machine, SlotRecord, Start, find_start, takes_more
 
 log = logging.getLogger(__name__)
 
-_LOCK_WITHIN_SECONDS: Final = 10.0
+# Who waits for it looks at nothing else meanwhile, such as a cancel.
+_LOCK_WITHIN_SECONDS: Final = 2.0
 _TRY_SECONDS: Final = 0.002
 _SEEN_WITHIN_SECONDS: Final = 0.5
 
@@ -59,6 +61,7 @@ class Ledger:
         self._node, self._worker_id, self._clock = node, worker_id, clock
         self._cpus, self._memory_bytes = cpus, memory_bytes
         self._slots = node.root / "slots"
+        self._custody = CustodyFiles(folder=node.root / "devices", boot_id=read_boot_id())
         self._own: SlotRecord | None = None
         self.is_withheld: Callable[[], bool] = lambda: False
         self._seen, self._seen_at_seconds, self._takes_more = (0, 0), 0.0, True
@@ -126,7 +129,12 @@ class Ledger:
         return entry.until_seconds - self._clock()
 
     def can_start(self, asking: Entry, *, beside: Collection[tuple[ExperimentId, Entry]] = ()) -> bool:
-        """Tell whether it could start now; nothing is kept for it.
+        """Tell whether it could start now; nothing is kept for it. See `plan`."""
+        start = self.plan(asking, beside=beside)
+        return start is not None and not start.at_seconds
+
+    def plan(self, asking: Entry, *, beside: Collection[tuple[ExperimentId, Entry]] = ()) -> Start | None:
+        """Return when it could start, as `take` does; nothing is kept for it.
 
         Args:
             asking: as `ask` returns it.
@@ -140,7 +148,7 @@ class Ledger:
                 until_seconds = now_seconds + entry.seconds
                 others.append(replace(entry, is_granted=True, until_seconds=until_seconds))
         start = find_start(asking, machine=self.machine(), others=others, now_seconds=now_seconds)
-        return start is not None and start.at_seconds <= now_seconds
+        return replace(start, at_seconds=start.at_seconds - now_seconds) if start else None
 
     def waiting(self) -> list[Entry]:
         """Return who waits."""
@@ -169,10 +177,15 @@ class Ledger:
     def machine(self) -> Machine:
         """Return what there is to be given away, by the workers that are there now."""
         found = (_read_record(path) for path in sorted(self._slots.glob("*.json")))
-        there = [slot for slot in found if slot and self._node.is_alive(slot.worker_id)]
+        there = [self._doubt(slot) for slot in found if slot and self._node.is_alive(slot.worker_id)]
         # A worker that has just started may have had another device before.
         slots = {slot.device or slot.worker_id: slot for slot in there}
         return Machine(cpus=self._cpus, memory_bytes=self._memory_bytes, slots=tuple(slots.values()))
+
+    def _doubt(self, slot: SlotRecord) -> SlotRecord:
+        """Return it with what another worker has found wrong with its device; soon its own one says so itself."""
+        told = self._custody.told(slot.device) if slot.device and not slot.unfit else None
+        return replace(slot, unfit=told.detail) if told else slot
 
     def _read(self) -> list[KeptLease]:
         """Return what counts: nothing runs of another boot, and who waits does so while its worker is there."""

@@ -62,6 +62,8 @@ class HeldDevice:
         self._kept, self._judging = kept, threading.Lock()
         fit = Custody(known=self.device)
         self._custody = kept.load(self.device, at_seconds=clock()) if kept else fit
+        if kept:
+            kept.forget_told(self.device.uuid)  # to whoever had it before
         self.unfit: Unfit | None = None if self._custody.is_offered else self._custody.unfit
         self.is_idle: Callable[[], bool] = lambda: False
         self.on_change: Callable[[], None] = lambda: None
@@ -95,15 +97,21 @@ class HeldDevice:
         self._silent_looks = 0
         now = inventory.find(self.device.uuid)
         self.seen = now or self.seen
+        told = self._kept.told(self.device.uuid) if self._kept else None
         # Asked twice: what began or ended meanwhile may have its memory still, or already.
         with self._judging:
             self._judge(now, is_idle=was_idle and self.is_idle())
+            if told and self._custody.is_offered:
+                self._keep(condemn(self._custody, told, now=now, at_seconds=self._clock()))
         self._tell(None if self._custody.is_offered else self._custody.unfit)
+        # Last: until then nobody is given the device because of the note, and from now on because it is known as unfit.
+        if self._kept and told:
+            self._kept.forget_told(self.device.uuid)
 
     def check_before_start(self, uuids: Iterable[str], *, wait: Callable[[float], object]) -> Unfit | None:
         """Return why one of these devices cannot take an experiment now; nothing of ours is to run on them.
 
-        The worker's own device goes into quarantine for it; another one is left to the worker that watches it.
+        The worker's own device goes into quarantine for it; of another one, the worker that watches it is told.
 
         Args:
             uuids: what the experiment was given.
@@ -113,8 +121,10 @@ class HeldDevice:
             since = self._custody.known if uuid == self.device.uuid else self._devices.look().find(uuid)
             unfit = check_before_start(self._devices, since=since or Device(uuid=uuid, index=0), wait=wait)
             if unfit is not None:
-                if uuid == self.device.uuid:
+                if uuid == self.device.uuid or unfit.ailment is Ailment.UNKNOWN:  # a silent driver tells of no device
                     self._take_out(unfit)
+                elif self._kept:
+                    self._kept.tell(uuid, unfit)
                 return unfit
         return None
 

@@ -30,16 +30,20 @@ def driver() -> MemoryDevices:
 @pytest.fixture
 def held(driver: MemoryDevices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldDevice]:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    made = HeldDevice(
-        parse_slot("gpu0"),
-        devices=driver,
-        locks=open_device_locks(tmp_path / "state"),
-        owner="gpu0@host",
-        kept=CustodyFiles(folder=tmp_path / "devices", boot_id="b"),
-        clock=lambda: 0.0,
-    )
+    made = hold("gpu0", driver, tmp_path)
     yield made
     made.close()
+
+
+def hold(slot: str, driver: MemoryDevices, folder: Path) -> HeldDevice:
+    return HeldDevice(
+        parse_slot(slot),
+        devices=driver,
+        locks=open_device_locks(folder / "state"),
+        owner=f"{slot}@host",
+        kept=CustodyFiles(folder=folder / "devices", boot_id="b"),
+        clock=lambda: 0.0,
+    )
 
 
 def test_devices_that_are_fit_and_free_take_a_start_at_once(held: HeldDevice) -> None:
@@ -70,6 +74,32 @@ def test_another_workers_device_is_left_to_that_one(held: HeldDevice, driver: Me
     assert (unfit.ailment, held.unfit) == (Ailment.OCCUPIED, None)
 
 
+def test_another_worker_takes_its_device_out_at_its_next_look_whatever_is_tried_on_it_meanwhile(
+    held: HeldDevice, driver: MemoryDevices, tmp_path: Path
+) -> None:
+    other = hold("gpu1", driver, tmp_path)
+    other.is_idle = lambda: False
+    driver.show(OWN, replace(OTHER, used_bytes=2**33))
+    unfit = held.check_before_start(BOTH, wait=lambda _: None)
+    notes = CustodyFiles(folder=tmp_path / "devices", boot_id="b")
+    assert notes.told(OTHER.uuid) == unfit, "until then nobody is given it"
+    other.look()
+    assert (held.unfit, other.unfit, notes.told(OTHER.uuid)) == (None, unfit, None)
+    other.close()
+
+
+def test_a_worker_that_starts_does_not_believe_what_its_predecessor_was_told(
+    held: HeldDevice, driver: MemoryDevices, tmp_path: Path
+) -> None:
+    driver.show(OWN, replace(OTHER, used_bytes=2**33))
+    held.check_before_start(BOTH, wait=lambda _: None)
+    driver.show(OWN, OTHER)
+    other = hold("gpu1", driver, tmp_path)
+    other.look()
+    assert other.unfit is None
+    other.close()
+
+
 @pytest.mark.parametrize("gone", BOTH)
 def test_a_device_that_has_gone_takes_no_start(held: HeldDevice, driver: MemoryDevices, gone: str) -> None:
     driver.show(*(device for device in (OWN, OTHER) if device.uuid != gone))
@@ -87,6 +117,15 @@ def test_a_driver_that_is_silent_takes_no_start_until_it_answers(held: HeldDevic
     driver.show(OWN, OTHER)
     held.look()
     assert held.unfit is None
+
+
+def test_a_driver_that_is_silent_about_anothers_device_closes_this_worker_too(
+    held: HeldDevice, driver: MemoryDevices
+) -> None:
+    driver.inventory = Inventory(presence=Presence.UNKNOWN, detail="it hangs")
+    unfit = held.check_before_start([OTHER.uuid], wait=lambda _: None)
+    assert unfit is not None
+    assert held.unfit == unfit
 
 
 @pytest.fixture

@@ -86,7 +86,19 @@ def test_a_damaged_file_costs_no_device(files: CustodyFiles, text: str) -> None:
 
 def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    CustodyFiles(folder=tmp_path / "file" / "devices", boot_id="b").save(condemned())
+    files = CustodyFiles(folder=tmp_path / "file" / "devices", boot_id="b")
+    files.save(condemned())
+    files.tell(GPU.uuid, SICK)
+    files.forget_told(GPU.uuid)
+    assert files.told(GPU.uuid) is None
+
+
+def test_a_damaged_note_says_nothing(files: CustodyFiles) -> None:
+    files.tell(GPU.uuid, SICK)
+    assert files.told(GPU.uuid) == SICK
+    (path,) = files.folder.iterdir()
+    path.write_text("{")
+    assert files.told(GPU.uuid) is None
 
 
 def test_a_worker_that_starts_anew_offers_no_device_before_its_retest(

@@ -21,6 +21,7 @@ from workers.attempt import ledger as module
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import NodeFolder, open_node_folder
+from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.devices import Device
 from workers.hardware.fitness import Ailment, Unfit
 from workers.hardware.timetable import find_start
@@ -187,6 +188,16 @@ def test_a_sick_device_is_not_given_until_it_is_well(machine: Machine) -> None:
     assert devices(machine.take("gpu2", gpus=1)) == ("GPU-2",), "nothing can be kept for who waits"
     machine.ledgers["gpu1"].note(None)
     assert devices(machine.take("gpu1", gpus=1, seconds=61)) is None
+
+
+def test_a_device_that_another_worker_has_found_unfit_is_not_given_either(machine: Machine) -> None:
+    notes = CustodyFiles(folder=machine.node.root / "devices", boot_id=read_boot_id())
+    notes.tell("GPU-1", Unfit(ailment=Ailment.OCCUPIED, detail="GPU-1: in use"))
+    assert devices(machine.take("gpu0", gpus=2)) == ("GPU-0", "GPU-2")
+    waits = machine.take("gpu1", gpus=1)
+    assert devices(waits) is None
+    notes.forget_told("GPU-1")
+    assert devices(machine.take("gpu1", gpus=1, file=waits)) == ("GPU-1",)
 
 
 def test_a_device_that_is_drained_is_given_to_nobody_else_either(machine: Machine) -> None:
