@@ -21,6 +21,7 @@ from workers.attempt import workspace
 from workers.attempt.ending import outcome_of_error, outcome_of_exit
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
 from workers.attempt.lease_files import LeaseFile
+from workers.attempt.leftovers import remove_earlier
 from workers.attempt.log_resume import StoredLog, find_stored
 from workers.attempt.logs import STREAMS, LogWriter
 from workers.attempt.patience import patiently
@@ -124,7 +125,7 @@ class Execution:
         staged = workspace.stage_in(
             spec, folder, store=site.store, cache=site.inputs, endpoint=site.endpoint, check=self._check
         )
-        self._remove_left()
+        remove_earlier(self._lease, site=site, may_run=bool(self._record.history))
         gpus = turn.keep(gpus)
         self._await_trust()
         plan = make_plan(
@@ -276,13 +277,6 @@ class Execution:
         while not wait([future], timeout=self._tick_seconds).done:
             self._check()
         return future.result()
-
-    def _remove_left(self) -> None:
-        """Remove what earlier attempts of this experiment, lost workers' or this one's own, have left here."""
-        for container in self._site.runtime.find(self._site.node_id) if self._record.history else ():
-            if container.labels.experiment_id == self._lease.experiment_id:
-                log.warning("container.orphan", extra={"experiment": self._lease.experiment_id})
-                container.remove()
 
     def _remove(self, container: Container) -> None:
         try:

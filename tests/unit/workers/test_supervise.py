@@ -15,12 +15,15 @@ from services.waiting import wait_until
 
 from jobqueue.envelope import Verified
 from jobqueue.errors import ImagePullFailed, ImageRefused, RegistryUnavailable, RuntimeFailure, StoreUnavailable
-from jobqueue.ids import NodeId, WorkerId
+from jobqueue.ids import NodeId, WorkerId, make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
-from jobqueue.registry.base import Granted, Quarantined
+from jobqueue.registry.base import Granted, Lease, Quarantined
 from jobqueue.report import TaskState
 from jobqueue.resources import Resources
+from workers.attempt import workspace
+from workers.attempt.lease import clock_seconds
+from workers.attempt.lease_files import KeptLease, LeaseFile, forget, read_boot_id, read_leases
 from workers.attempt.planning import PROGRESS_FILE
 from workers.attempt.runtimes.base import Exit, Labels, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
@@ -627,6 +630,44 @@ def test_what_a_lost_worker_of_this_machine_has_left_running_goes_before_the_nex
     assert isinstance(result, Ended)
     assert (result.state, [each.is_removed for each in left]) == (State.SUCCEEDED, [True, False])
     left[1].remove()
+
+
+def test_what_an_earlier_attempt_had_of_this_machine_is_free_before_the_next_one_starts(node: FakeNode) -> None:
+    message = node.message()
+    lease = hold_elsewhere(node, message, ttl=timedelta(seconds=5)).lease
+    earlier, other = (keep_lease(node, each) for each in (lease, replace(lease, experiment_id=make_experiment_id())))
+    node.clock.ahead = timedelta(seconds=10)
+    seen: list[set[str]] = []
+
+    def start(_plan: Plan) -> Script:
+        seen.append(set(read_leases(node.site.leases)))
+        return Script()
+
+    node.runtime.script = start
+    result = node.run(message)
+    assert isinstance(result, Ended)
+    assert (result.state, len(seen)) == (State.SUCCEEDED, 1)
+    assert (earlier in seen[0], other in seen[0], len(seen[0])) == (False, True, 2)
+    left = list((node.site.folder / "attempts").iterdir())
+    assert [folder.name for folder in left] == [other]
+    left[0].rmdir()
+    forget(node.site.leases, other)
+
+
+def keep_lease(node: FakeNode, lease: Lease) -> str:
+    """Leave what a lost worker of this machine leaves of a lease; return its name."""
+    kept = KeptLease(
+        experiment_id=lease.experiment_id,
+        attempt=lease.attempt,
+        token=lease.token,
+        worker_id=WorkerId("gpu0@host"),
+        queue=node.queue,
+        boot_id=read_boot_id(),
+        deadline_seconds=clock_seconds(),
+    )
+    LeaseFile(node.site.leases, kept).create(b"sealed")
+    workspace.attempt_folder(node.site.folder, lease).mkdir(parents=True)
+    return kept.name
 
 
 # The marker is the truth
