@@ -11,9 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from jobqueue.errors import RuntimeFailure
+
+# An engine may take minutes to remove an image, and nobody else may use it meanwhile.
+LOCK_WITHIN: Final = timedelta(minutes=5)
 _POLL_SECONDS: Final = 0.02
 
 
@@ -35,11 +40,21 @@ class Kept:
 
 @contextmanager
 def locked(path: Path, *, check: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Have a file locked, for the moment of a change; `check` is called while somebody else has it."""
+    """Have a file locked, for the moment of a change; `check` is called while somebody else has it.
+
+    Raises:
+        RuntimeFailure: somebody has it for far too long: a stopped process, say, that is not to stop all others.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    ends_at = time.monotonic() + LOCK_WITHIN.total_seconds()
     try:
         while not try_lock(handle):
             check()
+            if time.monotonic() > ends_at:
+                raise RuntimeFailure(
+                    f"another worker of this machine has held {path} for {LOCK_WITHIN.total_seconds():g} seconds",
+                    hint="is one of them stopped, or the container engine very slow?",
+                )
             time.sleep(_POLL_SECONDS)
         yield
     finally:

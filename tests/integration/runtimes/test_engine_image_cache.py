@@ -233,7 +233,7 @@ def test_what_a_killed_worker_has_pulled_and_not_noted_is_claimed(
 ) -> None:
     name, images = push("a"), open_images()
     with cache.locked():
-        pull = cache.begin_pull(name, images._list_names())
+        pull = cache.begin_pull(name, images._list_names)
     assert pull
     engine.client.images.pull(name)
     pull.close()

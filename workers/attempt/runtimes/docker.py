@@ -64,9 +64,7 @@ class DockerRuntime:
 
         A command that the image lacks is no failure of the runtime: the container ends with 127 and says so on stderr.
         """
-        volumes = self._images.resolve(plan.image).volumes
-        body = make_create_body(plan, volumes=volumes, devices=self._choose_devices(plan.gpus))
-        identity = self._create(plan, body)
+        identity = self._create(plan)
         with ExitStack() as undone:
             undone.callback(self._discard, identity, plan)
             watch = undone.enter_context(closing(ExitWatch(self._engine, identity, "next-exit")))
@@ -93,8 +91,10 @@ class DockerRuntime:
         """Close the idle connections; containers and their output go on."""
         self._engine.close()
 
-    def _create(self, plan: Plan, body: dict[str, Any]) -> str:
+    def _create(self, plan: Plan) -> str:
+        devices = self._choose_devices(plan.gpus)
         try:
+            body = make_create_body(plan, volumes=self._images.look(plan.image).volumes, devices=devices)
             with self._engine.client("create a container") as client:
                 name = make_name(plan.labels)
                 created = client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]

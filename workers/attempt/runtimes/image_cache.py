@@ -9,14 +9,15 @@ worker has left of a pull, and says what the engine had before.
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from workers.attempt.holds import Kept, hold, locked, look, touch, try_lock
+from workers.attempt.node_folder import is_locked
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,11 @@ class ImageCache:
     floor_bytes: int = 0
 
     def locked(self) -> AbstractContextManager[None]:
-        """Let nobody else hold, note or forget an image for the moment."""
+        """Let nobody else hold, note or forget an image for the moment.
+
+        Raises:
+            RuntimeFailure: another worker has the lock for far too long.
+        """
         self._pulls.mkdir(mode=0o700, parents=True, exist_ok=True)
         return locked(self.folder / "images.lock")
 
@@ -112,21 +117,34 @@ class ImageCache:
         """Take an image for one that this node has not pulled; the lock is held."""
         self._path(image_id).unlink(missing_ok=True)
 
-    def begin_pull(self, name: str, known: Collection[str]) -> Pull | None:
+    def begin_pull(self, name: str, list_known: Callable[[], frozenset[str]]) -> Pull | None:
         """Return a pull of an image; None while another worker pulls it. The lock is held.
 
+        Args:
+            name: of the image.
+            list_known: called where nobody pulls it, for the names of all images that the engine has.
+
         Raises:
-            OSError: the disk does not take it.
+            OSError: the disk does not take it. And what `list_known` raises.
         """
-        path = self._pulls / sha256(name.encode()).hexdigest()
+        path = self._find_pull(name)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not try_lock(handle):
-            os.close(handle)
-            return None
-        if os.fstat(handle).st_size:  # what is known of an earlier one is still to be looked at
-            return _read_pull(path, handle) or Pull(name=name, known=frozenset(known), path=path, handle=handle)
-        os.pwrite(handle, json.dumps({"name": name, "known": sorted(known)}).encode(), 0)
-        return Pull(name=name, known=frozenset(known), path=path, handle=handle)
+        with ExitStack() as undone:  # else nobody could pull the image for as long as this process is there
+            undone.callback(os.close, handle)
+            if not try_lock(handle):
+                return None
+            # What is known of an earlier one is still to be looked at.
+            pull = _read_pull(path, handle) if os.fstat(handle).st_size else None
+            if pull is None:
+                known = list_known()
+                os.pwrite(handle, json.dumps({"name": name, "known": sorted(known)}).encode(), 0)
+                pull = Pull(name=name, known=known, path=path, handle=handle)
+            undone.pop_all()
+        return pull
+
+    def is_pulled(self, name: str) -> bool:
+        """Tell whether a worker pulls an image now; takes no lock."""
+        return is_locked(self._find_pull(name))
 
     def left_pulls(self) -> Iterator[Pull]:
         """Return the pulls that killed workers have begun; the lock is held."""
@@ -140,6 +158,9 @@ class ImageCache:
     @property
     def _pulls(self) -> Path:
         return self.folder / "pulls"
+
+    def _find_pull(self, name: str) -> Path:
+        return self._pulls / sha256(name.encode()).hexdigest()
 
     def _path(self, image_id: str) -> Path:
         return self.folder / f"{_IMAGE}{image_id}"

@@ -114,6 +114,7 @@ class Pulls:
         try:
             return answers.get(timeout=max(0.0, seconds))
         except Empty:
+            room.is_given_up = True
             return f"not done within {self._pull_timeout.total_seconds():g} s"
 
     def _ask(self, name: str, room: "_Room", answers: "SimpleQueue[str | RuntimeFailure | None]") -> None:
@@ -132,10 +133,15 @@ class Pulls:
 
 
 class _Room:
-    """What is still to come of an image, layer by layer as the registry tells the engine, and what is free for it."""
+    """What is still to come of an image, layer by layer as the registry tells the engine, and what is free for it.
+
+    Attributes:
+        is_given_up: whether nobody waits for it any more; the next step of the pull is then the last one.
+    """
 
     def __init__(self, disk: Path | None) -> None:
         self._disk = disk
+        self.is_given_up = False
         self._left: dict[str, int] = {}
 
     def look(self, step: Mapping[str, Any]) -> None:
@@ -161,6 +167,8 @@ def _find_error(progress: Iterable[Mapping[str, Any]], room: _Room) -> str | Non
     for step in progress:
         if "error" in step:
             return str(step["error"])
+        if room.is_given_up:
+            return "nobody waits for it"
         room.look(step)
     return None
 

@@ -100,6 +100,14 @@ class Images:
                 self._found[name] = self._found[image.pinned] = (time.monotonic(), image)
         return image
 
+    def look(self, pinned: str) -> Image:
+        """Return an image that an attempt holds since `resolve`; it is not pulled, and nobody is waited for.
+
+        Raises:
+            Gone, RuntimeFailure: somebody else has removed it, or the engine does not answer.
+        """
+        return self._remember(pinned) or self._inspect(pinned)
+
     def forget(self) -> None:
         """Ask the engine anew: an image was not there any more."""
         with self._lock:
@@ -160,26 +168,30 @@ class Images:
                 with suppress(Gone):
                     image = self._inspect(name)
                     return replace(image, is_pulled=cache.use(image.identity, link))
-                pull = cache.begin_pull(name, self._list_names())
+                pull = cache.begin_pull(name, self._list_names)
             if pull:
                 return self._pull(cache, pull, link)
-            if time.monotonic() > deadline:
-                raise ImagePullFailed(
-                    f"another worker of this node has not pulled {name} within "
-                    f"{self._pull_timeout.total_seconds():g} s",
-                    hint="later it may be; it is tried again",
-                )
-            time.sleep(_POLL_SECONDS)
+            while cache.is_pulled(name):  # without a word to the engine, and without the lock
+                if time.monotonic() > deadline:
+                    seconds = self._pull_timeout.total_seconds()
+                    raise ImagePullFailed(
+                        f"another worker of this node has not pulled {name} within {seconds:g} s",
+                        hint="later it may be; it is tried again",
+                    )
+                time.sleep(_POLL_SECONDS)
 
     def _pull(self, cache: ImageCache, pull: Pull, link: Path | None) -> Image:
+        """Pull and claim it; what could not be claimed, or still arrives, is left for `tidy` to claim."""
         with closing(pull):
             try:
                 self._pulls.pull(pull.name)
-                with cache.locked():
-                    image = self._claim(cache, pull, link)
-            finally:
+            except ImageRefused:
                 with cache.locked():
                     pull.end()
+                raise
+            with cache.locked():
+                image = self._claim(cache, pull, link)
+                pull.end()
         try:
             self._let_go(but=image.identity)
         except RuntimeFailure as error:
