@@ -19,7 +19,7 @@ from jobqueue.header import Header
 from jobqueue.ids import ExperimentId
 from jobqueue.resources import fits_in
 from workers.attempt.ledger import Ledger
-from workers.attempt.turn import length_of
+from workers.attempt.turn import describe, length_of
 from workers.bootstrap import Node
 from workers.delivery.request import requeue_later
 from workers.hardware.timetable import Entry
@@ -36,6 +36,8 @@ _PER_ROUND: Final = 10
 # Where one device is all that there is to give, whatever comes next is not much likelier to fit.
 _REST: Final = timedelta(milliseconds=100)
 LONGEST_REST: Final = timedelta(seconds=2)
+# The workers of a machine start one by one, and one that is lost starts again: what they bring may be there soon.
+SETTLES: Final = timedelta(seconds=10)
 _REMEMBERED: Final = 1000
 _SEVERAL: Final = 2
 
@@ -70,6 +72,7 @@ class Room:
         self._promised: dict[ExperimentId, Entry] = {}
         self._refused: dict[ExperimentId, int] = {}
         self._put_off = 0
+        self._offer, self._offered_since = self._site.best_offer, clock()
         self._rests_until: datetime | None = None
 
     @property
@@ -87,26 +90,46 @@ class Room:
         header = verified.header
         taken = set(self._taken())
         self._promised = {each: entry for each, entry in self._promised.items() if each in taken}
-        misfits = fits_in(header.resources, self._site.best_offer)
+        misfits = self._misfits(header)
         if misfits:
             return self._refuse(message, header, misfits)
+        self._refused.pop(header.experiment_id, None)
         entry = self._ledger.ask(header.resources, seconds=float("inf"))
-        if header.experiment_id not in taken and not self._may_begin(entry, verified):
-            delay = min(SOON * (1 + self._put_off // _PER_ROUND), LATEST)
-            self._put_off += 1
-            if self._site.gpus:
-                self._rests_until = self._clock() + min(_REST * self._put_off, LONGEST_REST)
-            log.info("delivery.no_room", extra={"experiment": header.experiment_id, "queue": header.queue})
-            self._defer(message, header, delay)
-            return False
+        if header.experiment_id not in taken:
+            start = self._ledger.plan(entry, beside=tuple(self._promised.items()))
+            if start is None:
+                return self._put_off_lacking(message, header)
+            if start.at_seconds and not self._may_begin(entry, verified):
+                return self._put_off_behind(message, header)
         self._promised[header.experiment_id] = entry
         self._put_off //= 2
         return True
 
+    def _put_off_lacking(self, message: Any, header: Header) -> bool:
+        """Put off what nothing that ends here makes room for, as while a device is sick: waiting, it keeps others out.
+
+        Whatever comes next may do with what there is, so there is no rest.
+        """
+        said = {"experiment": header.experiment_id, "queue": header.queue, "wants": describe(header.resources)}
+        log.info("delivery.lacks", extra=said)
+        self._defer_for_a_round(message, header)
+        return False
+
+    def _put_off_behind(self, message: Any, header: Header) -> bool:
+        log.info("delivery.no_room", extra={"experiment": header.experiment_id, "queue": header.queue})
+        self._defer_for_a_round(message, header)
+        if self._site.gpus:
+            self._rests_until = self._clock() + min(_REST * self._put_off, LONGEST_REST)
+        return False
+
+    def _defer_for_a_round(self, message: Any, header: Header) -> None:
+        delay = min(SOON * (1 + self._put_off // _PER_ROUND), LATEST)
+        self._put_off += 1
+        self._defer(message, header, delay)
+
     def _may_begin(self, entry: Entry, verified: Verified) -> bool:
+        """Tell whether something that could begin later may be let in: it ends in time, or waits here."""
         beside = tuple(self._promised.items())
-        if self._ledger.can_start(entry, beside=beside):
-            return True
         waiting = self._ledger.waiting()
         if not waiting:
             return self._may_wait(verified.header, waiting)
@@ -125,8 +148,22 @@ class Room:
         # What needs several devices is not kept from its place in line by what needs one.
         return is_old and not any(other >= wanted if wanted else not other for other in in_line)
 
+    def _misfits(self, header: Header) -> list[str]:
+        offer = self._site.best_offer
+        if offer != self._offer:
+            self._offer, self._offered_since = offer, self._clock()
+        return fits_in(header.resources, offer)
+
+    @property
+    def _is_settling(self) -> bool:
+        """Whether the devices that there are to be had may be more in a moment."""
+        return bool(self._site.gpus) and self._clock() - self._offered_since < SETTLES
+
     def _refuse(self, message: Any, header: Header, misfits: list[str]) -> bool:
         """Put off what can never begin here; the first time its attempt does that, so that everybody is told why."""
+        if header.resources.gpus and self._is_settling:
+            self._defer(message, header, SOON)
+            return False
         times = self._refused.pop(header.experiment_id, 0)
         self._refused[header.experiment_id] = times + 1
         if len(self._refused) > _REMEMBERED:

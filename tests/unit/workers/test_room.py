@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import open_node_folder
 from workers.delivery import room as module
-from workers.delivery.room import LATEST, LONGEST_REST, PATIENCE, PATIENCE_FOR_CORES, SOON, Room, make_room
+from workers.delivery.room import LATEST, LONGEST_REST, PATIENCE, PATIENCE_FOR_CORES, SETTLES, SOON, Room, make_room
 from workers.hardware.devices import Device
+from workers.hardware.fitness import Ailment, Unfit
 
 GIB = 2**30
+SICK = Unfit(ailment=Ailment.XID, detail="GPU-1: Xid 79 1 times")
 
 
 class Slot:
@@ -208,6 +211,57 @@ def test_a_worker_whose_device_is_kept_for_who_waits_does_not_go_through_its_who
         rests.append(device.now - rested_since)
     assert rests == sorted(rests)
     assert (rests[0], rests[-1]) == (LONGEST_REST / 20, LONGEST_REST)
+
+
+def test_what_lacks_a_sick_device_keeps_nobody_from_the_healthy_one(device: Slot) -> None:
+    pair = device.make(gpus=2)
+    device.ledgers["gpu1"].note(SICK)
+    device.now += PATIENCE_FOR_CORES + SOON
+    assert not device.take(pair), "waiting, it would have the place of what can run"
+    assert (device.deferred, device.room.is_resting) == ([SOON], False)
+    assert device.take(device.make(gpus=1))
+    device.taken.clear()
+    device.ledgers["gpu1"].note(None)
+    assert device.take(pair)
+
+
+def test_what_lacks_a_sick_device_goes_round_more_slowly_the_more_there_is(device: Slot) -> None:
+    device.ledgers["gpu1"].note(SICK)
+    for _ in range(400):
+        assert not device.take(device.make(gpus=2))
+    assert (device.deferred, device.deferred[-1]) == (sorted(device.deferred), LATEST)
+
+
+def test_work_for_several_devices_is_not_told_off_while_their_workers_start(device: Slot) -> None:
+    both = device.node.site.best_offer
+    device.node.site.best_offer = replace(both, gpu_memory_bytes=both.gpu_memory_bytes[:1])
+    room = Room(device.node, device.ledgers["gpu0"], taken=lambda: device.taken, clock=lambda: device.now)
+    pair = device.make(gpus=2)
+    assert not room.admit(object(), pair)
+    device.node.site.best_offer = both
+    assert room.admit(object(), pair)
+
+
+def test_work_for_more_devices_than_there_are_is_told_so_once_nobody_starts(device: Slot) -> None:
+    many = device.make(gpus=16)
+    assert not device.take(many)
+    device.now += SETTLES
+    assert device.take(many)
+    device.taken.clear()
+    assert not device.take(many)
+
+
+def test_what_fits_again_is_told_anew_when_it_no_longer_does(device: Slot) -> None:
+    both, pair = device.node.site.best_offer, device.make(gpus=2)
+    outcomes = []
+    for offer in (replace(both, gpu_memory_bytes=both.gpu_memory_bytes[:1]), both) * 2:
+        device.node.site.best_offer = offer
+        is_taken_at_once = device.take(pair)
+        device.now += SETTLES
+        device.taken.clear()
+        outcomes.append((is_taken_at_once, device.take(pair)))
+        device.taken.clear()
+    assert outcomes == [(False, True), (True, True)] * 2
 
 
 def test_a_worker_of_the_cores_does_not_rest_because_smaller_work_may_fit(cores: Slot) -> None:
