@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,6 +158,17 @@ def forget(folder: Path, name: str) -> None:
     """Remove an attempt's files; the lease first, so that none is without its message."""
     for ending in (_LEASE, _MESSAGE):
         (folder / f"{name}{ending}").unlink(missing_ok=True)
+
+
+def forget_strays(folder: Path, *, after: timedelta) -> None:
+    """Remove what belongs to no lease that can be read: what was half written, or half removed, so long ago."""
+    kept = read_leases(folder)
+    for path in folder.glob("*"):
+        with suppress(OSError):
+            is_old = time.time() - path.stat().st_mtime >= after.total_seconds()
+            if is_old and not any(path.name in (f"{name}{_LEASE}", f"{name}{_MESSAGE}") for name in kept):
+                path.unlink()
+                log.warning("lease_file.removed", extra={"file": path.name})
 
 
 def read_boot_id() -> str:

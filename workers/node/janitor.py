@@ -20,7 +20,15 @@ from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry.base import Lease, Record
 from workers.attempt import workspace
 from workers.attempt.lease import clock_seconds
-from workers.attempt.lease_files import KeptLease, forget, name_of, read_boot_id, read_leases, read_message
+from workers.attempt.lease_files import (
+    KeptLease,
+    forget,
+    forget_strays,
+    name_of,
+    read_boot_id,
+    read_leases,
+    read_message,
+)
 from workers.attempt.runtimes.base import Container
 from workers.attempt.supervise import Attempt, Left, holder_of, submission_of
 from workers.bootstrap import Node
@@ -29,6 +37,8 @@ log = logging.getLogger(__name__)
 
 EVERY: Final = timedelta(minutes=1)
 AGAIN: Final = timedelta(seconds=2)
+# Whoever writes a lease file takes a moment.
+STRAY: Final = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,7 @@ class Janitor:
     def look(self) -> None:
         """Adopt or remove each orphan, if the registry and the engine let it."""
         self._is_settled = True
+        forget_strays(self._site.leases, after=STRAY)
         try:
             orphans = self._find()
         except RuntimeFailure as error:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from jobqueue.errors import InvalidSetting
 from jobqueue.quantities import format_duration, parse_duration
+from workers.attempt.lease_files import read_leases
 from workers.bootstrap import Node
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Leaver:
         """Tell whether a worker of this node has, or had since the last look, a lease."""
         folder = self._node.folder.leases
         before, self._stamp = self._stamp, folder.stat().st_mtime_ns
-        return before != self._stamp or any(folder.iterdir())
+        return before != self._stamp or bool(read_leases(folder))
 
     def _stay(self) -> None:
         while not self._closed.wait(LOOK_EVERY.total_seconds()):

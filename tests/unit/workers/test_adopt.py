@@ -110,6 +110,15 @@ def ended(place: Place) -> bool:
     return not place.node.adopted
 
 
+def test_a_lease_file_that_was_half_written_long_ago_goes(place: Place) -> None:
+    young, old = (place.site.leases / f"exp-{number}-1-1.lease.new" for number in range(2))
+    for path in (young, old):
+        path.write_bytes(b"")
+    os.utime(old, (0, 0))
+    place.janitor.look()
+    assert list(place.site.leases.iterdir()) == [young]
+
+
 def test_what_still_is_the_newest_attempt_is_run_to_its_end(place: Place) -> None:
     message = place.fake.message()
     container = place.leave(message)

@@ -1,13 +1,22 @@
 """What a node keeps of its leases on disk, and who is on it."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from jobqueue.errors import InvalidSetting
 from jobqueue.ids import ExperimentId, WorkerId
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_lease, read_leases, read_message
+from workers.attempt.lease_files import (
+    KeptLease,
+    LeaseFile,
+    forget_strays,
+    read_boot_id,
+    read_lease,
+    read_leases,
+    read_message,
+)
 from workers.attempt.node_folder import open_node_folder
 
 KEPT = KeptLease(
@@ -46,6 +55,20 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "exp-3-1-1.lease").write_text("{}")
     assert list(read_leases(tmp_path)) == [KEPT.name]
     assert read_lease(tmp_path, "exp-9-1-1") is None
+
+
+def test_what_belongs_to_no_lease_goes_after_a_while(tmp_path: Path) -> None:
+    LeaseFile(tmp_path, KEPT).create(b"sealed")
+    kept = {path.name for path in tmp_path.iterdir()}
+    strays = [f"{name}.new" for name in kept] + ["exp-2-1-1.message", "exp-3-1-1.lease"]
+    for name in strays:
+        (tmp_path / name).write_bytes(b"")
+    forget_strays(tmp_path, after=timedelta(minutes=1))
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, *strays}
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    forget_strays(tmp_path, after=timedelta(minutes=1))
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_full_disk_does_not_keep_a_deadline_from_being_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,21 @@ import pytest
 from services.waiting import wait_until
 
 from jobqueue.errors import InvalidSetting
+from jobqueue.ids import ExperimentId, WorkerId
+from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.node import leaving as module
 from workers.node.leaving import Leave, Leaver, parse_leave
 
 MINUTE = timedelta(minutes=1)
+KEPT = KeptLease(
+    experiment_id=ExperimentId("other"),
+    attempt=1,
+    token=1,
+    worker_id=WorkerId("gpu0@host"),
+    queue="default_gpu",
+    boot_id=read_boot_id(),
+    deadline_seconds=0.0,
+)
 
 
 @dataclass(kw_only=True)
@@ -59,12 +70,20 @@ def test_what_runs_here_or_beside_it_makes_it_busy(tmp_path: Path) -> None:
     worker.running = {"exp": object()}
     assert not worker.look(after=2 * MINUTE)
     worker.running = {}
-    lease = worker.folder / "other.lease"
-    lease.write_text("")
+    lease = LeaseFile(worker.folder, KEPT)
+    lease.create(b"sealed")
     assert not worker.look(after=2 * MINUTE)
     assert not worker.look(after=2 * MINUTE), "a lease that nobody can renew is one all the same"
-    lease.unlink()
+    lease.remove()
     assert not worker.look(after=2 * MINUTE)
+    assert worker.look(after=2 * MINUTE)
+
+
+@pytest.mark.parametrize("name", ["a-1-1.lease.new", "a-1-1.message", "a-1-1.lease"])
+def test_what_a_killed_worker_has_half_written_keeps_nobody(tmp_path: Path, name: str) -> None:
+    worker = Worker(folder=tmp_path / "leases", leave=Leave(idle=MINUTE))
+    (worker.folder / name).write_bytes(b"")
+    assert not worker.look(after=2 * MINUTE), "the folder has changed"
     assert worker.look(after=2 * MINUTE)
 
 
