@@ -46,29 +46,50 @@ def test_a_worker_of_an_idle_node_ends_with_0(place: Place) -> None:
     assert [worker for worker in serving if place.site.queue in worker.queues] == []
 
 
-def test_all_slots_of_a_machine_end_by_themselves_and_with_them_the_command(place: Place, tmp_path: Path) -> None:
-    (tmp_path / "driver").mkdir()
-    driver = FakeDriver(compile_library(tmp_path), tmp_path / "driver")
+def make_machine(place: Place, folder: Path, *words: str) -> Process:
+    """Return the server of a machine with one GPU, which is only said to be there, that is not started yet."""
+    (folder / "driver").mkdir()
+    driver = FakeDriver(compile_library(folder), folder / "driver")
     driver.show(Device(uuid="GPU-00000001-d72c-4106-c12f-20bd9faed9f6", index=0, memory_bytes=2**34))
-    cpu, gpu = place.submit("true"), place.submit("true", gpus=1)
-    log = tmp_path / "machine.log"
-    command = [sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-l", "INFO", "--max-experiments", "1"]
-    machine = Process(
+    log = folder / "machine.log"
+    return Process(
         name="the machine's server",
-        command=command,
+        command=[sys.executable, "-m", "celery", "-A", "jobqueue", "worker", "-l", "INFO", *words],
         log=log,
         ready=lambda: log.exists() and "node.serving" in log.read_text(errors="replace"),
         environment={**place.site.environment, **driver.environ, "PYTHONPATH": str(ROOT)},
     )
-    with machine:
+
+
+def has_ended_well(said: str) -> bool:
+    """Tell whether each slot of such a machine has ended by itself, and the command with them."""
+    ends = [f"slot.ended slot={slot} status=0" in said for slot in ("gpu0", "cpu")]
+    return all(ends) and "node.ended" in said
+
+
+def test_all_slots_of_a_machine_that_have_run_enough_end_and_with_them_the_command(
+    place: Place, tmp_path: Path
+) -> None:
+    cpu, gpu = place.submit("true"), place.submit("true", gpus=1)
+    with make_machine(place, tmp_path, "--max-experiments", "1") as machine:
         assert [each.result(timeout=90) for each in (cpu, gpu)] == [{"exit_code": 0}] * 2
         left = [place.submit("true"), place.submit("true", gpus=1)]
         assert await_end(machine) == 0
-    said = log.read_text()
+    said = machine.log.read_text()
     assert said.count("experiments run: 1") == 2, said
-    assert [slot for slot in ("gpu0", "cpu") if f"slot.ended slot={slot} status=0" in said] == ["gpu0", "cpu"]
-    assert "node.ended" in said
+    assert has_ended_well(said), said
     assert [(each.state, each.attempt) for each in left] == [(State.QUEUED, 0)] * 2
+
+
+def test_all_slots_of_an_idle_machine_end_and_with_them_the_command(place: Place, tmp_path: Path) -> None:
+    cpu, gpu = place.submit("true"), place.submit("true", gpus=1)
+    # Long enough for a slot to take its message on a machine that has much to do.
+    with make_machine(place, tmp_path, "--exit-when-idle", "10s") as machine:
+        assert [each.result(timeout=90) for each in (cpu, gpu)] == [{"exit_code": 0}] * 2
+        assert await_end(machine) == 0
+    said = machine.log.read_text()
+    assert said.count("idle for 10s") == 2, said
+    assert has_ended_well(said), said
 
 
 @pytest.mark.parametrize("words", [["--exit-when-idle", "soon"], ["--max-experiments", "0.5"]])
