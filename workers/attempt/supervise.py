@@ -26,6 +26,7 @@ from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container
 from workers.attempt.site import Site
+from workers.attempt.turn import count_left
 
 __all__ = ["Attempt", "Ended", "Left", "PutOff", "holder_of", "submission_of"]
 
@@ -132,6 +133,7 @@ class Attempt:
         # At once: until then the guard takes it for overdue.
         with suppress(OSError):
             file.update(deadline_seconds=local_deadline(left.renewed_at_seconds, self._site.lease))
+        count_left(self._site, file, self._message)
         keeper = LeaseKeeper(
             self._site.registry.leases,
             left.kept.lease,
@@ -242,12 +244,7 @@ class Attempt:
         return self._run(keeper, file, reporter, record)
 
     def _run(
-        self,
-        keeper: LeaseKeeper,
-        file: LeaseFile,
-        reporter: Reporter,
-        record: Record,
-        left: Container | None = None,
+        self, keeper: LeaseKeeper, file: LeaseFile, reporter: Reporter, record: Record, left: Container | None = None
     ) -> Executed:
         self._execution = Execution(
             self._site, self._message, record=record, keeper=keeper, reporter=reporter, file=file, left=left

@@ -4,10 +4,13 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
+from jobqueue.envelope import Verified, open_sealed
+from jobqueue.errors import JobqueueError, RuntimeFailure
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.resources import Resources
@@ -64,7 +67,7 @@ class Turn:
         ledger = self.site.ledger
         if ledger is None:
             return self.site.gpus[: self.spec.gpus]
-        start = self._ask(ledger)
+        start, _ = self._ask(ledger)
         return start.devices if start and not start.at_seconds else self._wait(ledger)
 
     def keep(self, devices: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,8 +101,13 @@ class Turn:
     def _length_seconds(self) -> float:
         return length_of(self.spec.timeout, self.site.grace)
 
-    def _ask(self, ledger: Ledger) -> Start | None:
-        return ledger.take(self.file, self.spec.resources, seconds=self._length_seconds)
+    def _ask(self, ledger: Ledger) -> tuple[Start | None, str]:
+        """Return when it can start, and else what is in the way."""
+        try:
+            start = ledger.take(self.file, self.spec.resources, seconds=self._length_seconds)
+        except RuntimeFailure as error:  # another worker's trouble, for which no attempt is to pay
+            return None, error.message
+        return start, "so much is not fit to be used now"
 
     def _wait(self, ledger: Ledger) -> tuple[str, ...]:
         began_seconds = lacks_since_seconds = time.monotonic()
@@ -107,7 +115,7 @@ class Turn:
         log.info("attempt.waiting", extra={"experiment": self.file.kept.experiment_id, "wants": self._wants})
         while True:
             self.check()
-            start, now_seconds = self._ask(ledger), time.monotonic()
+            (start, lack), now_seconds = self._ask(ledger), time.monotonic()
             if start and not start.at_seconds:
                 self.tell("")
                 waited_seconds = round(now_seconds - began_seconds, 1)
@@ -115,7 +123,7 @@ class Turn:
                 return start.devices
             lacks_since_seconds = now_seconds if start else lacks_since_seconds
             if now_seconds - lacks_since_seconds >= LACK.total_seconds():
-                raise Stopped(Reason.DOES_NOT_FIT, f"asks for {self._wants}, and so much is not fit to be used now")
+                raise Stopped(Reason.DOES_NOT_FIT, f"asks for {self._wants}, and {lack}")
             if not told_seconds or now_seconds - told_seconds >= TELL_EVERY.total_seconds():
                 told_seconds = now_seconds
                 self.tell(self._describe(start))
@@ -129,6 +137,21 @@ class Turn:
         """Return what to tell of the wait: what for, and how long it can last, where that can be said."""
         longest = {"at_most": format_duration(timedelta(seconds=round(start.at_seconds)))} if start else {}
         return json.dumps({"waits_for": self._wants, **longest})
+
+
+def count_left(site: Site, file: LeaseFile, message: Verified) -> None:
+    """Have the ledger count what an earlier worker runs and has not counted: its memory would be taken for a stranger's.
+
+    Such a worker had no slot, or was of a version without a ledger, and knew no devices but its own.
+    """
+    if site.ledger is None or file.kept.entry is not None:
+        return
+    with suppress(JobqueueError, OSError):  # whoever supervises it opens it too, and says why that cannot be
+        spec = open_sealed(message, keys=site.keys)
+        since_seconds, seconds = file.kept.started_at_seconds, length_of(spec.timeout, site.grace)
+        asked = site.ledger.ask(spec.resources, seconds=seconds, since_seconds=since_seconds)
+        devices = site.gpus[: spec.gpus]
+        file.update(entry=replace(asked, is_granted=True, until_seconds=since_seconds + seconds, devices=devices))
 
 
 def describe(resources: Resources) -> str:

@@ -21,11 +21,14 @@ from jobqueue.registry.base import Granted, Quarantined
 from workers.attempt import workspace
 from workers.attempt.lease import LONGEST_INTERVAL, clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
+from workers.attempt.ledger import Ledger
 from workers.attempt.planning import make_plan
 from workers.attempt.runtimes.base import Exit, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
 from workers.attempt.supervise import Attempt, submission_of
+from workers.attempt.turn import length_of
 from workers.bootstrap import Node
+from workers.hardware.devices import Device
 from workers.node.janitor import Janitor
 
 TTL = timedelta(seconds=30)
@@ -139,6 +142,26 @@ def test_what_still_is_the_newest_attempt_is_run_to_its_end(place: Place) -> Non
     assert len(place.fake.runtime.containers) == 1
     assert place.is_clean()
     assert min(report.sequence for report in place.fake.reports()) == 5
+
+
+def test_what_a_worker_without_a_ledger_has_left_counts_in_the_ledger_from_then_on(place: Place) -> None:
+    device = Device(uuid="GPU-0", index=0, memory_bytes=2**34)
+    ledger = Ledger(place.node.folder, worker_id=place.site.worker_id, cpus=4, memory_bytes=2**33)
+    ledger.join(cpus=4, device=device)
+    message = place.fake.message(gpus=1, timeout="1h")
+    container = place.leave(message, started_before=600)
+    place.node.site = place.site = replace(place.site, ledger=ledger, gpus=(device.uuid,))
+    assert place.site.is_device_idle
+    Janitor(place.node).look()
+    wait_until(lambda: not place.site.is_device_idle, what="its device known as in use")
+    assert ledger.user_of(device.uuid) == message.header.experiment_id
+    (kept,) = read_leases(place.site.leases).values()
+    assert kept.entry is not None
+    length_seconds = length_of(timedelta(hours=1), place.site.grace)
+    assert kept.entry.until_seconds == kept.started_at_seconds + length_seconds
+    container.finish()
+    wait_until(lambda: ended(place), what="its end")
+    assert place.site.is_device_idle
 
 
 def test_its_timeout_counts_from_its_start(place: Place) -> None:

@@ -18,6 +18,7 @@ from jobqueue.lifecycle import Phase, Reason, State
 from jobqueue.registry.base import Record
 from jobqueue.resources import Resources
 from producers.timeline import explain
+from workers.attempt import ledger as ledger_module
 from workers.attempt import turn as module
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.ledger import Ledger
@@ -196,6 +197,36 @@ def test_what_lacks_a_sick_device_for_long_is_left_to_other_nodes(
     assert result.outcome.reason is Reason.DOES_NOT_FIT
     assert result.outcome.detail.startswith("asks for 2 GPUs, 1 cpus, 1 GiB")
     assert machine.record(message).state is State.QUEUED
+
+
+def test_a_worker_that_is_stopped_while_it_decides_costs_nobody_an_attempt(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_LOCK_WITHIN_SECONDS", 0.05)
+    message = machine.fake.message(gpus=1)
+    machine.fake.register(message)
+    with machine.ledgers[1]._deciding():
+        running = machine.fake.start(message)
+        wait_until(lambda: machine.record(message).phase is Phase.WAITING, what="it waiting")
+    machine.fake.container().finish()
+    running.join()
+    record = machine.record(message)
+    assert (record.state, record.attempt, record.platform_failures) == (State.SUCCEEDED, 1, 0)
+
+
+def test_who_waits_long_for_a_worker_that_is_stopped_is_left_to_other_nodes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_LOCK_WITHIN_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LACK", timedelta(milliseconds=300))
+    message = machine.fake.message(gpus=1)
+    with machine.ledgers[1]._deciding():
+        result = machine.fake.run(message)
+    assert isinstance(result, PutOff)
+    assert result.outcome is not None
+    assert result.outcome.reason is Reason.DOES_NOT_FIT
+    assert "has held its ledger" in result.outcome.detail
+    assert machine.record(message).platform_failures == 0
 
 
 def test_what_needs_more_than_its_machine_has_is_handed_back_with_the_numbers(machine: Machine) -> None:
