@@ -140,7 +140,7 @@ class Turn:
 
 
 def count_left(site: Site, file: LeaseFile, message: Verified) -> None:
-    """Have the ledger count what an earlier worker runs and has not counted: its memory would be taken for a stranger's.
+    """Have the ledger count what runs and was not counted by its worker: its memory would be taken for a stranger's.
 
     Such a worker had no slot, or was of a version without a ledger, and knew no devices but its own.
     """
