@@ -1,14 +1,18 @@
 """What lies in the queues of an SQS, where each question is paid for: one list of names, and some depths at a time."""
 
+import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from jobqueue.brokers.asking import Askings
 from jobqueue.brokers.base import Seen
 from jobqueue.brokers.sqs_client import SqsServer
 from jobqueue.brokers.sqs_queues import SqsQueues
-from jobqueue.errors import NoSuchQueue
+from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import Selection, dead_letter_queue
+
+log = logging.getLogger(__name__)
 
 _COUNT: Final = "ApproximateNumberOfMessages"
 _LONGEST_SECONDS: Final = 10.0
@@ -28,6 +32,7 @@ class SqsSurvey:
         self._rate = asks_per_second
         self._askings = Askings()
         self._asked_at = float("-inf")
+        self._silent: set[str] = set()
 
     def look(self, selection: Selection) -> Seen:
         """Return the request queues that a selection's patterns find; SQS may take a minute to list a new one."""
@@ -36,18 +41,41 @@ class SqsSurvey:
         wanted = {name for name in queues if selection.finds(name)}
         # One alone is polled, whatever waits in it.
         asked = self._askings.next(wanted, limit=self._allowed()) if len(wanted) > 1 else []
-        for name in asked:
-            self._ask(name)
-        return Seen(waiting=self._askings.answers(wanted), others=tuple(sorted(queues - wanted)))
+        failures = self._ask_all(asked)
+        answers = self._askings.answers(wanted)
+        answered = {name for name, count in answers.items() if count is not None}
+        # Where others have answered, one that never did says nothing of the server.
+        if asked and len(failures) == len(asked) and not (answered and answered.isdisjoint(asked)):
+            raise failures[0]
+        # What has never answered is somebody else's, or gone: polling it would only keep the others waiting.
+        self._silent &= wanted
+        waiting = {name: count for name, count in answers.items() if name in answered or name not in self._silent}
+        return Seen(waiting=waiting, others=tuple(sorted(queues - waiting.keys())))
 
     def _allowed(self) -> int:
         now = time.monotonic()
         span, self._asked_at = min(now - self._asked_at, _LONGEST_SECONDS), now
         return max(1, int(span * self._rate))
 
-    def _ask(self, queue: str) -> None:
-        try:
-            answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=[_COUNT])
-        except NoSuchQueue:
-            return  # deleted, and listed for a while yet
-        self._askings.note(queue, int(answer["Attributes"].get(_COUNT, 0)))
+    def _ask_all(self, queues: Sequence[str]) -> list[BrokerUnavailable]:
+        failures = []
+        for name in queues:
+            try:
+                self._askings.note(name, self._ask(name))
+                self._silent.discard(name)
+            except NoSuchQueue:  # deleted, and listed for a while yet
+                self._pass_over(name)
+            except BrokerUnavailable as error:
+                failures.append(error)
+                if name not in self._silent:
+                    log.warning("queue.not_asked", extra={"queue": name, "error": error.message})
+                self._pass_over(name)
+        return failures
+
+    def _ask(self, queue: str) -> int:
+        answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=[_COUNT])
+        return int(answer["Attributes"].get(_COUNT, 0))
+
+    def _pass_over(self, queue: str) -> None:
+        self._silent.add(queue)
+        self._askings.skip(queue)
