@@ -23,7 +23,8 @@ class _Quantity:
     unit: str
 
 
-_QUANTITIES: Final = (
+# What all slots of a node share.
+_SHARED: Final = (
     _Quantity(asked=lambda of: of.cpus, offered=lambda of: of.cpus, write="{:g}".format, unit=" cpus"),
     _Quantity(
         asked=lambda of: of.memory_bytes,
@@ -31,6 +32,9 @@ _QUANTITIES: Final = (
         write=lambda size: describe_size(int(size)),
         unit=" of memory",
     ),
+)
+_QUANTITIES: Final = (
+    *_SHARED,
     _Quantity(
         asked=lambda of: of.disk_bytes,
         offered=lambda of: of.disk_bytes,
@@ -106,8 +110,10 @@ def _find_obstruction(
         if told:
             return told
     if worker.slot == _CPU_SLOT:
-        return _find_full_cores(asked, worker, running)
-    return ""
+        told = _find_full_cores(asked, worker, running)
+        if told:
+            return told
+    return _find_full_node(asked, worker, present, running) if worker.slot else ""
 
 
 def _find_taken_devices(
@@ -126,17 +132,31 @@ def _find_taken_devices(
 
 
 def _find_full_cores(asked: Resources, worker: WorkerRecord, running: Mapping[ExperimentId, Resources]) -> str:
-    taken = [running[each] for each in worker.experiment_ids if each in running]
-    free_cpus = worker.offer.cpus - sum(each.cpus for each in taken)
-    free_bytes = worker.offer.memory_bytes - sum(each.memory_bytes for each in taken)
-    if asked.cpus > free_cpus + _A_LITTLE:
-        told = f"{max(0.0, free_cpus):g} of its {worker.offer.cpus:g} cpus free, {asked.cpus:g} are asked for"
-    elif asked.memory_bytes > free_bytes:
-        total, size = describe_size(worker.offer.memory_bytes), describe_size(asked.memory_bytes)
-        told = f"{describe_size(max(0, free_bytes))} of its {total} of memory free, {size} are asked for"
-    else:
+    """Tell whether the cores' worker has too few left of those that it may use of its machine."""
+    free = worker.offer.cpus - sum(running[each].cpus for each in worker.experiment_ids if each in running)
+    if asked.cpus <= free + _A_LITTLE:
         return ""
+    told = f"{max(0.0, free):g} of its {worker.offer.cpus:g} cpus free, {asked.cpus:g} are asked for"
     return f"has {told}: it runs {_name(worker.experiment_ids)}"
+
+
+def _find_full_node(
+    asked: Resources,
+    worker: WorkerRecord,
+    present: Sequence[WorkerRecord],
+    running: Mapping[ExperimentId, Resources],
+) -> str:
+    """Tell whether too little is left of the cores and the memory that all slots of a node share."""
+    slots = [other for other in present if other.node_id == worker.node_id and other.slot]
+    using = {each for slot in slots for each in slot.experiment_ids if each in running}
+    for what in _SHARED:
+        total = max(what.offered(slot.offer) for slot in slots)
+        free = total - sum(what.asked(running[each]) for each in using)
+        if what.asked(asked) > free + _A_LITTLE:
+            left, size = what.write(max(0.0, free)), what.write(what.asked(asked))
+            told = f"{left} of its node's {what.write(total)}{what.unit} free, {size} are asked for"
+            return f"has {told}: its node runs {_name(list(using))}"
+    return ""
 
 
 def find_misfits(asked: Resources, workers: Sequence[WorkerRecord]) -> dict[str, list[str]]:

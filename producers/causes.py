@@ -32,17 +32,33 @@ def find_obstacles(queue: str, resources: Resources, workers: Sequence[WorkerRec
     if not serving:
         others = f"{len(workers)} serve others" if workers else "none is there"
         follows = "the experiment waits until one does (`celery -A jobqueue worker` starts one of the project's)"
-        return [f"no worker serves the queue {queue!r} now ({others}): {follows}"]
+        return [f"no worker serves the queue {queue!r} now ({others}): {follows}", *_tell_misfit(resources, workers)]
     misfits = find_misfits(resources, serving)
     large_enough = [worker for worker in serving if not misfits[worker.worker_id]]
     if not large_enough:
-        each = [f"{worker_id} {', '.join(reasons)}" for worker_id, reasons in misfits.items()]
-        reasons = "; ".join(find_shortfalls(resources, serving)) or _some(each)
+        reasons = _tell_reasons(resources, serving)
         return [f"it fits into no worker that serves the queue {queue!r} now (of {len(serving)} there): {reasons}"]
     if any(worker.state == TAKING for worker in large_enough):
         return []
     states = _some([_tell_state(worker) for worker in large_enough])
     return [f"no worker that it fits into takes anything from {queue!r} now (of {len(large_enough)} there): {states}"]
+
+
+def _tell_misfit(resources: Resources, workers: Sequence[WorkerRecord]) -> list[str]:
+    """Tell what keeps it out of every worker: one that finds its queues leaves those whose experiments cannot fit."""
+    misfits = find_misfits(resources, workers)
+    if not misfits or not all(misfits.values()):
+        return []
+    follows = "and one that finds its queues by patterns leaves this one for that"
+    reasons = _tell_reasons(resources, workers)
+    return [f"it fits into none of the workers that are there (of {len(workers)}), {follows}: {reasons}"]
+
+
+def _tell_reasons(resources: Resources, workers: Sequence[WorkerRecord]) -> str:
+    """Return why it fits into none of these workers."""
+    misfits = find_misfits(resources, workers)
+    each = [f"{worker_id} {', '.join(reasons)}" for worker_id, reasons in misfits.items()]
+    return "; ".join(find_shortfalls(resources, workers)) or _some(each)
 
 
 def _tell_state(worker: WorkerRecord) -> str:
@@ -74,13 +90,13 @@ def find_causes(record: Record, connections: Connections) -> list[str]:
     registry = connections.registry
     if record.worker_id is not None:
         return [explain(record), *_judge_holder(record, registry.workers.present())]
-    now, submission = registry.ping(), record.submission
-    obstacles = find_obstacles(submission.queue, submission.resources, registry.workers.present())
+    now, submission, workers = registry.ping(), record.submission, registry.workers.present()
+    obstacles = find_obstacles(submission.queue, submission.resources, workers)
     open_records = registry.experiments.find(queue=submission.queue, limit=_COUNTED)
     return [
         explain(record),
         *_tell_next_try(record, now),
-        *(obstacles or _tell_room(record, open_records, registry)),
+        *(obstacles or _tell_room(record, open_records, workers, registry)),
         *_tell_place(record, open_records),
         *_ask_broker(submission.queue, lambda: connections.broker.queues.depth(submission.queue)),
         f"it expires at {_time(submission.expires_at)} unless a worker has begun with it by then",
@@ -101,10 +117,12 @@ def _tell_next_try(record: Record, now: datetime) -> Iterator[str]:
         yield f"it is not tried again before {_time(record.next_try_at)}, in {left}"
 
 
-def _tell_room(record: Record, open_records: Sequence[Record], registry: Registry) -> Iterator[str]:
+def _tell_room(
+    record: Record, open_records: Sequence[Record], present: Sequence[WorkerRecord], registry: Registry
+) -> Iterator[str]:
     """Tell which workers could run it and have no room now; some of them could."""
     queue, resources = record.submission.queue, record.submission.resources
-    workers, running = _bring_up_to_date(registry.workers.present(), open_records, registry)
+    workers, running = _bring_up_to_date(present, open_records, registry)
     misfits = find_misfits(resources, workers)
     able = [
         worker

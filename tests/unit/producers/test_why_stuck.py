@@ -150,7 +150,10 @@ def test_a_node_whose_devices_are_taken_by_another_slot_is_busy(client: Client, 
     ("fields", "told"),
     [
         ({"cpus": 3}, "has 2 of its 8 cpus free, 3 are asked for: it runs exp-"),
-        ({"cpus": 1, "memory": "20GiB"}, "has 16 GiB of its 32 GiB of memory free, 20 GiB are asked for: it runs exp-"),
+        (
+            {"cpus": 1, "memory": "20GiB"},
+            "has 16 GiB of its node's 32 GiB of memory free, 20 GiB are asked for: its node runs exp-",
+        ),
     ],
 )
 def test_cores_that_are_promised_are_told_with_what_is_left(
@@ -160,6 +163,69 @@ def test_cores_that_are_promised_are_told_with_what_is_left(
     announce(places=8, experiment_ids=(run(client, announce, "cpu", cpus=6, memory="16GiB"),))
     assert told in submit(client, **fields).why()
     assert "workers that could run it now: 1, of which 0 are busy" in submit(client, cpus=1, memory="1GiB").why()
+
+
+@pytest.mark.parametrize(
+    ("taken", "asked", "told"),
+    [
+        (
+            {"memory": "60GiB"},
+            {"memory": "32GiB"},
+            "has 4 GiB of its node's 64 GiB of memory free, 32 GiB are asked for",
+        ),
+        ({"cpus": 7}, {"cpus": 2}, "has 1 of its node's 8 cpus free, 2 are asked for"),
+    ],
+)
+def test_cores_and_memory_that_another_slot_of_the_node_has_are_not_free(
+    client: Client, announce: Announce, taken: dict[str, Any], asked: dict[str, Any], told: str
+) -> None:
+    offer = Offer(cpus=8, memory_bytes=64 * GIB, disk_bytes=2**42, gpu_memory_bytes=(24 * GIB,) * 2)
+    for slot in ("gpu0", "gpu1"):
+        announce(slot, offer=offer)
+    announce("gpu0", offer=offer, experiment_ids=(run(client, announce, "gpu0", gpus=1, **taken),))
+    why = submit(client, gpus=1, **asked).why()
+    assert "every worker that could run it is busy" in why
+    assert f"gpu1@{client.settings.project} {told}: its node runs exp-" in why
+    least = {"cpus": 1, "memory": "1GiB"}
+    assert "workers that could run it now: 2, of which 1 are busy" in submit(client, gpus=1, **least).why()
+
+
+def test_the_cores_worker_has_no_more_than_its_machine_has_left(client: Client, announce: Announce) -> None:
+    announce("gpu0")
+    announce("cpu", places=4, offer=Offer(cpus=4, memory_bytes=32 * GIB, disk_bytes=2**42))
+    announce("gpu0", experiment_ids=(run(client, announce, "gpu0", gpus=1, cpus=6),))
+    told = f"cpu@{client.settings.project} has 2 of its node's 8 cpus free, 3 are asked for: its node runs exp-"
+    assert told in submit(client, cpus=3).why()
+    assert "workers that could run it now: 1, of which 0 are busy" in submit(client, cpus=2).why()
+
+
+def test_what_another_machine_runs_leaves_this_one_free(client: Client, announce: Announce) -> None:
+    announce("gpu0", node_id=NodeId("other"))
+    announce("gpu0", node_id=NodeId("other"), experiment_ids=(run(client, announce, "gpu0", gpus=1, cpus=6),))
+    announce("cpu", places=8)
+    assert "workers that could run it now: 1, of which 0 are busy" in submit(client, cpus=4).why()
+
+
+def test_who_left_a_queue_that_it_found_since_nothing_of_it_fits_is_told_with_numbers(
+    client: Client, announce: Announce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = announce(queues=("others_cpu",))
+    monkeypatch.setattr(client._connections.registry.workers, "present", lambda: [worker])
+    told = f"it asks for 64 cpus, the best of them offers 8 ({worker.worker_id})"
+    why = submit(client, cpus=64).why()
+    assert "no worker serves the queue" in why
+    assert "it fits into none of the workers that are there (of 1), and one that finds its queues by patterns " in why
+    assert told in why
+    assert "it fits into none" not in submit(client, cpus=8).why()
+
+
+def test_who_goes_away_meanwhile_is_told_as_it_was(
+    client: Client, announce: Announce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = submit(client)
+    answers = iter([[announce()]])
+    monkeypatch.setattr(client._connections.registry.workers, "present", lambda: next(answers, []))
+    assert "workers that could run it now: 1, of which 0 are busy" in experiment.why()
 
 
 def test_a_node_drains(client: Client, announce: Announce) -> None:
