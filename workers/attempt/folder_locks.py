@@ -9,16 +9,24 @@ from workers.attempt.holds import try_lock
 from workers.attempt.trees import remove
 
 
-def clear(folders: Iterable[Path]) -> None:
-    """Remove what nobody needs; what a process is at is left to it."""
+def clear(folders: Iterable[Path]) -> bool:
+    """Remove what nobody needs; what a process is at is left to it.
+
+    Returns:
+        Whether a process is at any of it.
+    """
+    is_any_left = False
     for folder in folders:
         with suppress(FileNotFoundError, NotADirectoryError):
             handle = open_folder(folder)
             try:
-                if try_lock(handle) and is_at(folder, handle):
+                if not try_lock(handle):
+                    is_any_left = True
+                elif is_at(folder, handle):
                     remove(folder)
             finally:
                 os.close(handle)
+    return is_any_left
 
 
 def is_locked(folder: Path) -> bool:

@@ -30,6 +30,7 @@ CONTENT: Final = "content"
 ALIVE: Final = timedelta(seconds=1)
 STALLED: Final = timedelta(seconds=60)
 _USE: Final = "use"
+_GOING: Final = "going-"
 _POLL_SECONDS: Final = 0.05
 _BLOCK_BYTES: Final = 4096
 
@@ -101,9 +102,10 @@ class InputCache:
         if isinstance(found, Path):
             return found
         try:
-            self._make_room(wanted.expected_bytes)
-            name = wanted.bring(found.folder, _Pulse(found.folder))
-            return self._settle(found, name, place)
+            pulse = _Pulse(found.folder)
+            self._make_room(wanted, pulse)
+            name = wanted.bring(found.folder, pulse)
+            return self._settle(found, name, place, wanted.check)
         finally:
             if is_at(found.folder, found.handle):  # it was not kept
                 remove(found.folder)
@@ -174,9 +176,13 @@ class InputCache:
         folder = self._incoming / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
         handle = open_folder(folder)
-        try_lock(handle)
-        # Only now, so that nothing under this name is ever without its lock.
-        return _Arriving(folder=folder.rename(self._incoming / name) if name else folder, handle=handle)
+        try:
+            try_lock(handle)
+            # Only now, so that nothing under this name is ever without its lock.
+            return _Arriving(folder=folder.rename(self._incoming / name) if name else folder, handle=handle)
+        except BaseException:
+            os.close(handle)  # else nobody could remove it for as long as this process is there
+            raise
 
     def _clear_way(self, folder: Path) -> bool:
         """Set aside what a killed process has left there; False when a process is at it."""
@@ -190,7 +196,7 @@ class InputCache:
                 os.close(handle)
         return True
 
-    def _settle(self, arriving: _Arriving, name: str, place: Path) -> Path:
+    def _settle(self, arriving: _Arriving, name: str, place: Path, check: Callable[[], object]) -> Path:
         """Keep what has arrived, or hand it over where it is too large to be kept; return where it is now."""
         content = arriving.folder / CONTENT
         size_bytes = _weigh(content)
@@ -198,7 +204,7 @@ class InputCache:
             return content.rename(place / CONTENT)
         _write_size(arriving.folder, size_bytes)
         entry = self._kept / name
-        with self._locked():
+        with self._locked(check):
             kept = self._take(name, place)
             if kept is None:  # no other process was faster
                 arriving.folder.rename(entry)
@@ -207,12 +213,18 @@ class InputCache:
         clear(left)
         return kept or entry / CONTENT
 
-    def _make_room(self, expected_bytes: int) -> None:
+    def _make_room(self, wanted: Wanted, pulse: Callable[[], None]) -> None:
+        """Let go what has to, and wait for what others have let go: it still takes its room."""
+        expected_bytes = wanted.expected_bytes
         counted_bytes = expected_bytes if expected_bytes <= self.size_bytes else 0
         missing_bytes = expected_bytes + self.floor_bytes - free_bytes(self.folder)
-        with self._locked():
+        with self._locked(wanted.check):
             left = self._let_go(arriving_bytes=counted_bytes, missing_bytes=missing_bytes)
         clear(left)
+        while free_bytes(self.folder) < expected_bytes and clear(self._incoming.glob(f"{_GOING}*")):
+            wanted.check()
+            pulse()
+            time.sleep(_POLL_SECONDS)
         free = free_bytes(self.folder)
         if free < expected_bytes:
             raise DiskFull(
@@ -228,7 +240,7 @@ class InputCache:
         return [path for path in self._incoming.iterdir() if not is_locked(path)]
 
     def _set_aside(self, folder: Path) -> None:
-        folder.rename(self._incoming / secrets.token_hex(16))
+        folder.rename(self._incoming / f"{_GOING}{secrets.token_hex(16)}")
 
     def _list(self) -> Iterator[Kept]:
         with suppress(FileNotFoundError):

@@ -1,13 +1,15 @@
 """What a node keeps of inputs: no more than its bound, the longest unused going first, never what an attempt needs."""
 
+import errno
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from jobqueue.errors import DiskFull, StoreUnavailable
 from jobqueue.lifecycle import Reason
 from workers.attempt import folder_locks, input_cache
 from workers.attempt.ending import outcome_of_error
-from workers.attempt.holds import Kept, choose, try_lock
+from workers.attempt.holds import Kept, choose, locked, try_lock
 from workers.attempt.input_cache import CONTENT, Fill, InputCache, Wanted
 from workers.attempt.trees import remove
 
@@ -63,6 +65,22 @@ def get(cache: InputCache, wanted: Wanted, attempt: str) -> Path:
 
 def end(cache: InputCache, attempt: str) -> None:
     assert remove(cache.folder / "attempts" / attempt)
+
+
+def leave(cache: InputCache, name: str) -> Path:
+    """Leave what a process that is killed while `name` arrives leaves."""
+    left = cache.folder / "incoming" / name
+    left.mkdir(parents=True)
+    (left / CONTENT).write_bytes(b"half")
+    return left
+
+
+def lock_folder(cache: InputCache, name: str) -> tuple[Path, int]:
+    """Do what another process does that is at a folder in `incoming`."""
+    folder = leave(cache, name)
+    handle = folder_locks.open_folder(folder)
+    assert try_lock(handle)
+    return folder, handle
 
 
 def test_what_was_used_longest_ago_goes_first(cache: InputCache, source: Source) -> None:
@@ -141,6 +159,106 @@ def test_a_full_disk_is_told_before_anything_arrives_and_is_the_nodes_fault(
     assert get(cache, source.want("a", 20), "one").exists()
 
 
+def test_room_that_another_process_is_making_is_waited_for(
+    cache: InputCache, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get(cache, source.want("old", 10), "old")
+    end(cache, "old")
+    monkeypatch.setattr(input_cache, "free_bytes", lambda _: 0)
+    removed: list[Path] = []
+    may_remove = Event()
+
+    def remove_slowly(folder: Path) -> bool:
+        removed.append(folder)
+        may_remove.wait()
+        monkeypatch.setattr(input_cache, "free_bytes", lambda _: 20)
+        return remove(folder)
+
+    monkeypatch.setattr(folder_locks, "remove", remove_slowly)
+    other = Thread(target=replace(cache, floor_bytes=1).trim)
+    other.start()
+    wait_until(lambda: removed, what="a removal")
+    asked: list[int] = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) > 2:
+            may_remove.set()
+
+    try:
+        assert get(cache, source.want("a", 20, check=check), "one").exists()
+    finally:
+        may_remove.set()
+        other.join()
+    assert len(removed) == 1
+
+
+def test_who_waits_for_room_can_be_called_off(
+    cache: InputCache, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        raise StoreUnavailable("called off")
+
+    get(cache, source.want("old", 10), "old")
+    _, handle = lock_folder(cache, "going-1")
+    monkeypatch.setattr(input_cache, "free_bytes", lambda _: 0)
+    with pytest.raises(StoreUnavailable):
+        get(cache, source.want("a", 20, check=check), "one")
+    os.close(handle)
+
+
+def test_what_arrives_for_others_is_no_room_to_wait_for(
+    cache: InputCache, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, handle = lock_folder(cache, "b")
+    monkeypatch.setattr(input_cache, "free_bytes", lambda _: 0)
+    with pytest.raises(DiskFull):
+        get(cache, source.want("a", 20), "one")
+    os.close(handle)
+
+
+@pytest.mark.parametrize("step", ["make room", "keep"])
+def test_who_waits_for_a_stopped_process_with_the_lock_can_be_called_off(
+    cache: InputCache, source: Source, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    wanted = source.want("a", 20)
+    with ExitStack() as stopped:
+
+        def stop() -> None:
+            stopped.enter_context(locked(cache.folder / "cache.lock"))
+
+        def look(_: Path) -> int:
+            stop()
+            return BOUND
+
+        def bring(folder: Path, pulse: Callable[[], None]) -> str:
+            stop()
+            return wanted.bring(folder, pulse)
+
+        def check() -> None:
+            raise StoreUnavailable("called off")
+
+        if step == "make room":
+            monkeypatch.setattr(input_cache, "free_bytes", look)
+        with pytest.raises(StoreUnavailable):
+            get(cache, replace(wanted, bring=bring, check=check), "one")
+    assert not list((cache.folder / "incoming").iterdir())
+
+
+def test_a_beginning_that_fails_leaves_nothing_that_nobody_can_remove(
+    cache: InputCache, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Path:
+        raise OSError(errno.EDQUOT, "disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(OSError, match="quota"):
+            get(cache, source.want("a", 10), "one")
+    cache.trim()
+    assert not list((cache.folder / "incoming").iterdir())
+
+
 def test_a_disk_below_its_floor_keeps_only_what_is_needed(
     cache: InputCache, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,14 +281,6 @@ def test_an_arrival_that_fails_leaves_nothing(cache: InputCache, source: Source)
     assert get(cache, source.want("a", 10), "one").stat().st_size == 10
 
 
-def leave(cache: InputCache, name: str) -> Path:
-    """Leave what a process that is killed while `name` arrives leaves."""
-    left = cache.folder / "incoming" / name
-    left.mkdir(parents=True)
-    (left / CONTENT).write_bytes(b"half")
-    return left
-
-
 def test_what_a_killed_process_left_is_removed_and_never_used(cache: InputCache, source: Source) -> None:
     leave(cache, "a")
     other = leave(cache, "b")
@@ -186,9 +296,7 @@ def test_what_was_let_go_by_a_killed_process_is_removed_by_the_next_look(cache: 
 
 
 def test_what_another_process_is_at_is_left_alone(cache: InputCache) -> None:
-    left = leave(cache, "a")
-    handle = folder_locks.open_folder(left)
-    assert try_lock(handle)
+    left, handle = lock_folder(cache, "a")
     cache.trim()
     assert left.exists()
     os.close(handle)
