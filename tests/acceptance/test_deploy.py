@@ -84,8 +84,7 @@ def test_both_forms_have_the_same_settings(
     in_compose = set(compose["services"][name].get("environment", {}))
     passwords = {"BROKER_PASSWORD", "REGISTRY_PASSWORD", "STORE_PASSWORD", "FLOWER_PASSWORD"}
     in_chart = set(chart_environment(components(objects)[name])) - passwords
-    # The image's own state folder is on the root of the container, which a pod's user may not keep things on.
-    assert in_chart - {"JOBQUEUE_STATE_DIR"} - _INITIAL == in_compose - _INITIAL
+    assert in_chart - _INITIAL == in_compose - _INITIAL
 
 
 def test_their_settings_are_settings(compose: Mapping[str, Any], objects: list[dict[str, Any]]) -> None:
@@ -175,6 +174,13 @@ def test_the_node_sees_its_folders_as_the_engine_does(compose: Mapping[str, Any]
     node = compose["services"]["node"]
     cache = node["environment"]["JOBQUEUE_CACHE_DIR"]
     assert f"{cache}:{cache}" in node["volumes"]
+
+
+def test_the_state_of_a_node_lasts_as_long_as_what_it_is_about(
+    compose: Mapping[str, Any], objects: list[dict[str, Any]]
+) -> None:
+    for given in (compose["services"]["node"]["environment"], chart_environment(components(objects)["node"])):
+        assert given["JOBQUEUE_STATE_DIR"] == f"{given['JOBQUEUE_CACHE_DIR']}/state"
 
 
 def test_a_node_has_time_to_drain(compose: Mapping[str, Any], objects: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from workers.attempt import workspace
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import (
     KeptLease,
+    LeaseFile,
     forget,
     forget_strays,
     name_of,
@@ -178,12 +179,16 @@ class Janitor:
         Thread(target=_go_on, args=(attempt, left, running), name=f"adopted-{left.kept.name}", daemon=True).start()
 
     def _remove(self, orphan: Orphan) -> None:
-        """Leave nothing of it on this node."""
+        """Leave nothing of it on this node; what cannot be removed now is not forgotten, but tried at each look."""
         log.warning("orphan.removed", extra={"experiment": orphan.lease.experiment_id, "attempt": orphan.lease.attempt})
         if orphan.container is not None:
             orphan.container.remove()
-        workspace.remove(workspace.attempt_folder(self._site.folder, orphan.lease))
-        forget(self._site.leases, orphan.name)
+        if workspace.remove(workspace.attempt_folder(self._site.folder, orphan.lease)):
+            forget(self._site.leases, orphan.name)
+        elif orphan.kept is not None:
+            # Its folder still holds what the node keeps for it, and needs nothing else of the machine.
+            with suppress(OSError):
+                LeaseFile(self._site.leases, replace(orphan.kept, entry=None)).update()
 
 
 def _go_on(attempt: Attempt, left: Left, running: ExitStack) -> None:

@@ -29,6 +29,7 @@ from workers.attempt.supervise import Attempt, submission_of
 from workers.attempt.turn import length_of
 from workers.bootstrap import Node
 from workers.hardware.devices import Device
+from workers.hardware.timetable import Entry
 from workers.node.janitor import Janitor
 
 TTL = timedelta(seconds=30)
@@ -259,6 +260,23 @@ def test_what_is_over_is_removed(place: Place) -> None:
     message = place.fake.message()
     place.leave(message)
     place.site.registry.leases.finish(place.lease, Outcome(reason=Reason.EXITED_ZERO), state=State.SUCCEEDED)
+    place.janitor.look()
+    assert place.is_clean()
+
+
+def test_a_folder_that_cannot_be_removed_now_is_tried_again_and_has_no_share_meanwhile(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = place.fake.message()
+    place.leave(message)
+    resources = open_sealed(message, keys=place.site.keys).resources
+    entry = Entry(worker_id=place.site.worker_id, resources=resources, since_seconds=0, seconds=60, is_granted=True)
+    place.file.update(entry=entry)
+    place.site.registry.leases.finish(place.lease, Outcome(reason=Reason.EXITED_ZERO), state=State.SUCCEEDED)
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace, "remove", lambda _: False)
+        place.janitor.look()
+    assert [kept.entry for kept in read_leases(place.site.leases).values()] == [None]
     place.janitor.look()
     assert place.is_clean()
 
