@@ -14,9 +14,14 @@ from typing import Any, Final
 from jobqueue.brokers.base import QueueRecord
 from jobqueue.brokers.links import PERSISTENT, Link, Links
 from jobqueue.brokers.queue_records import record_from_json, record_to_json
+from jobqueue.errors import BrokerUnavailable
 
 # With a dot, which no request queue has.
 LEDGER: Final = "jobqueue.queues"
+_UNREAD: Final = "the list of queues at RabbitMQ is in somebody else's hands, or empty"
+_UNREAD_HINT: Final = (
+    f"try again; if it stays so, somebody emptied {LEDGER}: `jobqueue queues create` notes queues anew"
+)
 
 _Entries = dict[str, Mapping[str, Any]]
 
@@ -47,22 +52,31 @@ class Ledger:
         self._update({queue: _entry({}, is_deleted=True)})
 
     def records(self) -> list[QueueRecord]:
-        """Return what is noted, by name."""
+        """Return what is noted, by name.
+
+        Raises:
+            BrokerUnavailable: somebody else has the message in hand for long.
+        """
         entries = self._update({})
         return [record_from_json(queue, entries[queue]) for queue in sorted(entries) if not entries[queue]["deleted"]]
 
     def _update(self, changes: _Entries) -> _Entries:
-        def update(link: Link) -> _Entries:
+        def update(link: Link) -> _Entries | None:
             if link.look(LEDGER) is None:
                 return {}
             taken = _take_all(link)
+            if not (taken or changes):
+                return None  # who takes that for no queues leaves all of them
             entries = _merge(*(_parse(message.body) for message in taken), changes)
             link.publish(LEDGER, json.dumps(entries).encode(), _PROPERTIES)
             for message in taken:
                 link.channel.basic_ack(message.delivery_tag)
             return entries
 
-        return self._links.run(update)
+        entries = self._links.run(update)
+        if entries is None:
+            raise BrokerUnavailable(_UNREAD, hint=_UNREAD_HINT)
+        return entries
 
 
 def _take_all(link: Link) -> list[Any]:

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 # How long the HTTP API is left alone after it has not answered.
 _SILENCE_SECONDS: Final = 60.0
+# Who reads the ledger has its one message in hand, and nobody else.
+_LISTED_SECONDS: Final = 30.0
+_HINT: Final = "set JOBQUEUE_MANAGEMENT_URL, and give its user the tag `monitoring` or `management`"
 # A passive declaration costs a fifth of a millisecond.
 _ASKED_AT_ONCE: Final = 100
 
@@ -33,7 +36,10 @@ class RabbitSurvey:
         self._management, self._links, self._listed = management, links, listed
         self._askings = Askings()
         self._silent_until = float("-inf")
-        self._is_silent: bool | None = None
+        self._is_silent = False
+        self._names: list[str] = []
+        self._listed_at = float("-inf")
+        self._gone: set[str] = set()
 
     def look(self, selection: Selection) -> Seen:
         """Return the request queues that a selection's patterns find."""
@@ -53,28 +59,40 @@ class RabbitSurvey:
         except BrokerUnavailable as error:
             self._silent_until = time.monotonic() + _SILENCE_SECONDS
             if not self._is_silent:
-                log.info("management.unavailable", extra={"error": error.message, "instead": "each queue is asked"})
+                instead = f"each queue is asked, and a new one is found within {_LISTED_SECONDS:g} s"
+                log.warning("management.unavailable", extra={"error": error.message, "instead": instead, "hint": _HINT})
             self._is_silent = True
             return None
         self._is_silent = False
         return counts
 
+    def _list(self) -> list[str]:
+        if time.monotonic() - self._listed_at > _LISTED_SECONDS:
+            self._names = [record.queue for record in self._listed()]
+            self._listed_at = time.monotonic()
+        return self._names
+
     def _ask_each(self, selection: Selection) -> Seen:
-        names = [record.queue for record in self._listed()]
+        names = self._list()
         wanted = [name for name in names if selection.finds(name)]
-        new = sum(waiting is None for waiting in self._askings.answers(wanted).values())
+        answers = self._askings.answers(wanted)
+        new = sum(waiting is None and name not in self._gone for name, waiting in answers.items())
         asked = self._askings.next(wanted, limit=max(new, _ASKED_AT_ONCE))
 
-        def look(link: Link) -> set[str]:
-            gone = set()
+        def look(link: Link) -> None:
             for name in asked:
                 own, first = link.look(name), link.look(first_queue(name))
-                if own is None:
-                    gone.add(name)  # somebody deleted it without telling the ledger
+                if own is None:  # somebody deleted it without telling the ledger
+                    self._gone.add(name)
+                    self._askings.skip(name)
                 else:
+                    self._gone.discard(name)
                     self._askings.note(name, own.message_count + (first.message_count if first else 0))
-            return gone
 
-        gone = self._links.run(look)
-        waiting = self._askings.answers([name for name in wanted if name not in gone])
-        return Seen(waiting=waiting, others=tuple(name for name in names if name not in wanted))
+        self._links.run(look)
+        self._gone.intersection_update(wanted)
+        waiting = self._askings.answers(wanted)
+        return Seen(
+            waiting={name: count for name, count in waiting.items() if name not in self._gone},
+            others=tuple(name for name in names if name not in wanted),
+        )

@@ -71,7 +71,7 @@ def test_a_worker_serves_what_its_patterns_find(place: Place, further: dict[str,
         assert place.submit("true", queue=early).result(timeout=60) == {"exit_code": 0}
         broker.queues.create(late)
         running = place.submit("sleep 600", queue=late)
-        wait_until(lambda: running.state == State.RUNNING, what="a queue that was made later is served", within=LONG)
+        wait_until(lambda: running.state == State.RUNNING, what="a queue made later is served", within=2 * LONG)
         assert served(place) == {early, late}
         broker.queues.delete(late)
         assert running.wait(60)
