@@ -121,9 +121,9 @@ def parse_selection(words: Iterable[str]) -> Selection:
     Patterns that only leave something out leave it out of everything.
 
     Raises:
-        InvalidSetting: a word is a companion's name, or a pattern that no name can match.
+        InvalidSetting: a word is a companion's name, or no name, or a pattern that no name can match.
     """
-    given = tuple(words)
+    given = tuple(word for word in map(str.strip, words) if word)
     excluded = tuple(word.removeprefix(_EXCLUDE) for word in given if word.startswith(_EXCLUDE))
     included = tuple(word for word in given if not word.startswith(_EXCLUDE))
     patterns = tuple(word for word in included if any(special in word for special in _SPECIAL))
@@ -136,6 +136,10 @@ def parse_selection(words: Iterable[str]) -> Selection:
             told = f"no queue's name can match {pattern!r}"
             raise InvalidSetting(told, hint="names hold letters, digits, - and _; write lab_* or !lab_private_*")
     names = tuple(word for word in included if word not in patterns)
+    for name in names:
+        if not is_name(name):
+            told = f"{name!r} is no queue's name"
+            raise InvalidSetting(told, hint="names hold letters, digits, - and _; commas stand between them")
     return Selection(names=names, patterns=patterns if included else ("*",) * bool(excluded), excluded=excluded)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from celery import current_app, signals
@@ -40,8 +41,9 @@ def fill_defaults(sender: str, instance: Any, conf: Any, options: dict[str, Any]
     conf.jobqueue_selection = selection
     broker = open_broker(settings.broker, lease=settings.lease)
     conf.task_queues = [consumed for name in selection.names for consumed in broker.consumed(name)]
-    # For patterns something stands there that is not consumed: Celery takes its options for names of what is.
-    conf.task_queues += [broker.request_queue(word) for word in set(selection.words).difference(selection.names)]
+    # For patterns something stands there that is not consumed: Celery takes its options, as they are, for names.
+    words = {*selection.words, *_words(options)}
+    conf.task_queues += [broker.request_queue(word) for word in words.difference(selection.names)]
     broker.close()
     name, _at, host = sender.partition("@")
     if name == "celery":
@@ -54,8 +56,12 @@ def read_selection(conf: Any, options: dict[str, Any]) -> Selection:
     Raises:
         InvalidSetting: a word can be neither a queue's name nor a pattern.
     """
-    given = options.get("queues")
-    return parse_selection((given.split(",") if isinstance(given, str) else given) or conf.jobqueue_settings.queues)
+    return parse_selection(_words(options) or conf.jobqueue_settings.queues)
+
+
+def _words(options: dict[str, Any]) -> Sequence[str]:
+    given = options.get("queues") or ()
+    return given.split(",") if isinstance(given, str) else given
 
 
 def _choose_slot(name: str, conf: Any, concurrency: Any) -> Slot | None:

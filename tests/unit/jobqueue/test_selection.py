@@ -36,6 +36,16 @@ def test_patterns_that_only_leave_out_leave_out_of_everything() -> None:
     assert not selection.finds("lab_cpu")
 
 
+def test_blanks_around_words_and_empty_words_mean_nothing() -> None:
+    assert parse_selection(["lab_a", " lab_b ", "", " ", " !x_*"]) == parse_selection(["lab_a", "lab_b", "!x_*"])
+
+
+@pytest.mark.parametrize("word", ["lab.a", "lab a", "-lab", "lab/a", "a" * 71, "lab_a;lab_b"])
+def test_a_name_that_no_queue_can_have_is_refused(word: str) -> None:
+    with pytest.raises(InvalidSetting, match="no queue's name"):
+        parse_selection([word])
+
+
 def test_names_alone_find_nothing() -> None:
     assert not parse_selection(["a_cpu", "!b_*"]).patterns
 
