@@ -5,6 +5,8 @@ from typing import Final
 
 # At so many queues a worker listens at most while its patterns find more: each one costs a consumer at the broker.
 LISTENED: Final = 8
+# So many of them are kept for queues of which nobody knows what waits there; the others wait until that is known.
+UNKNOWN: Final = 2
 
 
 class Turns:
@@ -29,8 +31,9 @@ def choose(
 ) -> list[str]:
     """Return the request queues that a worker is to listen at now.
 
-    Few queues are listened at all the time. Of many, those in which something waits have their turn; where listening at
-    an empty one costs nothing, places that are left go to those that were served last, since more may come there.
+    Few queues are listened at all the time. Of many, those in which something waits have their turn, and a few of which
+    it is not known; where listening at an empty one costs nothing, places that are left go to those that were served
+    last, since more may come there.
 
     Args:
         waiting: how many messages wait in each queue that may be served; None: it is not known.
@@ -41,6 +44,8 @@ def choose(
     found = [queue for queue in waiting if queue not in named]
     if len(found) <= (1 if is_charging else LISTENED):
         return turns.order(waiting)
-    full = turns.order(queue for queue in found if waiting[queue] != 0)
+    full = turns.order(queue for queue in found if waiting[queue])
+    unknown = turns.order(queue for queue in found if waiting[queue] is None)
+    full = [*full[: LISTENED - min(UNKNOWN, len(unknown))], *unknown]
     empty = [] if is_charging else [queue for queue in reversed(turns.order(found)) if waiting[queue] == 0]
     return turns.order([*(queue for queue in waiting if queue in named), *[*full, *empty][:LISTENED]])

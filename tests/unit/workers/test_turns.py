@@ -1,6 +1,6 @@
 """Whose turn it is among request queues."""
 
-from workers.delivery.turns import LISTENED, Turns, choose
+from workers.delivery.turns import LISTENED, UNKNOWN, Turns, choose
 
 
 def make_turns(*served: str) -> Turns:
@@ -58,3 +58,15 @@ def test_named_queues_are_listened_at_beside_all_that_patterns_find() -> None:
     chosen = choose({**found, **dict.fromkeys(names, 0)}, turns=Turns(), named=names)
     assert set(names) <= set(chosen)
     assert len(chosen) == len(names) + LISTENED
+
+
+def test_what_is_known_to_wait_goes_before_what_is_not_known_which_keeps_a_few_places() -> None:
+    waiting: dict[str, int | None] = {f"a{number:03d}": None for number in range(1000)}
+    full = [f"z{number:03d}" for number in range(20)]
+    waiting.update(dict.fromkeys(full, 1))
+    chosen = choose(waiting, turns=Turns(), is_charging=True)
+    assert [waiting[queue] for queue in chosen].count(None) == UNKNOWN
+    assert len(set(full).intersection(chosen)) == LISTENED - UNKNOWN
+    few = choose({**dict.fromkeys(waiting), "z000": 1}, turns=Turns(), is_charging=True)
+    assert len(few) == LISTENED
+    assert "z000" in few
