@@ -136,3 +136,26 @@ def set_aside(site: Site, broker: Broker) -> None:
     with closing(Consumer(broker, site.queue)) as consumer:
         message = consumer.next()
         broker.deliveries.dead_letter(message, queue=site.queue, reason="BAD_ENVELOPE", detail="by hand")
+
+
+@pytest.mark.parametrize("site", ["rabbitmq"], indirect=True)
+def test_a_queue_that_ends_while_a_busy_worker_listens_to_none_keeps_it_from_no_other(
+    site: Site, broker: Broker
+) -> None:
+    other = f"{site.settings.project}_other"
+    broker.queues.create(other)
+    worker = site.make_worker()
+    worker._command.extend(["-Q", f"{other}, {site.queue},"])
+    with worker:
+        running = start_sleeper(site)
+        wait_until(lambda: broker.queues.depth(other).consumers == 0, what="nobody at the other queue", within=LONG)
+        broker.queues.delete(other)
+        waiting = site.client.submit(image="any:1", command=["true"])
+        running.cancel()
+        assert waiting.result(timeout=60) == {"exit_code": 0}
+        broker.queues.create(other)
+        assert site.client.submit(image="any:1", command=["true"], queue=other).result(timeout=60) == {"exit_code": 0}
+        log = worker.log.read_text()
+        assert "connection to the broker" not in log
+        assert log.count("queue.not_there") == 1
+    broker.queues.delete(other)

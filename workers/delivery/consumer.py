@@ -23,6 +23,7 @@ from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
 from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
+from workers.delivery.absent import Absent
 from workers.delivery.intake import Intake
 from workers.delivery.request import requeue, requeue_later
 from workers.delivery.room import Room, make_room
@@ -53,8 +54,11 @@ class Consumer(CeleryConsumer):
         )
 
     task_consumer: Any = None
-    _named: frozenset[str] = frozenset()
+    connection_errors: tuple[type[BaseException], ...]
+    channel_errors: tuple[type[BaseException], ...]
+    _absent: Absent | None = None
     _room: Room | None = None
+    _is_broken = False
 
     def __init__(self, on_task_request: Any, *, worker_options: Any = None, **options: Any) -> None:
         self.refused: Counter[str] = Counter()
@@ -71,15 +75,17 @@ class Consumer(CeleryConsumer):
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
         connection = super().connect()
+        self._is_broken = False
+        self._absent = self._absent or Absent(node_of(self.app).settings.queue_refresh)
         self._intake = Intake(
             node_of(self.app),
             queues=self.app.amqp.queues,
             has_place=self._has_place,
             turns=self._turns,
+            absent=self._absent,
             stopped=self._stopped,
         )
         self._room = self._room or make_room(node_of(self.app))
-        self._named = frozenset()
         self._learn()
         self._intake.begin()
         return connection
@@ -117,17 +123,18 @@ class Consumer(CeleryConsumer):
         self._rearrange()
 
     def _require_connection(self) -> None:
-        """Have Celery connect anew where it does not know that its connection has ended.
-
-        What a callback meets is only logged, lest a message end the worker: an end that was met there would come to
-        light when heartbeats are missed, a minute later. Raises what Celery's loop takes for a lost connection.
-        """
-        if self.connection is not None and not self.connection.connected:
+        """Have Celery connect anew: what a callback met was only logged, and would come to light a minute later."""
+        if self._is_broken or (self.connection is not None and not self.connection.connected):
             raise ConnectionError("the connection to the broker has ended")
 
     def _rearrange(self) -> None:
         """Listen at the queues whose turn it is, and look again soon where others wait for what comes of it."""
-        if self._intake.rearrange(self.task_consumer) and not self._is_next_due:
+        try:
+            do_others_wait = self._intake.rearrange(self.task_consumer)
+        except (*self.connection_errors, *self.channel_errors) as error:
+            self._is_broken = True  # its channel is open again, without a consumer, and whoever called may only log it
+            raise ConnectionError(f"the connection to the broker is of no use any more: {error}") from error
+        if do_others_wait and not self._is_next_due:
             self._is_next_due = True
             self.timer.call_after(NEXT_TURN_SECONDS, self._on_next_due)
 
@@ -136,17 +143,8 @@ class Consumer(CeleryConsumer):
         self._rearrange()
 
     def _learn(self) -> None:
-        """Find out what is there; a named queue that was seen is believed to be there until the next connection."""
         scout = scout_of(self.app)
-        there = {name for name in scout.selection.names if name in self._named or self._exists(name)}
-        self._named = frozenset(there)
-        self._intake.learn(self._named, scout.found)
-
-    def _exists(self, name: str) -> bool:
-        try:
-            return node_of(self.app).broker.queues.exists(name)
-        except BrokerUnavailable:
-            return False
+        self._intake.learn(scout.selection.names, scout.found)
 
     def create_task_handler(self, promise: Any = None) -> Callable[[Any], None]:
         """Return what is called with each message, on the main thread."""
@@ -171,8 +169,7 @@ class Consumer(CeleryConsumer):
         verified = self._verify(message)
         if verified is None:
             return
-        running = self._running(verified.header.experiment_id)
-        if running is not None:
+        if (running := self._running(verified.header.experiment_id)) is not None:
             log.info("delivery.adopted", extra={"experiment": running.id})
             running.adopt(message)
             return
@@ -180,17 +177,27 @@ class Consumer(CeleryConsumer):
             self._late.append(message)
             return
         if not self._intake.is_open:
-            self._intake.refuse(message, self.task_consumer)
+            self._tell_intake(self._intake.refuse, message)
             return
         scout_of(self.app).saw(verified.header)
         if self._room and not self._room.admit(message, verified):
+            self._turns.note(verified.header.queue)
             return
         try:
             handle(message)
-            self._intake.took(verified.header.queue, self.task_consumer)
         except Exception as error:  # what passes the check and still upsets Celery must not come back
             log.exception("delivery.refused_by_celery")
             self._set_aside(message, Reason.BAD_ENVELOPE, type(error).__name__)
+        else:
+            self._tell_intake(self._intake.took, verified.header.queue)
+
+    def _tell_intake(self, tell: Callable[[Any, Any], None], what: Any) -> None:
+        """Tell of a sound message, and connect anew if that fails: it was handed on, or comes back with its channel."""
+        try:
+            tell(what, self.task_consumer)
+        except Exception:  # it waits for answers of the broker, which may have gone
+            log.exception("delivery.intake_failed")
+            self._is_broken = True
 
     def _verify(self, message: Any) -> Verified | None:
         """Return what a message is, or None when something else has become of it."""
@@ -200,6 +207,7 @@ class Consumer(CeleryConsumer):
             verified = verify(bytes(message.body), keys=keys, queue=queue, now=datetime.now(UTC))
             check_id(message, verified)
         except Early as error:
+            self._turns.note(queue)
             self._put_off(message, error)
         except Untrusted as error:
             if keys.trusts_any(queue):

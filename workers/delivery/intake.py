@@ -15,6 +15,7 @@ from typing import Any
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import first_queue, is_first_queue, served_queue
 from workers.bootstrap import Node
+from workers.delivery.absent import Absent
 from workers.delivery.turns import Turns, choose
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,22 @@ class Intake:
         queues: Celery's: what it consumes once it has connected.
         has_place: tells whether a place is free.
         turns: the order in which request queues were served, over all connections.
+        absent: which of those that were named are not there.
         stopped: the request queues that an operator has stopped.
     """
 
     def __init__(
-        self, node: Node, *, queues: Any, has_place: Callable[[], bool], turns: Turns, stopped: Collection[str] = ()
+        self,
+        node: Node,
+        *,
+        queues: Any,
+        has_place: Callable[[], bool],
+        turns: Turns,
+        absent: Absent,
+        stopped: Collection[str] = (),
     ) -> None:
         self._node, self._queues, self._has_place = node, queues, has_place
-        self._turns, self._stopped = turns, stopped
+        self._turns, self._absent, self._stopped = turns, absent, stopped
         self._source: object = None
         self._named: Collection[str] = ()
         self._waiting: dict[str, int | None] = {}
@@ -51,7 +60,7 @@ class Intake:
         """Learn which request queues may be served.
 
         Args:
-            named: those that are listened at all the time.
+            named: those that are listened at whenever they are there.
             found: how many messages wait in each of the others, as far as it is known; a new mapping is news.
         """
         self._named = named
@@ -62,8 +71,11 @@ class Intake:
         """Choose what a new connection consumes."""
         self._queues.select(list(self._queues))
         self._queues.deselect(list(self._queues))
-        for name in self._choose():
-            self._listen(name)
+        try:
+            for name in self._choose():
+                self._listen(name)
+        except BrokerUnavailable as error:
+            _tell_of_silence(error)
 
     def rearrange(self, consumers: Any) -> bool:
         """Listen at the queues whose turn it is; tells whether others wait for what comes of that.
@@ -76,11 +88,17 @@ class Intake:
         chosen = self._choose()
         for name in self._listened.difference(chosen):
             self._leave(name, consumers)
-        for name in chosen:
-            if name not in self._listened and (consumed := self._listen(name)):
-                log.log(logging.INFO if name in self._named else logging.DEBUG, "queue.found", extra={"queue": name})
-                self._paused |= {each.name: each for each in consumed}
-        return self._resume(consumers)
+        # Each question to a broker that is silent takes seconds: after the first one nothing more is asked for now.
+        try:
+            self._listen_at_new(chosen)
+            following = self._next(consumers) if self._paused and self.is_open else []
+            gone = self._gone(following)
+        except BrokerUnavailable as error:
+            _tell_of_silence(error)
+            return False
+        for name in gone:
+            self._leave(name, consumers)
+        return self._resume([name for name in following if name in self._paused], consumers)
 
     def refuse(self, message: Any, consumers: Any) -> None:
         """Give a message back for which there is no place, and consume its queue no longer.
@@ -106,8 +124,14 @@ class Intake:
         waiting = {name: count for name, count in known.items() if name not in self._stopped}
         return choose(waiting, turns=self._turns, named=self._named, is_charging=self._node.broker.is_charging)
 
+    def _listen_at_new(self, chosen: Collection[str]) -> None:
+        for name in chosen:
+            if name not in self._listened and (consumed := self._listen(name)):
+                log.log(logging.INFO if name in self._named else logging.DEBUG, "queue.found", extra={"queue": name})
+                self._paused |= {each.name: each for each in consumed}
+
     def _listen(self, name: str) -> list[Any]:
-        """Have Celery know what a request queue is consumed through; nothing when it is not there any more."""
+        """Have Celery know what a request queue is consumed through; nothing when it is not there."""
         if not self._exists(name):
             return []
         self._listened.add(name)
@@ -121,10 +145,19 @@ class Intake:
         self._queues.deselect([each.name for each in self._node.broker.consumed(name)])
 
     def _exists(self, name: str) -> bool:
-        try:
+        if name not in self._named:
             return self._node.broker.queues.exists(name)
-        except BrokerUnavailable:
+        if not self._absent.is_due(name):
             return False
+        is_there = self._node.broker.queues.exists(name)
+        self._absent.note(name, is_there=is_there)
+        return is_there
+
+    def _gone(self, paused: Collection[str]) -> set[str]:
+        """Return which request queues were deleted meanwhile; to consume one would end all consumers of the channel."""
+        if not self._node.broker.is_pushing:
+            return set()
+        return {queue for queue in {served_queue(name) for name in paused} if not self._exists(queue)}
 
     def _pause(self, queue: str, consumers: Any) -> None:
         for consumed in tuple(consumers.queues):
@@ -132,13 +165,12 @@ class Intake:
                 consumers.cancel_by_queue(consumed.name)
                 self._paused[consumed.name] = consumed
 
-    def _resume(self, consumers: Any) -> bool:
-        if not self._paused or not self.is_open:
-            return False
-        for name in self._next(consumers):
+    def _resume(self, names: Collection[str], consumers: Any) -> bool:
+        for name in names:
             consumers.add_queue(self._paused.pop(name))
-        consumers.consume()
-        return bool(self._paused)
+        if names:
+            consumers.consume()
+        return bool(self._paused) and self.is_open
 
     def _next(self, consumers: Any) -> list[str]:
         """Return what to consume again: of the first queue in turn that holds something; all, when none does."""
@@ -160,6 +192,9 @@ class Intake:
         """Tell whether something lies in a queue; for a request queue, what was put off counts too."""
         try:
             return self._node.broker.queues.depth(queue).ready > 0
-        except (BrokerUnavailable, NoSuchQueue):
-            log.warning("intake.unknown_depth", extra={"queue": served_queue(queue)})
+        except NoSuchQueue:
             return False
+
+
+def _tell_of_silence(error: BrokerUnavailable) -> None:
+    log.warning("intake.broker_unavailable", extra={"error": error.message})

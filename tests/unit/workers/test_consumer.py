@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp.exceptions import ConsumerCancelled, NotFound
 from celery.worker import state as worker_state
 from kombu import Connection
 from services.node import FakeNode
@@ -20,6 +21,7 @@ from workers.bootstrap import attach
 from workers.delivery import consumer as module
 from workers.delivery.consumer import Consumer
 from workers.delivery.scout import attach_scout
+from workers.delivery.turns import Turns
 
 
 class Message:
@@ -62,6 +64,10 @@ class Gate:
         self.consumer.refused, self.consumer._logged_at = Counter(), 0.0
         self.consumer._failures, self.consumer._late = deque(), []
         self.consumer._intake = self  # type: ignore[assignment]
+        self.consumer._turns = Turns()
+        amqp = Connection("amqp://")
+        self.consumer.connection_errors, self.consumer.channel_errors = amqp.connection_errors, amqp.channel_errors
+        self.trouble: Exception | None = None
         self.site = site
 
     def dead_letter(self, message: Message, *, queue: str, reason: str, detail: str) -> None:
@@ -80,15 +86,26 @@ class Gate:
 
     def refuse(self, message: Message, consumers: Any) -> None:
         self.refused_for_want_of_a_place.append(message)
+        self.meet_trouble()
 
     def took(self, queue: str, consumers: Any) -> None:
         assert queue == self.node.queue
+        self.meet_trouble()
+
+    def meet_trouble(self) -> None:
+        if self.trouble:
+            raise self.trouble
 
     def learn(self, named: Any, found: Any) -> None:
         """Learn that there is nothing."""
 
     def rearrange(self, consumers: Any) -> bool:
+        self.meet_trouble()
         return False
+
+    def was_served(self) -> bool:
+        """Tell whether a queue that was never served goes before that of the messages."""
+        return self.consumer._turns.order([self.node.queue, "~never"])[0] == "~never"
 
     def take(self, message: Message) -> None:
         self.consumer._take(message, self.handed_on.append)
@@ -254,6 +271,7 @@ def test_a_message_from_the_future_is_put_off(gate: Gate, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "datetime", Past)
     gate.take(message)
     assert (gate.set_aside, gate.deferred) == ([], [timedelta(minutes=1)])
+    assert gate.was_served()
 
 
 def test_what_upsets_the_check_comes_back_and_is_set_aside_in_the_end(
@@ -308,3 +326,37 @@ def test_a_connection_that_ended_within_a_callback_is_told_to_celery(
     with pytest.raises(OSError, match="has ended") as raised:
         gate.consumer._look_for_queues()
     assert isinstance(raised.value, Connection("amqp://").connection_errors)
+
+
+def test_a_queue_whose_message_finds_no_room_has_had_its_turn(gate: Gate) -> None:
+    assert not gate.was_served()
+    gate.consumer._room = SimpleNamespace(admit=lambda *_: False)  # type: ignore[assignment]
+    gate.take(gate.seal())
+    assert gate.was_served()
+
+
+@pytest.mark.parametrize("trouble", [ConsumerCancelled("a_cpu"), NotFound(), ConnectionResetError(), KeyError("tag")])
+@pytest.mark.parametrize("has_place", [True, False])
+def test_what_is_met_after_a_message_was_handed_on_or_refused_touches_it_no_more(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, trouble: Exception, *, has_place: bool
+) -> None:
+    monkeypatch.setattr(module.CeleryConsumer, "create_task_handler", lambda _self: gate.handed_on.append)
+    gate.trouble, gate.has_place = trouble, has_place
+    message = gate.seal()
+    gate.consumer.create_task_handler()(message)
+    assert gate.handed_on == ([message] if has_place else [])
+    assert (message.done, gate.set_aside, gate.consumer.refused) == ([], [], {})
+    with pytest.raises(ConnectionError):
+        gate.consumer._require_connection()
+
+
+@pytest.mark.parametrize("trouble", [ConsumerCancelled("a_cpu"), NotFound(), ConnectionResetError()])
+def test_a_channel_that_failed_while_queues_changed_is_told_to_celery_even_if_that_was_only_logged(
+    gate: Gate, trouble: Exception
+) -> None:
+    gate.trouble = trouble
+    with pytest.raises(ConnectionError):
+        gate.consumer._rearrange()
+    gate.trouble = None
+    with pytest.raises(ConnectionError):
+        gate.consumer._look_for_queues()

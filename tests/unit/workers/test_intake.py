@@ -1,11 +1,17 @@
 """From which queues a worker takes messages, while its places are taken and when one is free again."""
 
+import logging
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from jobqueue.brokers.base import Depth, missing_queue
+from jobqueue.errors import BrokerUnavailable
 from jobqueue.routing import first_queue, served_queue
+from workers.delivery.absent import Absent
 from workers.delivery.intake import Intake
 from workers.delivery.turns import Turns
 
@@ -75,6 +81,9 @@ class Situation:
     named: tuple[str, ...] = (A, B)
     ready: dict[str, int] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    is_silent: bool = False
+    now: float = 0.0
     is_pushing: bool = True
     is_charging: bool = False
     consumers: Consumers = field(default_factory=Consumers)
@@ -86,7 +95,12 @@ class Situation:
         self.stopped: set[str] = set()
         node: Any = self
         self.intake = Intake(
-            node, queues=self.celery, has_place=lambda: self.free > 0, turns=Turns(), stopped=self.stopped
+            node,
+            queues=self.celery,
+            has_place=lambda: self.free > 0,
+            turns=Turns(),
+            absent=Absent(timedelta(seconds=3), clock=lambda: self.now),
+            stopped=self.stopped,
         )
         self.intake.learn(self.named, {})
         self.intake.begin()
@@ -95,10 +109,17 @@ class Situation:
     def consumed(self, name: str) -> list[Any]:
         return [make_queue(first_queue(name)), make_queue(name)] if self.is_pushing else [make_queue(name)]
 
+    def ask(self, queue: str) -> None:
+        self.asked.append(queue)
+        if self.is_silent:
+            raise BrokerUnavailable("no answer")
+
     def exists(self, name: str) -> bool:
+        self.ask(name)
         return name not in self.gone
 
     def depth(self, queue: str) -> Depth:
+        self.ask(queue)
         if queue in self.gone:
             raise missing_queue(queue)
         return Depth(ready=self.ready.get(queue, 0))
@@ -246,3 +267,49 @@ def test_what_turned_out_to_be_empty_leaves_its_place_to_others() -> None:
     for _ in range(3):
         site.rearrange()
     assert "q15" in site.listened
+
+
+def test_a_queue_that_went_while_it_was_paused_is_not_consumed_and_is_served_once_it_is_there_again() -> None:
+    site = Situation(free=1)
+    site.take(B)
+    site.gone |= both(A)
+    site.free = 1
+    assert site.rearrange() == {B}
+    assert set(site.celery.consume_from) == both(B)
+    site.gone.clear()
+    site.now = 3.0
+    assert site.rearrange() == {A, B}
+
+
+def test_a_broker_that_is_silent_is_asked_once_and_nothing_is_lost_meanwhile() -> None:
+    site = Situation(free=1, named=(A, B, C))
+    site.take(A)
+    site.free, site.is_silent = 1, True
+    site.asked.clear()
+    assert site.rearrange() == set()
+    assert len(site.asked) == 1
+    site.is_silent = False
+    assert site.rearrange() == {A, B, C}
+
+
+def test_a_broker_that_is_silent_from_the_start_is_asked_once_a_look() -> None:
+    site = Situation(free=1, named=(A, B, C), is_silent=True)
+    assert (len(site.asked), site.listened) == (1, set())
+    site.rearrange()
+    assert len(site.asked) == 2
+    site.is_silent = False
+    assert site.rearrange() == {A, B, C}
+
+
+def test_a_named_queue_that_is_not_there_is_asked_for_now_and_then_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        site = Situation(free=1, gone=both(A))
+        for site.now in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0):
+            assert site.rearrange() == {B}
+    assert site.asked.count(A) == 2
+    assert [record.message for record in caplog.records] == ["queue.not_there"]
+    site.gone.clear()
+    site.now = 6.0
+    assert site.rearrange() == {A, B}
