@@ -21,6 +21,7 @@ from jobqueue.report import Report
 from jobqueue.routing import reporting_queue
 from producers.cli import jobqueue
 from producers.handle import Experiment
+from producers.preparation import JobqueueWarning
 
 LONG = timedelta(seconds=60)
 
@@ -111,7 +112,7 @@ def last_report(site: Site, broker: Broker) -> Report:
 
 
 def test_dead_letters_are_listed_put_back_and_purged(site: Site, broker: Broker) -> None:
-    with pytest.warns(match="no worker"):
+    with pytest.warns(JobqueueWarning):
         experiment = site.client.submit(image="any:1", command=["true"])
     set_aside(site, broker)
     publish(broker, site.queue, b"foreign", headers={})

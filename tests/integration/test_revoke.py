@@ -16,7 +16,7 @@ from jobqueue.application import make_app
 from jobqueue.lifecycle import Reason, State
 from producers.handle import Experiment
 
-pytestmark = pytest.mark.filterwarnings("ignore:no worker")
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 
 
 @pytest.fixture(params=["rabbitmq", "redis", "sqs"])

@@ -13,7 +13,7 @@ from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record
 from producers.handle import Experiment
 
-pytestmark = pytest.mark.filterwarnings("ignore:no worker", "ignore::producers.preparation.JobqueueWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 
 
 @pytest.fixture(params=["rabbitmq", "redis", "sqs"])

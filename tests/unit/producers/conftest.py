@@ -13,10 +13,12 @@ from jobqueue.config import Settings
 from jobqueue.ids import NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.marker import Marker, marker_to_json
+from jobqueue.registry import open_registry
 from jobqueue.registry.base import Granted, Lease
 from jobqueue.storage.manifests import save_manifest
 from producers.client import Client
 from producers.handle import Experiment
+from producers.preparation import JobqueueWarning
 
 SPEC = {"image": "python:3.12-slim", "command": ["python", "train.py"]}
 TTL = timedelta(seconds=60)
@@ -95,6 +97,14 @@ class HandWorker:
         self.registry.leases.release(self.lease, Outcome(reason=reason), delay=timedelta(0))
 
 
+@pytest.fixture(autouse=True)
+def _nobody_is_there() -> None:
+    """Forget the workers of earlier tests: the registry in memory is one for the process."""
+    workers = open_registry("memory://").workers
+    for worker in workers.present():
+        workers.leave(worker.worker_id)
+
+
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
     """A client of a project of its own."""
@@ -118,7 +128,7 @@ def take(client: Client) -> Callable[[Experiment], HandWorker]:
 @pytest.fixture
 def exp(client: Client) -> Experiment:
     """A submitted experiment."""
-    with pytest.warns(match="no worker"):
+    with pytest.warns(JobqueueWarning):
         return client.submit(**SPEC, name="mine")
 
 

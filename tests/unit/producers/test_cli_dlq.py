@@ -21,6 +21,7 @@ from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
 from producers.cli import jobqueue
 from producers.client import Client
+from producers.preparation import JobqueueWarning
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def set_aside(broker: Broker, queue: str, reason: str, detail: str = "why") -> N
 
 def dead_experiment(broker: Broker, queue: str, reason: str = "BAD_ENVELOPE") -> ExperimentId:
     with Client(Settings()) as client:
-        with pytest.warns(match="no worker"):
+        with pytest.warns(JobqueueWarning):
             experiment = client.submit(image="any:1@sha256:" + "0" * 64, command=["secret"], queue=queue)
         set_aside(broker, queue, reason)
         return experiment.id
