@@ -48,6 +48,7 @@ def log_of(worker: Process) -> str:
     return worker.log.read_text(errors="replace")
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("place", "further"),
     [

@@ -8,6 +8,7 @@ import re
 import stat
 import tarfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -176,7 +177,11 @@ def test_an_input_of_unknown_digest_is_kept_under_its_own(folder: Path, store: S
     assert stage_in(spec(data=artifact), folder, store=store, cache=keep(cache)) == staged
 
 
-def test_another_slot_that_was_faster_wins(folder: Path, store: Store, cache: Path) -> None:
+def test_another_slot_that_was_faster_wins(
+    folder: Path, store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The faster one gives the slower one up at once.
+    monkeypatch.setattr("workers.attempt.input_cache.STALLED", timedelta(0))
     artifact = put(store, tree(a=b"1"), tree=True)
     faster: list[Staged] = []
 
