@@ -29,6 +29,7 @@ MIDDLE: Final = "middle"
 _TICK: Final = "read up rest </proc/uptime; echo tick $up; sleep 0.2"
 _RESULT: Final = '{\\"token\\": $JOBQUEUE_TOKEN, \\"attempt\\": $JOBQUEUE_ATTEMPT}'
 _QUIET: Final = timedelta(seconds=60)
+_A_WHILE: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ class Trial:
         is_over = reaches(self.is_final, within=within)
         # A dead worker's delivery is its broker's again after about a lease.
         lease = timedelta(seconds=self.world.shape.lease_seconds)
-        reaches(self._is_quiet, within=max(_QUIET, 2 * lease))
+        reaches(self._stays_quiet, within=max(_QUIET, 2 * lease))
         unfinished = [] if is_over else self.names
         self.history.add("end", is_converged=is_over, unfinished=unfinished, allowed_seconds=within.total_seconds())
         self._opened.close()
@@ -160,6 +161,10 @@ class Trial:
         """Close what `finish` has not."""
         self._opened.close()
         self.history.close()
+
+    def _stays_quiet(self) -> bool:
+        """Tell whether it is quiet for a while: a broker's counts are late for what a worker has in its hands."""
+        return self._is_quiet() and not reaches(lambda: not self._is_quiet(), within=_A_WHILE)
 
     def _is_quiet(self) -> bool:
         # First what costs least.
