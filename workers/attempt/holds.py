@@ -19,7 +19,7 @@ from jobqueue.errors import RuntimeFailure
 
 # An engine may take minutes to remove an image, and nobody else may use it meanwhile.
 LOCK_WITHIN: Final = timedelta(minutes=5)
-_POLL_SECONDS: Final = 0.02
+_POLL_SECONDS: Final = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +39,23 @@ class Kept:
 
 
 @contextmanager
-def locked(path: Path, *, check: Callable[[], object] = lambda: None) -> Iterator[None]:
+def locked(
+    path: Path, *, check: Callable[[], object] = lambda: None, within: timedelta = LOCK_WITHIN
+) -> Iterator[None]:
     """Have a file locked, for the moment of a change; `check` is called while somebody else has it.
 
     Raises:
         RuntimeFailure: somebody has it for far too long: a stopped process, say, that is not to stop all others.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    ends_at = time.monotonic() + LOCK_WITHIN.total_seconds()
+    ends_at = time.monotonic() + within.total_seconds()
     try:
         while not try_lock(handle):
             check()
             if time.monotonic() > ends_at:
                 raise RuntimeFailure(
-                    f"another worker of this machine has held {path} for {LOCK_WITHIN.total_seconds():g} seconds",
-                    hint="is one of them stopped, or the container engine very slow?",
+                    f"another worker of this machine has held {path} for {within.total_seconds():g} seconds",
+                    hint="is one of them stopped, or the container engine or the disk very slow?",
                 )
             time.sleep(_POLL_SECONDS)
         yield

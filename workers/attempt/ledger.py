@@ -5,21 +5,21 @@ as something of the attempt may, whatever becomes of its worker: nothing has to 
 container has its share already. A lock that is held for a moment lets one worker decide at a time.
 """
 
-import fcntl
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from jobqueue.errors import InvalidSetting, RuntimeFailure
+from jobqueue.errors import InvalidSetting
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.resources import Resources
+from workers.attempt.holds import locked
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.node_folder import NodeFolder
@@ -31,8 +31,7 @@ from workers.hardware.timetable import Entry, Machine, SlotRecord, Start, find_s
 log = logging.getLogger(__name__)
 
 # Who waits for it looks at nothing else meanwhile, such as a cancel.
-_LOCK_WITHIN_SECONDS: Final = 2.0
-_TRY_SECONDS: Final = 0.002
+_LOCK_WITHIN: Final = timedelta(seconds=2)
 _SEEN_WITHIN_SECONDS: Final = 0.5
 
 
@@ -203,29 +202,9 @@ class Ledger:
         new.rename(path)
         self._own = slot
 
-    @contextmanager
-    def _deciding(self) -> Iterator[None]:
+    def _deciding(self) -> AbstractContextManager[None]:
         """Let nobody else decide meanwhile."""
-        handle = os.open(self._node.root / "ledger", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _lock(handle)
-            yield
-        finally:
-            os.close(handle)
-
-
-def _lock(handle: int) -> None:
-    ends_at = time.monotonic() + _LOCK_WITHIN_SECONDS
-    while time.monotonic() < ends_at:
-        with suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(_TRY_SECONDS)
-    # A stopped process, say, that is not to stop all others with it.
-    raise RuntimeFailure(
-        f"another worker of this machine has held its ledger for {_LOCK_WITHIN_SECONDS:g} seconds",
-        hint="is one of them stopped, or the disk of JOBQUEUE_STATE_DIR very slow?",
-    )
+        return locked(self._node.root / "ledger", within=_LOCK_WITHIN)
 
 
 def _read_record(path: Path) -> SlotRecord | None:

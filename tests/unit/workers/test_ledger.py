@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -245,7 +246,7 @@ def test_two_workers_that_ask_at_once_get_different_devices(machine: Machine) ->
 def test_a_worker_that_is_stopped_while_it_decides_does_not_hold_the_others_for_ever(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LOCK_WITHIN_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_LOCK_WITHIN", timedelta(seconds=0.05))
     with machine.ledgers["gpu0"]._deciding(), pytest.raises(RuntimeFailure, match="ledger"):
         machine.take("gpu1")
     assert devices(machine.take("gpu1")) == ()

@@ -202,7 +202,7 @@ def test_what_lacks_a_sick_device_for_long_is_left_to_other_nodes(
 def test_a_worker_that_is_stopped_while_it_decides_costs_nobody_an_attempt(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_LOCK_WITHIN_SECONDS", 0.05)
+    monkeypatch.setattr(ledger_module, "_LOCK_WITHIN", timedelta(seconds=0.05))
     message = machine.fake.message(gpus=1)
     machine.fake.register(message)
     with machine.ledgers[1]._deciding():
@@ -217,7 +217,7 @@ def test_a_worker_that_is_stopped_while_it_decides_costs_nobody_an_attempt(
 def test_who_waits_long_for_a_worker_that_is_stopped_is_left_to_other_nodes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_LOCK_WITHIN_SECONDS", 0.05)
+    monkeypatch.setattr(ledger_module, "_LOCK_WITHIN", timedelta(seconds=0.05))
     monkeypatch.setattr(module, "LACK", timedelta(milliseconds=300))
     message = machine.fake.message(gpus=1)
     with machine.ledgers[1]._deciding():
@@ -225,7 +225,7 @@ def test_who_waits_long_for_a_worker_that_is_stopped_is_left_to_other_nodes(
     assert isinstance(result, PutOff)
     assert result.outcome is not None
     assert result.outcome.reason is Reason.DOES_NOT_FIT
-    assert "has held its ledger" in result.outcome.detail
+    assert "/ledger for 0.05 seconds" in result.outcome.detail
     assert machine.record(message).platform_failures == 0
 
 
