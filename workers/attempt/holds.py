@@ -40,21 +40,24 @@ class Kept:
 
 @contextmanager
 def locked(
-    path: Path, *, check: Callable[[], object] = lambda: None, within: timedelta = LOCK_WITHIN
+    path: Path, *, check: Callable[[], object] = lambda: None, within: timedelta | None = None
 ) -> Iterator[None]:
-    """Have a file locked, for the moment of a change; `check` is called while somebody else has it.
+    """Have a file locked, for the moment of a change; wait for it at most `within`, LOCK_WITHIN when nothing is said.
+
+    `check` is called while somebody else has it.
 
     Raises:
         RuntimeFailure: somebody has it for far too long: a stopped process, say, that is not to stop all others.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    ends_at = time.monotonic() + within.total_seconds()
+    limit = (within or LOCK_WITHIN).total_seconds()
+    ends_at = time.monotonic() + limit
     try:
         while not try_lock(handle):
             check()
             if time.monotonic() > ends_at:
                 raise RuntimeFailure(
-                    f"another worker of this machine has held {path} for {within.total_seconds():g} seconds",
+                    f"another worker of this machine has held {path} for {limit:g} seconds",
                     hint="is one of them stopped, or the container engine or the disk very slow?",
                 )
             time.sleep(_POLL_SECONDS)
