@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1djobqueue/wire/v1/report.proto\x12\x10jobqueue.wire.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xae\x04\n\x06Report\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\rexperiment_id\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12/\n\tunique_id\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x31\n\x0b\x65xecutor_id\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12)\n\tproto_any\x18\n \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12,\n\x04text\x18\x0b \x01(\x0b\x32\x1c.google.protobuf.StringValueH\x00\x12-\n\x07logging\x18\x0c \x01(\x0b\x32\x1a.jobqueue.wire.v1.LogEntryH\x00\x12.\n\x08progress\x18\r \x01(\x0b\x32\x1a.jobqueue.wire.v1.ProgressH\x00\x12\x10\n\x08sequence\x18\x65 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x66 \x01(\r\x12\x15\n\rfencing_token\x18g \x01(\x04\x12\r\n\x05state\x18h \x01(\t\x12\x0e\n\x06reason\x18i \x01(\t\x12\r\n\x05\x66\x61ult\x18j \x01(\t\x12\x16\n\texit_code\x18k \x01(\x05H\x01\x88\x01\x01\x12\x10\n\x08manifest\x18l \x01(\tB\t\n\x07payloadB\x0c\n\n_exit_code\"\xfb\x01\n\x08LogEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08severity\x18\x02 \x01(\x0e\x32\x1d.jobqueue.wire.v1.LogSeverity\x12-\n\x07message\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x36\n\x06\x66ields\x18\x04 \x03(\x0b\x32&.jobqueue.wire.v1.LogEntry.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xff\x01\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04json\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.jobqueue.wire.v1.TaskState\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32 .jobqueue.wire.v1.Progress.Error\x1a@\n\x05\x45rror\x12)\n\x03msg\x18\x14 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x0c\n\x04\x63ode\x18\x15 \x01(\x05*b\n\x0bLogSeverity\x12\x0b\n\x07\x44\x65\x66\x61ult\x10\x00\x12\t\n\x05Trace\x10\x64\x12\n\n\x05\x44\x65\x62ug\x10\xc8\x01\x12\t\n\x04Info\x10\xac\x02\x12\x0c\n\x07Warning\x10\x90\x03\x12\n\n\x05\x45rror\x10\xf4\x03\x12\n\n\x05\x46\x61tal\x10\xd8\x04*M\n\tTaskState\x12\x0c\n\x08Prestart\x10\x00\x12\x0b\n\x07Started\x10\x01\x12\x0c\n\x08Stopping\x10\x02\x12\n\n\x06\x46\x61iled\x10\x14\x12\x0b\n\x07Success\x10\x15\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1djobqueue/wire/v1/report.proto\x12\x10jobqueue.wire.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xe5\x04\n\x06Report\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\rexperiment_id\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12/\n\tunique_id\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x31\n\x0b\x65xecutor_id\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12)\n\tproto_any\x18\n \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x12,\n\x04text\x18\x0b \x01(\x0b\x32\x1c.google.protobuf.StringValueH\x00\x12-\n\x07logging\x18\x0c \x01(\x0b\x32\x1a.jobqueue.wire.v1.LogEntryH\x00\x12.\n\x08progress\x18\r \x01(\x0b\x32\x1a.jobqueue.wire.v1.ProgressH\x00\x12\x10\n\x08sequence\x18\x65 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x66 \x01(\r\x12\x15\n\rfencing_token\x18g \x01(\x04\x12\r\n\x05state\x18h \x01(\t\x12\x0e\n\x06reason\x18i \x01(\t\x12\r\n\x05\x66\x61ult\x18j \x01(\t\x12\x16\n\texit_code\x18k \x01(\x05H\x01\x88\x01\x01\x12\x10\n\x08manifest\x18l \x01(\t\x12\r\n\x05queue\x18m \x01(\t\x12\x13\n\x0bnode_key_id\x18n \x01(\t\x12\x11\n\tsignature\x18o \x01(\x0c\x42\t\n\x07payloadB\x0c\n\n_exit_code\"\\\n\x0cSealedReport\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05suite\x18\x02 \x01(\r\x12\x18\n\x10reporting_key_id\x18\x03 \x01(\t\x12\x12\n\nciphertext\x18\x04 \x01(\x0c\"\xfb\x01\n\x08LogEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08severity\x18\x02 \x01(\x0e\x32\x1d.jobqueue.wire.v1.LogSeverity\x12-\n\x07message\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x36\n\x06\x66ields\x18\x04 \x03(\x0b\x32&.jobqueue.wire.v1.LogEntry.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xff\x01\n\x08Progress\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04json\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.jobqueue.wire.v1.TaskState\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32 .jobqueue.wire.v1.Progress.Error\x1a@\n\x05\x45rror\x12)\n\x03msg\x18\x14 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x0c\n\x04\x63ode\x18\x15 \x01(\x05*b\n\x0bLogSeverity\x12\x0b\n\x07\x44\x65\x66\x61ult\x10\x00\x12\t\n\x05Trace\x10\x64\x12\n\n\x05\x44\x65\x62ug\x10\xc8\x01\x12\t\n\x04Info\x10\xac\x02\x12\x0c\n\x07Warning\x10\x90\x03\x12\n\n\x05\x45rror\x10\xf4\x03\x12\n\n\x05\x46\x61tal\x10\xd8\x04*M\n\tTaskState\x12\x0c\n\x08Prestart\x10\x00\x12\x0b\n\x07Started\x10\x01\x12\x0c\n\x08Stopping\x10\x02\x12\n\n\x06\x46\x61iled\x10\x14\x12\x0b\n\x07Success\x10\x15\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOGENTRY_FIELDSENTRY']._loaded_options = None
   _globals['_LOGENTRY_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_LOGSEVERITY']._serialized_start=1216
-  _globals['_LOGSEVERITY']._serialized_end=1314
-  _globals['_TASKSTATE']._serialized_start=1316
-  _globals['_TASKSTATE']._serialized_end=1393
+  _globals['_LOGSEVERITY']._serialized_start=1365
+  _globals['_LOGSEVERITY']._serialized_end=1463
+  _globals['_TASKSTATE']._serialized_start=1465
+  _globals['_TASKSTATE']._serialized_end=1542
   _globals['_REPORT']._serialized_start=144
-  _globals['_REPORT']._serialized_end=702
-  _globals['_LOGENTRY']._serialized_start=705
-  _globals['_LOGENTRY']._serialized_end=956
-  _globals['_LOGENTRY_FIELDSENTRY']._serialized_start=911
-  _globals['_LOGENTRY_FIELDSENTRY']._serialized_end=956
-  _globals['_PROGRESS']._serialized_start=959
-  _globals['_PROGRESS']._serialized_end=1214
-  _globals['_PROGRESS_ERROR']._serialized_start=1150
-  _globals['_PROGRESS_ERROR']._serialized_end=1214
+  _globals['_REPORT']._serialized_end=757
+  _globals['_SEALEDREPORT']._serialized_start=759
+  _globals['_SEALEDREPORT']._serialized_end=851
+  _globals['_LOGENTRY']._serialized_start=854
+  _globals['_LOGENTRY']._serialized_end=1105
+  _globals['_LOGENTRY_FIELDSENTRY']._serialized_start=1060
+  _globals['_LOGENTRY_FIELDSENTRY']._serialized_end=1105
+  _globals['_PROGRESS']._serialized_start=1108
+  _globals['_PROGRESS']._serialized_end=1363
+  _globals['_PROGRESS_ERROR']._serialized_start=1299
+  _globals['_PROGRESS_ERROR']._serialized_end=1363
 # @@protoc_insertion_point(module_scope)

@@ -40,7 +40,7 @@ Failed: TaskState
 Success: TaskState
 
 class Report(_message.Message):
-    __slots__ = ("time", "experiment_id", "unique_id", "executor_id", "proto_any", "text", "logging", "progress", "sequence", "attempt", "fencing_token", "state", "reason", "fault", "exit_code", "manifest")
+    __slots__ = ("time", "experiment_id", "unique_id", "executor_id", "proto_any", "text", "logging", "progress", "sequence", "attempt", "fencing_token", "state", "reason", "fault", "exit_code", "manifest", "queue", "node_key_id", "signature")
     TIME_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_ID_FIELD_NUMBER: _ClassVar[int]
     UNIQUE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,9 @@ class Report(_message.Message):
     FAULT_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    NODE_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     time: _timestamp_pb2.Timestamp
     experiment_id: _wrappers_pb2.StringValue
     unique_id: _wrappers_pb2.StringValue
@@ -73,7 +76,22 @@ class Report(_message.Message):
     fault: str
     exit_code: int
     manifest: str
-    def __init__(self, time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., experiment_id: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., unique_id: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., executor_id: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., proto_any: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., text: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., logging: _Optional[_Union[LogEntry, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., sequence: _Optional[int] = ..., attempt: _Optional[int] = ..., fencing_token: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., fault: _Optional[str] = ..., exit_code: _Optional[int] = ..., manifest: _Optional[str] = ...) -> None: ...
+    queue: str
+    node_key_id: str
+    signature: bytes
+    def __init__(self, time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., experiment_id: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., unique_id: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., executor_id: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., proto_any: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., text: _Optional[_Union[_wrappers_pb2.StringValue, _Mapping]] = ..., logging: _Optional[_Union[LogEntry, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., sequence: _Optional[int] = ..., attempt: _Optional[int] = ..., fencing_token: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., fault: _Optional[str] = ..., exit_code: _Optional[int] = ..., manifest: _Optional[str] = ..., queue: _Optional[str] = ..., node_key_id: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class SealedReport(_message.Message):
+    __slots__ = ("version", "suite", "reporting_key_id", "ciphertext")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SUITE_FIELD_NUMBER: _ClassVar[int]
+    REPORTING_KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    suite: int
+    reporting_key_id: str
+    ciphertext: bytes
+    def __init__(self, version: _Optional[int] = ..., suite: _Optional[int] = ..., reporting_key_id: _Optional[str] = ..., ciphertext: _Optional[bytes] = ...) -> None: ...
 
 class LogEntry(_message.Message):
     __slots__ = ("time", "severity", "message", "fields")
