@@ -1,7 +1,8 @@
 # The commands of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types layers bench faults faults-failpoints faults-selftest proto proto-check lock clean
+.PHONY: help demo test check lint format types layers bench faults faults-failpoints faults-selftest \
+	security security-table audit secrets sbom fuzz proto proto-check lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
@@ -56,6 +57,32 @@ faults-selftest: .venv/test.stamp ## switch each protection off and see that the
 	@.ci/packages
 	PYTHONPATH=tests $(BIN)/python -m faults --broker $(BROKER) --self-test $(if $(ONLY),--only $(ONLY))
 
+security: .venv/test.stamp ## every case of docs/security.md, the long ones too; known holes and secrets that were written down
+	@.ci/packages
+	$(PYTEST) $(PYTEST_ARGS) -m security_case
+	@$(MAKE) --no-print-directory secrets audit
+
+security-table: .venv/test.stamp ## write docs/security.md from the tests
+	PYTHONPATH=tests $(BIN)/python -m services.security_table
+
+audit: .cache/audit.stamp ## ask for known holes in what is shipped; requirements/waivers.toml has those that we live with
+	PYTHONPATH=tests .cache/audit/bin/python -m services.audit requirements/wheel.txt requirements/image.txt
+
+# Without the detectors that guess: they find every example of an address. The last line is for our own keys.
+secrets: .cache/audit.stamp ## look for keys and tokens in what git tracks
+	git ls-files -z | xargs -0 .cache/audit/bin/detect-secrets-hook \
+		$(patsubst %,--disable-plugin %,KeywordDetector BasicAuthDetector Base64HighEntropyString HexHighEntropyString IPPublicDetector)
+	! git grep -nE 'jobqueue-[a-z0-9-]+-private [A-Za-z0-9+/]{40}'
+
+sbom: .cache/audit.stamp ## list what the wheel and the image bring along, as CycloneDX, in dist/
+	@mkdir -p dist
+	for what in wheel image; do .cache/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--mc-type library --output-reproducible --of JSON -o dist/jobqueue.$$what.cdx.json requirements/$$what.txt; done
+
+SECONDS_EACH ?= 60
+fuzz: .cache/fuzz.stamp ## feed every parser with what a fuzzer makes up: SECONDS_EACH=60 ONLY=target
+	PYTHONPATH=tests .cache/fuzz/bin/python -m fuzz --seconds $(SECONDS_EACH) $(if $(ONLY),--only $(ONLY))
+
 proto: .cache/proto.stamp ## generate jobqueue/wire from proto/
 	.ci/proto
 
@@ -79,4 +106,12 @@ clean: ## remove the virtual environment and what the commands cached here
 
 .cache/proto.stamp: requirements/proto.txt .ci/venv
 	.ci/venv .cache/proto proto
+	@touch $@
+
+.cache/audit.stamp: requirements/audit.txt .ci/venv
+	.ci/venv .cache/audit audit
+	@touch $@
+
+.cache/fuzz.stamp: requirements/fuzz.txt pyproject.toml .ci/venv
+	.ci/venv .cache/fuzz fuzz
 	@touch $@
