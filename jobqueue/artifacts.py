@@ -27,7 +27,8 @@ class Artifact:
     """A file, or a tree packed as `.tar.zst`, that an experiment reads.
 
     Attributes:
-        uri: where it lies: `s3://bucket/key`, `file:///path`, or `store:key` for the project's own store.
+        uri: where it lies: `s3://bucket/key`, `https://host/path`, `file:///path`, or `store:key` for the project's own
+            store. It may carry a signature, which no text about it shows.
         sha256: of the bytes at `uri`, in hex; empty when the submitter did not know it.
         size_bytes: of the bytes at `uri`; 0 when the submitter did not know it.
         unpacked_bytes: of a tree: the sum of its files; 0 for a file.
@@ -41,7 +42,14 @@ class Artifact:
     @property
     def is_tree(self) -> bool:
         """Tell whether the bytes are an archive to be unpacked."""
-        return self.uri.endswith(ARCHIVE_SUFFIX)
+        address = self.uri.partition("?")[0] if self.uri.startswith(("https:", "http:")) else self.uri
+        return address.endswith(ARCHIVE_SUFFIX)
+
+    def __repr__(self) -> str:
+        """Return it without what follows the path of its address."""
+        shown, query, _ = self.uri.partition("?")
+        fields = f"sha256={self.sha256!r}, size_bytes={self.size_bytes}, unpacked_bytes={self.unpacked_bytes}"
+        return f"Artifact(uri={shown + query + (query and '...')!r}, {fields})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ def manifest_from_json(content: bytes) -> Manifest:
         fields = json.loads(content)
         files = tuple(_output_file(**file) for file in fields["files"])
         return Manifest(files=files, left_out=tuple(str(line) for line in fields["left_out"]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ArtifactRefused(f"not a manifest: {error}") from None
 
 

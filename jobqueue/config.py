@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         max_experiments: a worker ends once it has run so many; none: never.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
+        input_hosts: what `https://` inputs may be read from, such as `data.example.org,*.example.org`; empty: none.
+        input_buckets: shell patterns of what `s3://` inputs may name beside the store's own bucket.
+        input_timeout: how long one input may take to arrive from a host.
         cache_size: of the inputs and workspaces that a node keeps in `cache_dir` when nobody needs them.
         image_cache_size: of the images that a node has pulled; 0: all are kept.
         disk_floor: with less free in `cache_dir` a worker takes no message, and keeps nothing that nobody needs.
@@ -117,6 +120,9 @@ class Settings(BaseSettings):
     lease: _PositiveDuration = timedelta(seconds=60)
     networks: _Words = ("none",)
     images: _Words = ("*",)
+    input_hosts: _Words = ()
+    input_buckets: _Words = ()
+    input_timeout: _PositiveDuration = timedelta(hours=1)
     max_timeout: _PositiveDuration = timedelta(days=30)
     log_limit: _Size = 2 * 2**30
     cache_dir: _Folder = Field(default_factory=_cache_folder)

@@ -14,7 +14,7 @@ from jobqueue.errors import InvalidSetting, InvalidSpec, NotFound, Problem
 from jobqueue.ids import ExperimentId, is_experiment_id, parse_experiment_id
 from jobqueue.lifecycle import State
 from jobqueue.registry.base import Record
-from jobqueue.storage import locate
+from jobqueue.storage import check_address
 from producers.connections import Connections
 from producers.handle import Experiment
 from producers.preparation import Draft, Packed, check_fields, placed
@@ -150,7 +150,7 @@ class Client:
         return self._connections.registry.experiments.states(ids)
 
     def _check(self, fields: Mapping[str, Any], packed: Packed) -> Draft:
-        return check_fields(fields, project=self.settings.project, check_address=self._check_address, packed=packed)
+        return check_fields(fields, project=self.settings.project, check_address=check_address, packed=packed)
 
     def _check_many(self, specs: object, packed: Packed) -> builtins.list[Draft]:
         if isinstance(specs, str | bytes | Mapping) or not isinstance(specs, Iterable):
@@ -165,9 +165,6 @@ class Client:
         if problems:
             raise InvalidSpec(problems)
         return drafts
-
-    def _check_address(self, uri: str) -> None:
-        locate(uri, default=self._connections.store, endpoint=self.settings.storage_endpoint)
 
     def _send(self, drafts: Sequence[Draft], packed: Packed) -> builtins.list[Experiment]:
         handles = []

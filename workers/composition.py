@@ -10,7 +10,8 @@ from jobqueue.ids import WorkerId
 from jobqueue.keys import KeyRing
 from jobqueue.registry import open_registry
 from jobqueue.resources import Offer
-from jobqueue.storage import open_store
+from jobqueue.storage import Allowed, open_store, own_bucket
+from jobqueue.storage.hosts import parse_hosts
 from workers.attempt.health import NodeHealth
 from workers.attempt.input_cache import InputCache
 from workers.attempt.lease_files import read_boot_id
@@ -97,7 +98,16 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
         gpus=(device.device.uuid,) if device else (),
         device=device,
         ledger=ledger,
+        allowed=_allow(settings),
+    )
+
+
+def _allow(settings: Settings) -> Allowed:
+    return Allowed(
         endpoint=settings.storage_endpoint,
+        buckets=(*own_bucket(settings.storage), *settings.input_buckets),
+        hosts=parse_hosts(settings.input_hosts),
+        within=settings.input_timeout,
     )
 
 

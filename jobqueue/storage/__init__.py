@@ -4,20 +4,26 @@
     file:///folder        a folder of this machine, or one that all machines mount
     memory://name         this process alone, for tests
 
+Inputs lie there, or behind `https://host/path`. What a node reads for experiments is what its operator allows.
+
 The libraries are imported when a store is opened, so that importing this package costs nothing.
 """
 
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from jobqueue.errors import ArtifactRefused, InvalidSetting
-from jobqueue.storage.base import Store, check_key
+from jobqueue.storage.base import Readable, Store, check_key
+from jobqueue.storage.hosts import Host, parse_target
 
 STORE_SCHEME: Final = "store:"
+_WEB: Final = ("https", "http")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
@@ -46,29 +52,87 @@ def open_store(url: str, *, endpoint: str = "") -> Store:
     )
 
 
-def locate(uri: str, *, default: Store, endpoint: str = "", folders: Sequence[Path] = ()) -> tuple[Store, str]:
-    """Return the store that holds an artifact, and its key there.
+@dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """What may be read beside the project's own store; by default nothing, since a node reads with its own rights.
+
+    Attributes:
+        folders: where `file://` may lead.
+        endpoint: of S3, as for `open_store`; no address names another one.
+        buckets: which `s3://` may name, by shell patterns.
+        hosts: which `https://` may name.
+        within: how long one input may take to arrive from a host.
+    """
+
+    folders: tuple[Path, ...] = ()
+    endpoint: str = ""
+    buckets: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    within: timedelta = timedelta(hours=1)
+
+
+def check_address(uri: str) -> None:
+    """Return when something could lie at an address; whether a node may read it, only the node knows.
+
+    Raises:
+        ArtifactRefused: it is not the address of an artifact.
+    """
+    parts = _split(uri)
+    if uri.startswith(STORE_SCHEME):
+        check_key(uri.removeprefix(STORE_SCHEME))
+    elif parts.scheme in _WEB:
+        parse_target(uri)
+    elif parts.scheme == "s3" and _is_plain(parts) and _BUCKET.fullmatch(parts.netloc):
+        check_key(_path(parts))
+    elif not (parts.scheme == "file" and _is_plain(parts) and not parts.netloc):
+        raise ArtifactRefused(
+            f"not the address of an artifact: {uri.partition('?')[0]!r}",
+            hint="use store:key, s3://bucket/key, https://host/path or file:///path",
+        )
+
+
+def locate(uri: str, *, default: Store, allowed: Allowed | None = None) -> tuple[Readable, str]:
+    """Return what holds an artifact, and its key there.
 
     Args:
-        uri: `store:key`, `s3://bucket/key` or `file:///path`.
+        uri: `store:key`, `s3://bucket/key`, `https://host/path` or `file:///path`.
         default: the project's own store, which `store:` means.
-        endpoint: of S3, as for `open_store`.
-        folders: where `file://` may lead. None by default: a node must not hand any file of its own to an experiment.
+        allowed: what else may be read; nothing by default.
 
     Raises:
         ArtifactRefused: it is not such an address, or leads where it may not.
     """
+    check_address(uri)
     if uri.startswith(STORE_SCHEME):
-        return default, check_key(uri.removeprefix(STORE_SCHEME))
+        return default, uri.removeprefix(STORE_SCHEME)
+    allowed = allowed or Allowed()
     parts = _split(uri)
-    if parts.scheme == "s3" and _is_plain(parts) and _BUCKET.fullmatch(parts.netloc):
-        return _s3(parts.netloc, "", endpoint), check_key(unquote(parts.path).removeprefix("/"))
-    if parts.scheme == "file" and _is_plain(parts) and not parts.netloc:
-        return _file(unquote(parts.path), folders)
-    raise ArtifactRefused(
-        f"not the address of an artifact: {uri.partition('?')[0]!r}",
-        hint="use store:key, s3://bucket/key or file:///path",
-    )
+    if parts.scheme == "s3":
+        _require_bucket(parts.netloc, allowed.buckets)
+        return _s3(parts.netloc, "", allowed.endpoint), _path(parts)
+    if parts.scheme in _WEB:
+        from jobqueue.storage.web import open_web_file
+
+        return open_web_file(uri, hosts=allowed.hosts, within=allowed.within)
+    return _file(unquote(parts.path), allowed.folders)
+
+
+def own_bucket(url: str) -> tuple[str, ...]:
+    """Return the bucket of the store at `url`; nothing where it is no bucket."""
+    parts = _split(url)
+    return (parts.netloc,) if parts.scheme == "s3" else ()
+
+
+def _require_bucket(bucket: str, buckets: tuple[str, ...]) -> None:
+    if not any(fnmatchcase(bucket, pattern) for pattern in buckets):
+        raise ArtifactRefused(
+            f"this node reads nothing from the bucket {bucket}",
+            hint="upload it, or have its operator add it to JOBQUEUE_INPUT_BUCKETS",
+        )
+
+
+def _path(parts: SplitResult) -> str:
+    return unquote(parts.path).removeprefix("/")
 
 
 def _split(address: str) -> SplitResult:
@@ -84,7 +148,7 @@ def _is_plain(parts: SplitResult) -> bool:
     return not (parts.query or parts.fragment or set(parts.netloc) & set("@:["))
 
 
-def _file(path: str, folders: Sequence[Path]) -> tuple[Store, str]:
+def _file(path: str, folders: tuple[Path, ...]) -> tuple[Store, str]:
     from jobqueue.storage.folder import FolderStore
 
     if "\0" in path:

@@ -21,6 +21,14 @@ class StoredObject:
     size_bytes: int
 
 
+class Readable(Protocol):
+    """What content can be read from, by key; raises as `Store.get` does."""
+
+    def get(self, key: str) -> Iterator[bytes]:
+        """Return the content in pieces of bounded size."""
+        ...
+
+
 class Store(Protocol):
     """Objects by key. Keys are relative, `/`-separated. Safe in threads.
 

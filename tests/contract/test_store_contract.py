@@ -16,8 +16,8 @@ import pytest
 from services.moto import MotoServer
 
 from jobqueue.errors import ArtifactRefused, InvalidSetting, NotFound, StoreUnavailable
-from jobqueue.storage import locate, open_store
-from jobqueue.storage.base import Store, StoredObject, check_store
+from jobqueue.storage import Allowed, locate, open_store
+from jobqueue.storage.base import Readable, Store, StoredObject, check_store
 
 MEBIBYTE = 1 << 20
 
@@ -47,7 +47,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "testing")
 
 
-def _read(store: Store, key: str) -> bytes:
+def _read(store: Readable, key: str) -> bytes:
     return b"".join(store.get(key))
 
 
@@ -345,7 +345,8 @@ def test_an_artifact_in_a_bucket_is_read_there(s3_server: MotoServer, monkeypatc
     _credentials(monkeypatch)
     bucket = s3_server.make_bucket(f"bucket-{uuid4()}")
     open_store(bucket, endpoint=s3_server.url).put("data/cifar 10.tar.zst", b"tree")
-    store, key = locate(f"{bucket}/data/cifar%2010.tar.zst", default=open_store("memory://"), endpoint=s3_server.url)
+    allowed = Allowed(endpoint=s3_server.url, buckets=("bucket-*",))
+    store, key = locate(f"{bucket}/data/cifar%2010.tar.zst", default=open_store("memory://"), allowed=allowed)
     assert _read(store, key) == b"tree"
 
 
@@ -356,11 +357,12 @@ def test_a_file_is_read_only_inside_the_folders_that_are_allowed(tmp_path: Path)
     (shared / "50%.csv").write_bytes(b"data")
     secret.write_bytes(b"secret")
     (shared / "link").symlink_to(secret)
-    store, key = locate((shared / "50%.csv").as_uri(), default=default, folders=[shared])
+    allowed = Allowed(folders=(shared,))
+    store, key = locate((shared / "50%.csv").as_uri(), default=default, allowed=allowed)
     assert _read(store, key) == b"data"
     for uri in (secret.as_uri(), f"{shared.as_uri()}/../secret", (shared / "link").as_uri(), shared.as_uri()):
         with pytest.raises(ArtifactRefused, match="outside the folders"):
-            locate(uri, default=default, folders=[shared])
+            locate(uri, default=default, allowed=allowed)
     with pytest.raises(ArtifactRefused, match="outside the folders"):
         locate((shared / "50%.csv").as_uri(), default=default)
 

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 from jobqueue.artifacts import Artifact
 from jobqueue.errors import ArtifactRefused
 from jobqueue.quantities import describe_size
-from jobqueue.storage.base import Store
+from jobqueue.storage.base import Readable
 from workers.attempt.archive import unpack
 from workers.attempt.input_cache import CONTENT, InputCache, Wanted
 
@@ -29,7 +29,7 @@ class Source:
     """
 
     artifact: Artifact
-    store: Store
+    store: Readable
     key: str
     max_bytes: int
     check: Callable[[], object] = lambda: None

@@ -123,7 +123,7 @@ class Execution:
         self._check()
         self._note(State.PREPARING, Phase.STAGING)
         staged = workspace.stage_in(
-            spec, folder, store=site.store, cache=site.inputs, endpoint=site.endpoint, check=self._check
+            spec, folder, store=site.store, cache=site.inputs, allowed=site.allowed, check=self._check
         )
         remove_earlier(self._lease, site=site, may_run=bool(self._record.history))
         gpus = turn.keep(gpus)

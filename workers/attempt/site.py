@@ -1,6 +1,6 @@
 """What an attempt needs of its node, handed over by the composition root."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from jobqueue.ids import NodeId, WorkerId
 from jobqueue.keys import KeyRing
 from jobqueue.registry.base import Registry
 from jobqueue.resources import Offer
+from jobqueue.storage import Allowed
 from jobqueue.storage.base import Store
 from workers.attempt.health import NodeHealth
 from workers.attempt.input_cache import InputCache
@@ -51,7 +52,7 @@ class Site:
         gpus: UUIDs of the devices that this worker watches.
         device: the one that it watches; None for CPU work.
         ledger: who has what of the machine; None for a worker that was started without a slot, which asks nobody.
-        endpoint: of the S3 server that `s3://` inputs lie on, when it is not Amazon's.
+        allowed: what inputs may be read from beside the store.
     """
 
     worker_id: WorkerId
@@ -74,7 +75,7 @@ class Site:
     gpus: tuple[str, ...] = ()
     device: HeldDevice | None = None
     ledger: Ledger | None = None
-    endpoint: str = ""
+    allowed: Allowed = field(default_factory=Allowed)
 
     @property
     def best_offer(self) -> Offer:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from jobqueue.artifacts import Artifact
 from jobqueue.errors import ArtifactRefused, NotFound
 from jobqueue.registry.base import Lease
 from jobqueue.spec import DEFAULT_OUTPUTS, ExperimentSpec
-from jobqueue.storage import locate
+from jobqueue.storage import Allowed, locate
 from jobqueue.storage.base import Store
 from workers.attempt.archive import unpack
 from workers.attempt.downloads import Source, fetch_file, fetch_tree
@@ -68,8 +68,7 @@ def stage_in(
     *,
     store: Store,
     cache: InputCache,
-    endpoint: str = "",
-    shared: Sequence[Path] = (),
+    allowed: Allowed | None = None,
     check: Callable[[], object] = lambda: None,
 ) -> Staged:
     """Make the attempt's folder anew, with its workspace unpacked and its inputs at hand.
@@ -79,8 +78,7 @@ def stage_in(
         folder: as `attempt_folder` says.
         store: the project's own.
         cache: the node's; what is needed of it is held until the folder is removed.
-        endpoint: of S3 stores other than the project's own.
-        shared: folders of the node that `file://` inputs may lie in.
+        allowed: what inputs may be read from beside the project's own store.
         check: called before each piece that is fetched or unpacked; what it raises ends it.
 
     Raises:
@@ -100,7 +98,7 @@ def stage_in(
     left = spec.disk
 
     def source(artifact: Artifact) -> Source:
-        place, key = locate(artifact.uri, default=store, endpoint=endpoint, folders=shared)
+        place, key = locate(artifact.uri, default=store, allowed=allowed)
         return Source(artifact=artifact, store=place, key=key, max_bytes=left, check=check)
 
     if spec.workspace is not None:

@@ -89,7 +89,7 @@ def test_every_wrong_field_is_named_at_once(client: Client) -> None:
             image="NOT AN IMAGE",
             memory="8 potatoes",
             workspace="/nowhere/at/all",
-            inputs={"data": "/nowhere/else", "bad name!": "store:x", "web": "https://example.org/x"},
+            inputs={"data": "/nowhere/else", "bad name!": "store:x", "web": "ftp://example.org/x"},
             secrets=["NOT_SET_ANYWHERE"],
             queue="x_dead",
             priority="fast",

@@ -20,7 +20,7 @@ from jobqueue.errors import ArtifactRefused, NotFound, StoreUnavailable
 from jobqueue.ids import make_experiment_id
 from jobqueue.registry.base import Lease
 from jobqueue.spec import ExperimentSpec, parse_spec
-from jobqueue.storage import open_store
+from jobqueue.storage import Allowed, open_store
 from jobqueue.storage.base import Store
 from producers.packaging import pack_workspace, upload_input
 from workers.attempt.downloads import Source, fetch_file, fetch_tree
@@ -320,5 +320,6 @@ def test_a_file_of_a_shared_folder_is_read_where_the_node_allows_it(
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "data").write_bytes(b"1")
     wanted = spec(data=Artifact(uri=(tmp_path / "shared" / "data").as_uri()))
-    staged = stage_in(wanted, folder, store=store, cache=keep(cache), shared=[tmp_path / "shared"])
+    allowed = Allowed(folders=(tmp_path / "shared",))
+    staged = stage_in(wanted, folder, store=store, cache=keep(cache), allowed=allowed)
     assert staged.inputs["data"].read_bytes() == b"1"
