@@ -51,7 +51,7 @@ def marker_from_json(content: bytes) -> Marker:
     try:
         fields = json.loads(content)
         finished_at = datetime.fromisoformat(fields.pop("finished_at"))
-        state = State(fields.pop("state"))
+        state, exit_code = State(fields.pop("state")), fields.pop("exit_code", None)
         if finished_at.tzinfo is None or not state.is_final:
             raise ValueError("its time has no zone, or its state is not final")  # noqa: TRY301
         return Marker(
@@ -60,9 +60,12 @@ def marker_from_json(content: bytes) -> Marker:
             token=int(fields.pop("token")),
             state=state,
             reason=Reason[fields.pop("reason")],
+            detail=str(fields.pop("detail", "")),
+            exit_code=None if exit_code is None else int(exit_code),
             last_lines=tuple(str(line) for line in fields.pop("last_lines", ())),
+            manifest=str(fields.pop("manifest", "")),
             finished_at=finished_at,
             **fields,
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ArtifactRefused(f"not a result marker: {error}") from None

@@ -20,7 +20,7 @@ from services.redis import RedisServer, open_redis
 from services.schedule import deal
 from services.waiting import wait_until
 
-TIERS = ("unit", "contract", "integration", "acceptance", "faults", "security")
+TIERS = ("unit", "contract", "integration", "acceptance", "faults", "security", "fuzz")
 _ROOT = Path(__file__).parent
 _IN_CI = os.environ.get("CI") == "true"
 _LEAVE = timedelta(seconds=3)

@@ -53,7 +53,10 @@ def parse_address(url: str) -> SqsAddress:
     Raises:
         InvalidSetting: it says something else than it may.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _refusal("its brackets are no address; in a key or secret write [ as %5B") from None
     options = dict(parse_qsl(parts.query))
     host = _parse_host(parts)
     try:

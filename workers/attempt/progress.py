@@ -31,7 +31,7 @@ def parse_progress_json(line: bytes, *, secrets: tuple[bytes, ...] = ()) -> str 
     if len(line) > MAX_PROGRESS_BYTES:
         return None
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_float=_number, parse_constant=str)
         if not isinstance(value, dict):
             return None
         return _written(redact_json(value, secrets), secrets) if secrets else json.dumps(value)
