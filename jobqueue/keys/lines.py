@@ -4,7 +4,6 @@ The line survives a mail program that wraps it.
 """
 
 import base64
-import binascii
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -58,7 +57,7 @@ def fingerprint(kind: str, content: bytes) -> KeyId:
 def _decode(parts: list[str]) -> bytes:
     try:
         return base64.b64decode("".join(parts), validate=True)
-    except binascii.Error:
+    except ValueError:  # also what stands there for letters that are not ASCII
         raise KeyRefused("not a key: its content is not base64", hint="copy the whole line") from None
 
 
