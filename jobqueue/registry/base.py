@@ -11,6 +11,7 @@ from typing import Protocol
 
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
+from jobqueue.registry.calls import Calls
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.needs import Needs
 from jobqueue.registry.presence import Workers
@@ -161,7 +162,7 @@ class LiveLogs(Protocol):
 
 
 class Registry(Protocol):
-    """The six ports over one connection."""
+    """The seven ports over one connection."""
 
     leases: Leases
     experiments: Experiments
@@ -169,6 +170,7 @@ class Registry(Protocol):
     workers: Workers
     ledger: Ledger
     needs: Needs
+    calls: Calls
 
     def ping(self) -> datetime:
         """Return the registry's time, aware, when it answers.

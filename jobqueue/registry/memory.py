@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from jobqueue.ids import ExperimentId
 from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece
+from jobqueue.registry.calls import Calls
 from jobqueue.registry.ledger import Ledger
+from jobqueue.registry.memory_calls import MemoryCalls
 from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
 from jobqueue.registry.memory_ledger import MemoryLedger
@@ -40,6 +42,7 @@ class MemoryRegistry:
         self.workers: Workers = MemoryWorkers(table)
         self.ledger: Ledger = MemoryLedger(table)
         self.needs: Needs = MemoryNeeds(table)
+        self.calls: Calls = MemoryCalls()
 
     def ping(self) -> datetime:
         """Return its time: it is always there."""

@@ -3,9 +3,11 @@
 from datetime import UTC, datetime, timedelta
 
 from jobqueue.registry.base import Experiments, Leases, LiveLogs
+from jobqueue.registry.calls import Calls
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.needs import Needs
 from jobqueue.registry.presence import Workers
+from jobqueue.registry.redis_calls import RedisCalls
 from jobqueue.registry.redis_client import RedisClient
 from jobqueue.registry.redis_experiments import RedisExperiments
 from jobqueue.registry.redis_leases import RedisLeases
@@ -33,6 +35,7 @@ class RedisRegistry:
         self.workers: Workers = RedisWorkers(self._client)
         self.ledger: Ledger = RedisLedger(self._client)
         self.needs: Needs = RedisNeeds(self._client)
+        self.calls: Calls = RedisCalls(self._client)
 
     def ping(self) -> datetime:
         """Return the server's time when Redis answers: to PING, because TIME is answered while data is still loaded."""

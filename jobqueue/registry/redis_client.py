@@ -23,6 +23,7 @@ COMMANDS: Final = (
     *("ping", "select", "time", "evalsha", "script|load"),
     *("get", "set", "del", "exists", "pexpire", "hget", "hgetall", "hmget", "info", "hset", "hincrby", "hdel", "hvals"),
     *("zadd", "zscore", "zrem", "zrange", "zrangebyscore", "zrevrangebylex", "xadd", "xrange", "xrevrange", "xtrim"),
+    *("rpush", "blpop", "ltrim"),
 )
 
 _CONNECT_SECONDS: Final = 1
