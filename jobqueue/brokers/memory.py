@@ -11,8 +11,10 @@ from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueReco
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack
 from jobqueue.brokers.lines import BatchLine
 from jobqueue.brokers.polling import poll
-from jobqueue.routing import Selection, dead_letter_queue
+from jobqueue.routing import Selection, dead_letter_queue, first_queue
 
+_SCHEME: Final = "jobqueue-memory"
+_TRANSPORT: Final = "jobqueue.brokers.memory_transport:Transport"
 _TIMER: Final = "jobqueue-deferred-"
 # As kombu's queues, of the whole process.
 _records: Final[dict[str, QueueRecord]] = {}
@@ -33,7 +35,14 @@ class MemoryBroker:
 
     def celery_settings(self) -> dict[str, Any]:
         """Return how Celery is to connect."""
-        return {"broker_url": "memory://", "broker_transport_options": {"polling_interval": 0.01}}
+        from kombu.transport import TRANSPORT_ALIASES
+
+        TRANSPORT_ALIASES[_SCHEME] = _TRANSPORT
+        return {
+            "broker_url": "memory://",
+            "broker_read_url": f"{_SCHEME}://",
+            "broker_transport_options": {"polling_interval": 0.01},
+        }
 
     def request_queue(self, name: str) -> Any:
         """Return the `kombu.Queue`."""
@@ -42,7 +51,7 @@ class MemoryBroker:
         return kombu.Queue(name, kombu.Exchange(""), routing_key=name, no_declare=True)
 
     def consumed(self, name: str) -> list[Any]:
-        """Return the one `kombu.Queue`."""
+        """Return the one `kombu.Queue`: the transport looks into what is served before it by itself."""
         return [self.request_queue(name)]
 
     def line(self, connection: Any) -> Line:
@@ -65,8 +74,9 @@ class MemoryQueues:
         owner: str = "",
         retention: timedelta | None = None,
     ) -> None:
-        """Create a request queue and its dead-letter queue; a delivery that is put off needs no queue here."""
+        """Create a request queue and its companions; a delivery that is put off needs no queue here."""
         self.create_plain(dead_letter_queue(queue))
+        self.create_plain(first_queue(queue))
         self.create_plain(queue)
         _records[queue] = QueueRecord(queue=queue, expires_at=expires_at, owner=owner, retention=retention)
 
@@ -83,15 +93,15 @@ class MemoryQueues:
         return queue in _all_queues()
 
     def depth(self, queue: str) -> Depth:
-        """Return how much lies in it, and how much was put off."""
+        """Return how much lies in it and in what is served before it, and how much was put off."""
         put_off = sum(1 for thread in threading.enumerate() if thread.name == _TIMER + queue)
-        return Depth(ready=_find(queue).qsize() + put_off)
+        return Depth(ready=_count(queue) + put_off)
 
     def delete(self, queue: str) -> None:
-        """Delete a queue and its dead letters."""
+        """Delete a queue and its companions."""
         _records.pop(queue, None)
-        _all_queues().pop(queue, None)
-        _all_queues().pop(dead_letter_queue(queue), None)
+        for name in (queue, first_queue(queue), dead_letter_queue(queue)):
+            _all_queues().pop(name, None)
 
 
 class MemorySurvey:
@@ -99,7 +109,7 @@ class MemorySurvey:
 
     def look(self, selection: Selection) -> Seen:
         """Return the request queues that a selection's patterns find."""
-        waiting = {queue: _find(queue).qsize() for queue in sorted(_records) if selection.finds(queue)}
+        waiting = {queue: _count(queue) for queue in sorted(_records) if selection.finds(queue)}
         return Seen(waiting=waiting, others=tuple(sorted(_records.keys() - waiting)))
 
 
@@ -192,6 +202,11 @@ def _find(queue: str) -> "Queue[dict[str, Any]]":
         return _all_queues()[queue]
     except KeyError:
         raise missing_queue(queue) from None
+
+
+def _count(queue: str) -> int:
+    first = _all_queues().get(first_queue(queue))
+    return _find(queue).qsize() + (first.qsize() if first is not None else 0)
 
 
 def _raw(message: Any) -> dict[str, Any]:

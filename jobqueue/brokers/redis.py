@@ -31,7 +31,8 @@ from jobqueue.brokers.redis_server import (
     mail_keys,
 )
 from jobqueue.brokers.redis_survey import RedisSurvey
-from jobqueue.routing import dead_letter_queue
+from jobqueue.routing import dead_letter_queue, first_queue
+from jobqueue.tls import split_certificates
 
 # Names of our own: a Celery application beside us in the same database has another visibility timeout.
 _UNACKED: Final = "jobqueue:unacked"
@@ -76,9 +77,10 @@ class RedisBroker:
         from kombu.transport import TRANSPORT_ALIASES
 
         TRANSPORT_ALIASES[_SCHEME] = _TRANSPORT
+        url, files = split_certificates(self._url)
         settings: dict[str, Any] = {
-            "broker_url": self._url,
-            "broker_read_url": _SCHEME + self._url.removeprefix("redis").removeprefix("s"),
+            "broker_url": url,
+            "broker_read_url": _SCHEME + url.removeprefix("redis").removeprefix("s"),
             "broker_transport_options": {
                 "visibility_timeout": math.ceil(self._visibility.total_seconds()),
                 "unacked_key": _UNACKED,
@@ -97,7 +99,8 @@ class RedisBroker:
             return settings
         import ssl
 
-        return {**settings, "broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED}}
+        checks = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **files.options(prefix="ssl_")}
+        return {**settings, "broker_use_ssl": checks}
 
     def request_queue(self, name: str) -> Any:
         """Return the `kombu.Queue`; the default exchange leads straight to the list of that name."""
@@ -106,7 +109,7 @@ class RedisBroker:
         return Queue(name, Exchange(""), routing_key=name, no_declare=True)
 
     def consumed(self, name: str) -> list[Any]:
-        """Return the one `kombu.Queue`."""
+        """Return the one `kombu.Queue`: the transport looks into what is served before it by itself."""
         return [self.request_queue(name)]
 
     def line(self, connection: Any) -> Line:
@@ -132,11 +135,11 @@ class RedisQueues:
         owner: str = "",
         retention: timedelta | None = None,
     ) -> None:
-        """Note a request queue and its dead-letter queue; a delivery that is put off needs no queue here."""
+        """Note a request queue and its companions; a delivery that is put off needs no queue here."""
         record = QueueRecord(queue=queue, expires_at=expires_at, owner=owner, retention=retention)
         with self._server.translated() as client, client.pipeline() as pipe:
             pipe.hset(_RECORDS, queue, json.dumps(record_to_json(record)))
-            pipe.sadd(QUEUES, queue, dead_letter_queue(queue))
+            pipe.sadd(QUEUES, queue, first_queue(queue), dead_letter_queue(queue))
             pipe.execute()
 
     def listed(self) -> list[QueueRecord]:
@@ -156,11 +159,11 @@ class RedisQueues:
             return bool(client.sismember(QUEUES, queue))
 
     def depth(self, queue: str) -> Depth:
-        """Return how much lies in it under any priority, and how much was put off."""
+        """Return how much lies in it under any priority and in what is served before it, and how much was put off."""
         with self._server.translated() as client, client.pipeline() as pipe:
             pipe.sismember(QUEUES, queue)
             self._server.count_deferred(keys=[_DEFERRED + queue, _UNACKED_INDEX], client=pipe)
-            for key in lists_of(queue):
+            for key in (*lists_of(queue), *lists_of(first_queue(queue))):
                 pipe.llen(key)
             known, *counts = pipe.execute()
         if not known:
@@ -168,8 +171,8 @@ class RedisQueues:
         return Depth(ready=sum(counts))
 
     def delete(self, queue: str) -> None:
-        """Delete a queue, its dead letters, and what was put off."""
-        names = (queue, dead_letter_queue(queue))
+        """Delete a queue, its companions, and what was put off."""
+        names = (queue, first_queue(queue), dead_letter_queue(queue))
         with self._server.translated() as client:
             put_off = client.zrange(_DEFERRED + queue, 0, -1)
             with client.pipeline() as pipe:
@@ -275,7 +278,7 @@ class RedisPost:
     def _fetch(self, queue: str) -> Mail | None:
         tag = str(uuid4())
         with self._server.translated():
-            raw = self._server.receive(keys=mail_keys(queue), args=[queue, tag, self._visibility_seconds])
-        if raw == 0:
+            raw, _, *missing = self._server.receive(keys=mail_keys(queue), args=[tag, self._visibility_seconds, queue])
+        if missing:
             raise missing_queue(queue)
         return None if raw is None else unpack_json(raw, handle=_Receipt(queue=queue, tag=tag))

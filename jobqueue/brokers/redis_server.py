@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from jobqueue.errors import BrokerUnavailable
+from jobqueue.tls import hint_of, split_certificates
 
 # The set of the names of all queues.
 QUEUES: Final = "jobqueue:queues"
@@ -22,26 +23,36 @@ if redis.call('sismember', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('lpush', KEYS[2], ARGV[2])
 return 1
 """
-# KEYS: the set of queues, the mail of one that is not acknowledged, when it comes back, and the queue's lists.
+# Takes one message from the first of some queues that holds one. KEYS: the set of queues, and for each queue its mail
+# that is not acknowledged, when that comes back, and its lists. ARGV: a tag, how long others do not get it, the queues.
+# Answers with the message and its queue; with neither, and the queues that do not exist.
 RECEIVE: Final = """
-if redis.call('sismember', KEYS[1], ARGV[1]) == 0 then return 0 end
 local clock = redis.call('time')
 local now = clock[1] + clock[2] / 1000000
-for _, tag in ipairs(redis.call('zrevrangebyscore', KEYS[3], now, '-inf')) do
-  local mail = redis.call('hget', KEYS[2], tag)
-  if mail then redis.call('rpush', KEYS[4], mail) end
-  redis.call('hdel', KEYS[2], tag)
-  redis.call('zrem', KEYS[3], tag)
-end
-for i = 4, #KEYS do
-  local mail = redis.call('rpop', KEYS[i])
-  if mail then
-    redis.call('hset', KEYS[2], ARGV[2], mail)
-    redis.call('zadd', KEYS[3], now + ARGV[3], ARGV[2])
-    return mail
+local width = (#KEYS - 1) / (#ARGV - 2)
+local missing = {false, false}
+for number = 3, #ARGV do
+  local at = 2 + (number - 3) * width
+  if redis.call('sismember', KEYS[1], ARGV[number]) == 0 then
+    missing[#missing + 1] = ARGV[number]
+  else
+    for _, tag in ipairs(redis.call('zrevrangebyscore', KEYS[at + 1], now, '-inf')) do
+      local mail = redis.call('hget', KEYS[at], tag)
+      if mail then redis.call('rpush', KEYS[at + 2], mail) end
+      redis.call('hdel', KEYS[at], tag)
+      redis.call('zrem', KEYS[at + 1], tag)
+    end
+    for list = at + 2, at + width - 1 do
+      local mail = redis.call('rpop', KEYS[list])
+      if mail then
+        redis.call('hset', KEYS[at], ARGV[1], mail)
+        redis.call('zadd', KEYS[at + 1], now + ARGV[2], ARGV[1])
+        return {mail, ARGV[number]}
+      end
+    end
   end
 end
-return false
+return missing
 """
 # KEYS: the mail that is not acknowledged, when it comes back, and the queue's list. Mail that is back stays as it is.
 _GIVE_BACK: Final = """
@@ -89,8 +100,10 @@ class RedisServer:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
+        plain, files = split_certificates(self._url)
         return Redis.from_url(
-            _client_url(self._url),
+            _client_url(plain),
+            **files.options(prefix="ssl_"),
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=REPLY_SECONDS,
             health_check_interval=HEALTH_CHECK_SECONDS,
@@ -100,7 +113,7 @@ class RedisServer:
 
     @cached_property
     def receive(self) -> Any:
-        """The script that takes mail: None when there is none, 0 when there is no such queue."""
+        """The script that takes mail: it answers with that and its queue, or with nothing and the missing queues."""
         return self.client.register_script(RECEIVE)
 
     @cached_property
@@ -134,7 +147,8 @@ class RedisServer:
         try:
             yield self.client
         except RedisError as error:
-            raise BrokerUnavailable(f"Redis at {_where(self._url)} does not answer: {error}") from None
+            told = f"Redis at {_where(self._url)} does not answer: {error}"
+            raise BrokerUnavailable(told, hint=hint_of(error)) from None
 
     def close(self) -> None:
         """Close the connections."""
@@ -159,9 +173,9 @@ def mail_index(queue: str) -> str:
     return _MAIL_INDEX + queue
 
 
-def mail_keys(queue: str) -> list[str]:
-    """Return the keys of the script that takes mail."""
-    return [QUEUES, mail_hash(queue), mail_index(queue), *lists_of(queue)]
+def mail_keys(*queues: str) -> list[str]:
+    """Return the keys of the script that takes mail from the first of these queues that holds some."""
+    return [QUEUES, *(key for queue in queues for key in (mail_hash(queue), mail_index(queue), *lists_of(queue)))]
 
 
 def _client_url(url: str) -> str:

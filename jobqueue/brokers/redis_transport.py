@@ -4,9 +4,11 @@ kombu pops a message and notes it afterwards; whoever dies in between, or is cut
 along. Here, waiting takes nothing (the last element of a list is moved to its end, where it is), and a script takes the
 message and notes it in one step. What is no message of kombu's becomes the body of one, for the consumer to refuse;
 kombu would raise, and lose it. Each delivery gets a tag of our own and the name of the queue that it came from: a
-sender's tag could be that of another delivery, its queue one that it is trusted for.
+sender's tag could be that of another delivery, its queue one that it is trusted for. Each request queue is looked into
+together with what is served before it.
 """
 
+from collections.abc import Sequence
 from queue import Empty
 from time import monotonic
 from typing import Any, Final
@@ -16,7 +18,9 @@ from kombu.transport import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobqueue.brokers.copies import as_message
+from jobqueue.brokers.precedence import Precedence
 from jobqueue.brokers.redis_server import RECEIVE, mail_hash, mail_index, mail_keys
+from jobqueue.routing import served_queue
 
 # Its stubs know a small part of it.
 _kombu: Any = redis
@@ -50,6 +54,7 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         self._receive_script = self._create_client().register_script(RECEIVE)
         self._is_acknowledging = True
         self._gone: set[str] = set()
+        self._precedence = Precedence()
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
         """Return a client; where the connection was given up, say so as Redis does.
@@ -94,26 +99,28 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
             self._in_poll = None
             self._flush_brpop_reauth()
         queues = [] if self._closing else self._queue_cycle.consume(len(self.active_queues))
-        for queue in queues:
-            tag = str(uuid4())
-            raw = self._take(queue, tag)
-            if raw is not None:
-                self._queue_cycle.rotate(queue)
-                self.connection._deliver(as_message(raw, queue=queue, tag=tag), queue)  # noqa: SLF001 - kombu's own way
-                return True
-        if queues:
-            self._queue_cycle.rotate(queues[0])
-        raise Empty
+        if not (queues and self._take(queues)):
+            raise Empty
+        return True
 
-    def _take(self, queue: str, tag: str) -> bytes | None:
+    def _take(self, queues: Sequence[str]) -> bool:
+        """Deliver the next message of the first queue that has one, or of what is served before that."""
+        names, tag = [name for queue in queues for name in self._precedence.order(queue)], str(uuid4())
         with self.conn_or_acquire() as client:
-            raw = self._receive_script(keys=mail_keys(queue), args=[queue, tag, self.visibility_timeout], client=client)
-        if raw == 0:
-            self._gone.add(queue)
-            return None
+            raw, source, *missing = self._receive_script(
+                keys=mail_keys(*names), args=[tag, self.visibility_timeout, *names], client=client
+            )
+        if raw is None:
+            self._gone = {name.decode() for name in missing}
+            self._queue_cycle.rotate(queues[0])
+            return False
+        name = source.decode()
+        queue = served_queue(name)
+        self._precedence.note(name)
         self._gone.discard(queue)
-        taken: bytes | None = raw
-        return taken
+        self._queue_cycle.rotate(queue)
+        self.connection._deliver(as_message(raw, queue=name, tag=tag), queue)  # noqa: SLF001 - kombu's own way
+        return True
 
 
 class Transport(_kombu.Transport):  # type: ignore[misc]  # a class, untyped

@@ -62,7 +62,7 @@ class SqsBroker:
         return Queue(name, Exchange(""), routing_key=name, no_declare=True)
 
     def consumed(self, name: str) -> list[Any]:
-        """Return the one `kombu.Queue`."""
+        """Return the one `kombu.Queue`: the receiver asks for what is served before it by itself."""
         return [self.request_queue(name)]
 
     def line(self, connection: Any) -> Line:

@@ -9,7 +9,7 @@ from jobqueue.brokers.base import Depth, QueueRecord
 from jobqueue.brokers.queue_records import record_from_json, record_to_json
 from jobqueue.brokers.sqs_client import Refusal, SqsServer
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
-from jobqueue.routing import dead_letter_queue
+from jobqueue.routing import dead_letter_queue, first_queue, is_request_queue
 
 _RETENTION: Final = timedelta(days=14)
 _KIND: Final = "jobqueue:kind"
@@ -42,10 +42,11 @@ class SqsQueues:
         owner: str = "",
         retention: timedelta | None = None,
     ) -> None:
-        """Create a request queue after its dead-letter queue; a delivery that is put off needs no queue here."""
+        """Create a request queue after its companions; a delivery that is put off needs no queue here."""
         record = QueueRecord(queue=queue, expires_at=expires_at, owner=owner, retention=retention)
         tags = _to_tags(record)
         self.create_plain(dead_letter_queue(queue))
+        self.create_plain(first_queue(queue))
         self._create(queue, tags)
         self._server.on_queue("tag_queue", queue, Tags=tags)
         if absent := [_NOTE + name for name in _NOTES if _NOTE + name not in tags]:
@@ -53,7 +54,7 @@ class SqsQueues:
 
     def listed(self) -> list[QueueRecord]:
         """Return the request queues by their tags, by name; SQS may take a minute to list a new one."""
-        found = ((queue, self._tags(queue)) for queue in sorted(self.names()))
+        found = ((queue, self._tags(queue)) for queue in sorted(filter(is_request_queue, self.names())))
         return [_to_record(queue, tags) for queue, tags in found if tags.get(_KIND) == _REQUEST]
 
     def names(self, beginning: str = "") -> Iterator[str]:
@@ -77,17 +78,28 @@ class SqsQueues:
         return self._server.exists(queue)
 
     def depth(self, queue: str) -> Depth:
-        """Return about how much lies in it; what was put off counts as delivered and not acknowledged."""
-        answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=list(_COUNTS))
-        ready, delayed, hidden = (int(answer["Attributes"].get(name, 0)) for name in _COUNTS)
-        return Depth(ready=ready + delayed, unacked=hidden)
+        """Return about how much lies in it and in what is served before it.
+
+        What was put off counts as delivered and not acknowledged.
+        """
+        depth = self._count(queue)
+        try:
+            first = self._count(first_queue(queue))
+        except NoSuchQueue:
+            return depth
+        return Depth(ready=depth.ready + first.ready, unacked=(depth.unacked or 0) + (first.unacked or 0))
 
     def delete(self, queue: str) -> None:
-        """Delete a queue and its dead letters."""
-        for name in (queue, dead_letter_queue(queue)):
+        """Delete a queue and its companions."""
+        for name in (queue, first_queue(queue), dead_letter_queue(queue)):
             if self._server.exists(name):
                 self._server.on_queue("delete_queue", name)
                 self._server.exists(name)
+
+    def _count(self, queue: str) -> Depth:
+        answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=list(_COUNTS))
+        ready, delayed, hidden = (int(answer["Attributes"].get(name, 0)) for name in _COUNTS)
+        return Depth(ready=ready + delayed, unacked=hidden)
 
     def _create(self, queue: str, tags: dict[str, str]) -> None:
         if self._server.exists(queue):

@@ -1,9 +1,14 @@
-"""The thread that asks SQS for request messages: one question at a time, whatever SQS answers."""
+"""The thread that asks SQS for request messages: one question at a time, whatever SQS answers.
+
+Each question costs, so what is served before a request queue is asked for where it may hold something: after the queue
+has held something, and at some of the polls of one that stays empty.
+"""
 
 import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,8 +16,10 @@ from datetime import timedelta
 from queue import SimpleQueue
 from typing import Final
 
+from jobqueue.brokers.precedence import IN_A_ROW, Precedence
 from jobqueue.brokers.sqs_client import Receipt, SqsServer
 from jobqueue.errors import BrokerUnavailable, JobqueueError, NoSuchQueue
+from jobqueue.routing import first_queue, is_first_queue
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +27,12 @@ log = logging.getLogger(__name__)
 _SHARED_WAIT: Final = timedelta(seconds=2)
 # So often one queue alone is asked before its poll may take as long as it can.
 _ALONE: Final = 5
+# At one of so many polls of an empty queue, what is served before it is asked for too: it may have come back.
+_FIRST_EVERY: Final = 4
+# So long a poll asks all of SQS' servers, an immediate one only some of them.
+_FIRST_WAIT: Final = timedelta(seconds=1)
+# One that is not there may be made later.
+_MISSING_SECONDS: Final = 600.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _LOG_EVERY_SECONDS: Final = 10.0
@@ -49,6 +62,9 @@ class Receiver:
         self._asked: dict[str, int] = {}
         self._count = 0
         self._alone = 0
+        self._precedence = Precedence()
+        self._quiet: Counter[str] = Counter()
+        self._missing: dict[str, float] = {}
         self._failures = 0
         self._logged_at = float("-inf")
         self._thread = threading.Thread(target=self._serve, name="sqs-receiver", daemon=True)
@@ -74,7 +90,7 @@ class Receiver:
     def _receive(self, question: Question) -> Sequence[Receipt]:
         queue, wait = self._choose(question.queues)
         try:
-            receipts = self._server.receive(queue, count=question.count, wait=wait)
+            receipts = self._ask(queue, count=question.count, wait=wait)
         except JobqueueError as error:
             self._pause(error, queue)
             return ()
@@ -84,6 +100,35 @@ class Receiver:
             return ()
         self._failures = 0
         return receipts
+
+    def _ask(self, queue: str, *, count: int, wait: timedelta) -> Sequence[Receipt]:
+        """Ask for messages of a request queue, and first for what is served before it when that is due."""
+        for name, patience in self._steps(queue, wait):
+            most = min(count, IN_A_ROW) if is_first_queue(name) else count
+            if receipts := self._ask_one(name, count=most, wait=patience):
+                self._quiet[queue] = 0
+                for _ in receipts:
+                    self._precedence.note(name)
+                return receipts
+        self._quiet[queue] += 1
+        return ()
+
+    def _steps(self, queue: str, wait: timedelta) -> list[tuple[str, timedelta]]:
+        """Return which queues to ask, one after the other, and how long to wait for each one's messages."""
+        own, first = (queue, wait), first_queue(queue)
+        if self._quiet[queue] % _FIRST_EVERY or time.monotonic() < self._missing.get(first, 0.0):
+            return [own]
+        ahead = (first, min(_FIRST_WAIT, wait) if self._quiet[queue] else timedelta(0))
+        return [(queue, timedelta(0)), ahead, own] if self._precedence.is_others_turn(queue) else [ahead, own]
+
+    def _ask_one(self, name: str, *, count: int, wait: timedelta) -> Sequence[Receipt]:
+        try:
+            return self._server.receive(name, count=count, wait=wait)
+        except NoSuchQueue:
+            if not is_first_queue(name):
+                raise
+            self._missing[name] = time.monotonic() + _MISSING_SECONDS
+            return ()
 
     def _choose(self, queues: Sequence[str]) -> tuple[str, timedelta]:
         """Return the queue that was asked longest ago, and how long to wait for its messages."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,12 +11,14 @@ from jobqueue.brokers.base import Seen
 from jobqueue.brokers.sqs_client import SqsServer
 from jobqueue.brokers.sqs_queues import SqsQueues
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
-from jobqueue.routing import Selection, dead_letter_queue
+from jobqueue.routing import Selection, dead_letter_queue, first_queue
 
 log = logging.getLogger(__name__)
 
 _COUNT: Final = "ApproximateNumberOfMessages"
 _LONGEST_SECONDS: Final = 10.0
+# What was put off there comes back to it, while the request queue itself stays empty.
+_FIRST_EVERY: Final = 4
 
 
 class SqsSurvey:
@@ -33,11 +36,14 @@ class SqsSurvey:
         self._askings = Askings()
         self._asked_at = float("-inf")
         self._silent: set[str] = set()
+        self._firsts: set[str] = set()
+        self._empty: Counter[str] = Counter()
 
     def look(self, selection: Selection) -> Seen:
         """Return the request queues that a selection's patterns find; SQS may take a minute to list a new one."""
         names = set(self._queues.names(selection.prefix))
         queues = {name for name in names if dead_letter_queue(name) in names}
+        self._firsts = {first for name in queues if (first := first_queue(name)) in names}
         wanted = {name for name in queues if selection.finds(name)}
         # One alone is polled, whatever waits in it.
         asked = self._askings.next(wanted, limit=self._allowed()) if len(wanted) > 1 else []
@@ -73,6 +79,14 @@ class SqsSurvey:
         return failures
 
     def _ask(self, queue: str) -> int:
+        """Return what waits in a queue; of an empty one now and then what waits in the queue served before it."""
+        waiting, first = self._count(queue), first_queue(queue)
+        self._empty[queue] = 0 if waiting else self._empty[queue] + 1
+        if waiting or first not in self._firsts or self._empty[queue] % _FIRST_EVERY:
+            return waiting
+        return self._count(first)
+
+    def _count(self, queue: str) -> int:
         answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=[_COUNT])
         return int(answer["Attributes"].get(_COUNT, 0))
 

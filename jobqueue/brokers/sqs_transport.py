@@ -24,6 +24,7 @@ from jobqueue.brokers.sqs_client import MAX_MESSAGE_BYTES, Receipt, SqsServer
 from jobqueue.brokers.sqs_deliveries import RECEIPT, receipt_of
 from jobqueue.brokers.sqs_receiver import Question, Receiver
 from jobqueue.errors import BrokerUnavailable, InvalidSpec, JobqueueError, Problem
+from jobqueue.routing import served_queue
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class Transport(virtual.Transport):
 
     def _on_answer(self, receipts: Sequence[Receipt]) -> None:
         # Here, on the receiving thread: the consuming one may have cancelled and wait for what runs.
-        wanted = [receipt for receipt in receipts if receipt.queue in self._callbacks]
+        wanted = [receipt for receipt in receipts if served_queue(receipt.queue) in self._callbacks]
         self.give_back([receipt for receipt in receipts if receipt not in wanted])
         self._arrive(partial(self._take, wanted))
 
@@ -244,7 +245,7 @@ class Transport(virtual.Transport):
     def _take(self, receipts: Sequence[Receipt]) -> bool:
         self._is_asking = False
         for receipt in receipts:
-            callback = self._callbacks.get(receipt.queue)
+            callback = self._callbacks.get(served_queue(receipt.queue))
             if callback and not self._is_closed.is_set():
                 callback(to_payload(receipt))
             else:

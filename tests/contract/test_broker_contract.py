@@ -27,7 +27,7 @@ from services.waiting import wait_until
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker, QueueRecord
 from jobqueue.errors import InvalidSetting, NoSuchQueue
-from jobqueue.routing import dead_letter_queue
+from jobqueue.routing import dead_letter_queue, first_queue, served_queue
 
 
 @pytest.fixture(
@@ -92,6 +92,46 @@ def test_a_queue_exists_from_its_creation_to_its_deletion(broker: Broker) -> Non
     broker.queues.delete(name)
     assert not broker.queues.exists(name)
     assert not broker.queues.exists(dead_letter_queue(name))
+
+
+def test_a_queue_comes_and_goes_with_the_one_that_is_served_before_it(broker: Broker) -> None:
+    name = f"q-{uuid4().hex[:8]}"
+    broker.queues.create(name)
+    publish(broker, first_queue(name))
+    assert broker.queues.depth(name).ready == 1
+    broker.queues.delete(name)
+    assert not broker.queues.exists(first_queue(name))
+    broker.queues.create(name)
+    assert broker.queues.depth(name).ready == 0
+    broker.queues.delete(name)
+
+
+def test_what_lies_in_the_queue_that_is_served_first_goes_ahead_of_all_that_waits(
+    broker: Broker, queue: str, consume: Callable[[str], Consumer]
+) -> None:
+    for number in range(5):
+        publish(broker, queue, body=b"%d" % number)
+    publish(broker, first_queue(queue), body=b"first")
+    assert bytes(consume(queue).next().body) == b"first"
+
+
+def test_what_goes_ahead_comes_back_to_where_it_was(
+    broker: Broker, queue: str, consume: Callable[[str], Consumer]
+) -> None:
+    publish(broker, queue, body=b"other")
+    publish(broker, first_queue(queue), body=b"first")
+    consumer = consume(queue)
+    message = consumer.next()
+    broker.deliveries.defer(message, queue=queue, delay=timedelta(seconds=0.2))
+    bodies = {bytes(message.body)}
+    other = consumer.next()
+    bodies.add(bytes(other.body))
+    other.ack()
+    again = consumer.next(COMES_BACK)
+    bodies.add(bytes(again.body))
+    again.ack()
+    assert bodies == {b"first", b"other"}
+    assert served_queue(again.delivery_info["routing_key"]) == queue
 
 
 def test_creating_a_queue_again_keeps_what_lies_in_it(broker: Broker, queue: str) -> None:

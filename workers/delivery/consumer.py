@@ -189,7 +189,7 @@ class Consumer(CeleryConsumer):
             log.exception("delivery.refused_by_celery")
             self._set_aside(message, Reason.BAD_ENVELOPE, type(error).__name__)
         else:
-            self._tell_intake(self._intake.took, verified.header.queue)
+            self._tell_intake(self._intake.took, str(message.delivery_info["routing_key"]))
 
     def _tell_intake(self, tell: Callable[[Any, Any], None], what: Any) -> None:
         """Tell of a sound message, and connect anew if that fails: it was handed on, or comes back with its channel."""

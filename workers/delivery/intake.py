@@ -4,14 +4,15 @@ A broker that pushes gives each consumed queue a delivery of its own. One that c
 wait here, behind a run of days, while other workers idle: it goes back at once, and its queue is not consumed until a
 place is free again. Where a worker listens at several queues, none is consumed while every place is taken, and when
 one is free again the queue that was served longest ago goes first. A broker that is asked for each message keeps such
-turns by itself. Within a request queue, what has waited once already goes first. A worker that can run nothing now, or
-is to drain, has no place either.
+turns by itself. Within a request queue, what has waited once already goes first, and so does what is `fast`, but not
+for ever: see `Precedence`. A worker that can run nothing now, or is to drain, has no place either.
 """
 
 import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from jobqueue.brokers.precedence import Precedence
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import first_queue, is_first_queue, served_queue
 from workers.bootstrap import Node
@@ -48,6 +49,7 @@ class Intake:
         self._source: object = None
         self._named: Collection[str] = ()
         self._waiting: dict[str, int | None] = {}
+        self._precedence = Precedence()
         self._listened: set[str] = set()
         self._paused: dict[str, Any] = {}
 
@@ -112,12 +114,19 @@ class Intake:
         log.debug("intake.paused", extra={"queue": queue})
         message.requeue()
 
-    def took(self, queue: str, consumers: Any) -> None:
-        """Note that a message of a request queue was handed on; with the last place, consume nothing more."""
+    def took(self, source: str, consumers: Any) -> None:
+        """Note that a message from a consumed queue was handed on; with the last place, consume nothing more."""
+        queue = served_queue(source)
         self._turns.note(queue)
-        if self._node.broker.is_pushing and len(self._listened) > 1 and not self._has_place():
+        self._precedence.note(source)
+        if not self._node.broker.is_pushing:
+            return
+        if len(self._listened) > 1 and not self._has_place():
             for name in tuple(self._listened):
                 self._pause(name, consumers)
+        elif self._precedence.is_others_turn(queue) or (source == queue and first_queue(queue) in self._paused):
+            self._pause(queue, consumers)  # or the broker would go on with the same one
+            self.rearrange(consumers)
 
     def _choose(self) -> list[str]:
         known = {**self._waiting, **dict.fromkeys(self._named)}
@@ -135,7 +144,9 @@ class Intake:
         if not self._exists(name):
             return []
         self._listened.add(name)
-        return [self._queues.select_add(each) for each in self._node.broker.consumed(name)]
+        exists = self._node.broker.queues.exists  # who made a queue by other means may have made no companions
+        there = [each for each in self._node.broker.consumed(name) if each.name == name or exists(each.name)]
+        return [self._queues.select_add(each) for each in there]
 
     def _leave(self, name: str, consumers: Any) -> None:
         log.debug("queue.left", extra={"queue": name})
@@ -180,6 +191,9 @@ class Intake:
         paused = self._turns.order({served_queue(name) for name in self._paused})
         for queue in paused:
             own = [name for name in self._paused if served_queue(name) == queue]
+            if self._precedence.is_others_turn(queue) and queue in own:
+                self._precedence.note(queue)
+                return [queue]
             first = first_queue(queue)
             if first in there and self._holds(first):
                 return [name for name in own if is_first_queue(name)]

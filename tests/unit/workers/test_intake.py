@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobqueue.brokers.base import Depth, missing_queue
+from jobqueue.brokers.precedence import IN_A_ROW
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.routing import first_queue, served_queue
 from workers.delivery.absent import Absent
@@ -206,6 +207,49 @@ def test_what_waited_once_is_served_before_the_backlog_of_its_queue() -> None:
     site.ready[first_queue(A)] = 0
     site.rearrange()
     assert set(site.consumers.names) == both(A)
+
+
+def run_next(site: Situation, arriving: str) -> str:
+    """Have the broker push what lies in the queues, as long as a place is free, and return from where it came."""
+    site.free = 1
+    site.rearrange()
+    wanted = [name for name in (arriving, A) if name in site.consumers.names]
+    site.take(wanted[0])
+    for name in tuple(site.consumers.names):
+        if name != wanted[0]:
+            site.refuse(name)
+    return wanted[0]
+
+
+def test_a_stream_of_what_goes_ahead_lets_one_of_the_others_through_now_and_then() -> None:
+    first = first_queue(A)
+    site = Situation(named=(A,), ready={A: 1000, first: 1000})
+    taken = [run_next(site, first) for _ in range(4 * (IN_A_ROW + 1))]
+    assert taken == ([first] * IN_A_ROW + [A]) * 4
+
+
+def test_with_places_left_the_others_turn_comes_at_once() -> None:
+    first = first_queue(A)
+    site = Situation(free=100, named=(A,), ready={A: 1000, first: 1000})
+    for _ in range(IN_A_ROW):
+        site.take(first)
+    assert site.consumers.names == [A]
+    site.take(A)
+    assert site.consumers.names == [first]
+
+
+def test_where_nothing_else_waits_what_goes_ahead_goes_on() -> None:
+    first = first_queue(A)
+    site = Situation(free=100, named=(A,), ready={first: 1000})
+    for _ in range(IN_A_ROW):
+        site.take(first)
+    assert site.rearrange() == {A}
+    assert first in site.consumers.names
+
+
+def test_a_queue_that_was_made_without_companions_is_served() -> None:
+    site = Situation(free=1, gone={first_queue(A)})
+    assert set(site.consumers.names) == {A, *both(B)}
 
 
 def test_a_queue_that_went_while_it_was_paused_keeps_nobody_from_the_others() -> None:
