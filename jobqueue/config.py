@@ -19,6 +19,7 @@ from pydantic_settings import (
 from jobqueue.errors import InvalidSetting
 from jobqueue.quantities import parse_duration, parse_size
 from jobqueue.spec import MAX_PROJECT, is_name
+from jobqueue.tls import Certificates, with_certificates
 
 PREFIX = "JOBQUEUE_"
 SETTINGS_FILE = "jobqueue.toml"
@@ -69,6 +70,8 @@ class Settings(BaseSettings):
         events_url: a Redis for Celery's events and remote control where the broker is SQS; empty: the registry.
         storage_url: `s3://bucket/prefix`, `file:///folder`; empty: a folder in `state_dir`.
         storage_endpoint: of an S3 store other than Amazon's.
+        tls_ca: the CAs that the certificates of all these servers are checked with, in PEM; empty: this machine's.
+        tls_cert, tls_key: what is shown to servers that ask for a certificate, in PEM.
         keys: folder with a sub-folder for each role.
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
         queues: what a worker consumes, by names and by patterns such as `lab_*` and `!lab_private_*`; empty: the
@@ -105,6 +108,9 @@ class Settings(BaseSettings):
     events_url: str = Field(default="", repr=False)
     storage_url: str = ""
     storage_endpoint: str = ""
+    tls_ca: _Folder | None = None
+    tls_cert: _Folder | None = None
+    tls_key: _Folder | None = None
     project: _Name = "default"
     keys: _Folder | None = None
     runtime: Literal["auto", "docker", "process"] = "auto"
@@ -166,7 +172,7 @@ class Settings(BaseSettings):
     @property
     def broker(self) -> str:
         """The broker's URL, the embedded one by default."""
-        return self.broker_url or f"redis+socket://{self.embedded_socket}"
+        return self._checked(self.broker_url) or f"redis+socket://{self.embedded_socket}"
 
     @property
     def registry(self) -> str:
@@ -176,7 +182,7 @@ class Settings(BaseSettings):
             InvalidSetting: the broker is not Redis and no registry is named.
         """
         if self.registry_url:
-            return self.registry_url
+            return self._checked(self.registry_url)
         if self.broker.startswith(("redis", "memory")):
             return self.broker
         raise InvalidSetting(
@@ -187,12 +193,21 @@ class Settings(BaseSettings):
     @property
     def events(self) -> str:
         """The URL of what carries Celery's events and remote control when the broker cannot; empty: nothing does."""
-        return self.events_url or self.registry_url
+        return self._checked(self.events_url or self.registry_url)
 
     @property
     def storage(self) -> str:
         """The store's URL, a folder by default."""
         return self.storage_url or (self.state_dir / "store").as_uri()
+
+    @property
+    def store_endpoint(self) -> str:
+        """The address of an S3 store other than Amazon's, with what its certificate is checked with."""
+        return self._checked(self.storage_endpoint)
+
+    def _checked(self, url: str) -> str:
+        ca, cert, key = (str(path or "") for path in (self.tls_ca, self.tls_cert, self.tls_key))
+        return with_certificates(url, Certificates(ca=ca, cert=cert, key=key))
 
     @property
     def device_locks_dir(self) -> Path:

@@ -105,7 +105,7 @@ class Connections:
     @property
     def store(self) -> Store:
         """The project's own store."""
-        return self.once("store", lambda: open_store(self.settings.storage, endpoint=self.settings.storage_endpoint))
+        return self.once("store", lambda: open_store(self.settings.storage, endpoint=self.settings.store_endpoint))
 
     @property
     def keys(self) -> KeyRing:

@@ -72,7 +72,7 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
         node_id=folder.node_id,
         registry=open_registry(settings.registry),
         deliveries=broker.deliveries,
-        store=open_store(settings.storage, endpoint=settings.storage_endpoint),
+        store=open_store(settings.storage, endpoint=settings.store_endpoint),
         runtime=runtime,
         health=NodeHealth(
             runtime,
@@ -104,7 +104,7 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
 
 def _allow(settings: Settings) -> Allowed:
     return Allowed(
-        endpoint=settings.storage_endpoint,
+        endpoint=settings.store_endpoint,
         buckets=(*own_bucket(settings.storage), *settings.input_buckets),
         hosts=parse_hosts(settings.input_hosts),
         within=settings.input_timeout,

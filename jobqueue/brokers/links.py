@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from jobqueue.errors import BrokerUnavailable
+from jobqueue.tls import hint_of, split_certificates
 
 T = TypeVar("T")
 
@@ -153,7 +154,7 @@ def translated(url: str) -> Iterator[None]:
         raise
     except broker_errors() as error:
         text = getattr(error, "reply_text", "") or str(error) or type(error).__name__
-        raise BrokerUnavailable(f"RabbitMQ at {_where(url)} does not answer: {text}") from None
+        raise BrokerUnavailable(f"RabbitMQ at {_where(url)} does not answer: {text}", hint=hint_of(error)) from None
 
 
 def broker_errors() -> tuple[type[Exception], ...]:
@@ -167,7 +168,8 @@ def tls_options(url: str) -> dict[str, Any] | None:
     """Return how to check the server's certificate and name, where the URL asks for TLS."""
     import ssl
 
-    return {"server_hostname": None, "cert_reqs": ssl.CERT_REQUIRED} if url.startswith("amqps://") else None
+    files = split_certificates(url)[1].options()
+    return {"server_hostname": None, "cert_reqs": ssl.CERT_REQUIRED, **files} if url.startswith("amqps://") else None
 
 
 def _connect(url: str, heartbeat_seconds: int) -> Any:
@@ -182,11 +184,12 @@ def _connect(url: str, heartbeat_seconds: int) -> Any:
 def _connect_one(url: str, heartbeat_seconds: int) -> Any:
     from kombu import Connection
 
+    tls, url = tls_options(url), split_certificates(url)[0]
     client = Connection(
         url,
         connect_timeout=_CONNECT_SECONDS,
         heartbeat=heartbeat_seconds,
-        ssl=tls_options(url) or False,
+        ssl=tls or False,
         transport_options={"confirm_publish": True, "client_properties": {"connection_name": "jobqueue"}},
     )
     return client.transport.establish_connection()

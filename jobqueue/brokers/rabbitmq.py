@@ -18,6 +18,7 @@ from jobqueue.brokers.rabbitmq_management import parse_management
 from jobqueue.brokers.rabbitmq_post import RabbitPost
 from jobqueue.brokers.rabbitmq_survey import RabbitSurvey
 from jobqueue.routing import dead_letter_queue, deferred_queue, first_queue
+from jobqueue.tls import split_certificates
 
 _QUORUM: Final = {"x-queue-type": "quorum"}
 # The registry counts attempts; a limit here would drop an experiment that is only put off often, or a dead letter that
@@ -63,7 +64,7 @@ class RabbitBroker:
     def celery_settings(self) -> dict[str, Any]:
         """Return how Celery is to connect: with confirms, and with heartbeats that end before a lease does."""
         settings: dict[str, Any] = {
-            "broker_url": self._url,
+            "broker_url": split_certificates(self._url)[0],
             "broker_transport_options": {"confirm_publish": True},
             "broker_heartbeat": _WORKER_HEARTBEAT_SECONDS,
         }

@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
 from jobqueue.errors import BrokerUnavailable, InvalidSetting
+from jobqueue.tls import Certificates, hint_of, make_context, split_certificates
 
 _ANSWER_SECONDS: Final = 5.0
 _PORTS: Final = {"amqp": ("http", 15672), "amqps": ("https", 15671)}
@@ -24,12 +25,14 @@ class Management:
         url: without a user.
         user, password: to ask with.
         virtual_host: whose queues.
+        certificates: what its own is checked with, and what is shown to it.
     """
 
     url: str
     user: str
     password: str = field(repr=False)
     virtual_host: str
+    certificates: Certificates = field(default_factory=Certificates)
 
     def waiting(self) -> dict[str, int]:
         """Return how many messages wait in each queue, as of some seconds ago.
@@ -41,12 +44,14 @@ class Management:
         secret = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         request = urllib.request.Request(address, headers={"Authorization": f"Basic {secret}"})  # noqa: S310 - see parse
         # The broker is asked without the proxies of this machine, too.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        secured = urllib.request.HTTPSHandler(context=make_context(self.certificates))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), secured)
         try:
             with opener.open(request, timeout=_ANSWER_SECONDS) as answer:
                 return {found["name"]: int(found.get("messages_ready", 0)) for found in json.load(answer)}
         except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
-            raise BrokerUnavailable(f"RabbitMQ's HTTP API at {self.url} does not answer: {error}") from None
+            told = f"RabbitMQ's HTTP API at {self.url} does not answer: {error}"
+            raise BrokerUnavailable(told, hint=hint_of(error)) from None
 
 
 def parse_management(broker_url: str, url: str = "") -> Management:
@@ -59,7 +64,8 @@ def parse_management(broker_url: str, url: str = "") -> Management:
     Raises:
         InvalidSetting: `url` is no address of that kind.
     """
-    broker = urlsplit(broker_url.split(";", maxsplit=1)[0])
+    plain, certificates = split_certificates(broker_url)
+    broker = urlsplit(plain.split(";", maxsplit=1)[0])
     scheme, port = _PORTS[broker.scheme]
     try:
         given = urlsplit(url or f"{scheme}://{_bracketed(broker.hostname or '127.0.0.1')}:{port}")
@@ -77,6 +83,7 @@ def parse_management(broker_url: str, url: str = "") -> Management:
         user=unquote(named.username or "guest"),
         password=unquote(named.password or "guest"),
         virtual_host=unquote(broker.path[1:]) or "/",
+        certificates=certificates,
     )
 
 

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from jobqueue.errors import InvalidSetting
 from jobqueue.quantities import format_duration, parse_duration
+from jobqueue.tls import Certificates, split_certificates
 
 # What SQS allows from the receipt of a message to the end of its last extension.
 LONGEST_INVISIBILITY: Final = timedelta(hours=12)
@@ -30,6 +31,7 @@ class SqsAddress:
         wait: how long one poll waits for a message.
         hold: for how long one delivery is kept; a run that is longer goes on under a copy of its message.
         asks: how many queues a node may ask in one second what waits in them, where patterns find several.
+        certificates: what the endpoint's own is checked with, and what is shown to it.
     """
 
     endpoint: str = ""
@@ -40,6 +42,7 @@ class SqsAddress:
     wait: timedelta = LONGEST_WAIT
     hold: timedelta = LONGEST_HOLD
     asks: float = ASKS_PER_SECOND
+    certificates: Certificates = field(default_factory=Certificates)
 
     @property
     def name(self) -> str:
@@ -53,8 +56,9 @@ def parse_address(url: str) -> SqsAddress:
     Raises:
         InvalidSetting: it says something else than it may.
     """
+    plain, certificates = split_certificates(url)
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(plain)
     except ValueError:
         raise _refusal("its brackets are no address; in a key or secret write [ as %5B") from None
     options = dict(parse_qsl(parts.query))
@@ -70,6 +74,7 @@ def parse_address(url: str) -> SqsAddress:
             wait=_parse_time(options.pop("wait", ""), longest=LONGEST_WAIT),
             hold=_parse_time(options.pop("hold", ""), longest=LONGEST_HOLD),
             asks=_parse_rate(options.pop("asks", "")),
+            certificates=certificates,
         )
     except (KeyError, ValueError) as error:
         raise _refusal(str(error)) from None

@@ -17,6 +17,7 @@ from typing import Any, Final
 from jobqueue.brokers.base import missing_queue
 from jobqueue.brokers.sqs_address import LONGEST_HOLD, SqsAddress
 from jobqueue.errors import BrokerUnavailable, InvalidSetting, JobqueueError, NoSuchQueue
+from jobqueue.tls import hint_of
 
 # The largest message that every SQS takes; newer ones take a mebibyte.
 MAX_MESSAGE_BYTES: Final = 256 * 1024
@@ -199,7 +200,7 @@ class SqsServer:
         except ClientError as error:
             raise self._translate(error.response) from None
         except (BotoCoreError, OSError) as error:
-            hint = _CREDENTIALS_HINT if "redential" in type(error).__name__ else None
+            hint = _CREDENTIALS_HINT if "redential" in type(error).__name__ else hint_of(error)
             raise BrokerUnavailable(f"{self.address.name} does not answer: {error}", hint=hint) from None
 
     def _translate(self, answer: Mapping[str, Any]) -> JobqueueError:
@@ -230,6 +231,7 @@ class SqsServer:
         session = Session()
         # To a server other than Amazon's it is a word like any other.
         region = self.address.region or session.get_config_variable("region") or (self.address.endpoint and _ANY_REGION)
+        files = self.address.certificates
         wait_seconds = self.address.wait.total_seconds() + _POLL_MARGIN_SECONDS if is_patient else 0.0
         try:
             return session.create_client(
@@ -238,12 +240,14 @@ class SqsServer:
                 endpoint_url=self.address.endpoint or None,
                 aws_access_key_id=self.address.key or None,
                 aws_secret_access_key=self.address.secret or None,
+                verify=files.ca or None,
                 config=Config(
                     connect_timeout=_CONNECT_SECONDS,
                     read_timeout=_REPLY_SECONDS + wait_seconds,
                     retries={"mode": "standard", "total_max_attempts": 1},
                     max_pool_connections=_IDLE_CONNECTIONS,
                     tcp_keepalive=True,
+                    client_cert=(files.cert, files.key) if files.key else files.cert or None,
                 ),
             )
         except (BotoCoreError, ValueError) as error:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
 from redis.backoff import ConstantBackoff
@@ -17,6 +17,7 @@ from redis.retry import Retry
 
 from jobqueue.errors import InvalidSetting, RegistryUnavailable
 from jobqueue.registry.redis_witness import Witness, hear
+from jobqueue.tls import hint_of, split_certificates
 from jobqueue.unprotected import Protection, is_off
 
 COMMANDS: Final = (
@@ -113,9 +114,11 @@ def _source(name: str) -> str:
 
 
 def _make_pool(url: str) -> redis.ConnectionPool:
+    plain, files = split_certificates(url)
     try:
         pool = redis.ConnectionPool.from_url(
-            _as_redis_url(url),
+            _as_redis_url(plain),
+            **files.options(prefix="ssl_"),
             protocol=2,  # the third one says HELLO, which an old server or a tight ACL refuses
             socket_connect_timeout=_CONNECT_SECONDS,
             socket_timeout=_ANSWER_SECONDS,
@@ -134,13 +137,11 @@ def _make_pool(url: str) -> redis.ConnectionPool:
 
 
 def _as_redis_url(url: str) -> str:
-    """Rewrite kombu's spelling of a socket's address and of TLS options into redis-py's."""
+    """Rewrite kombu's spelling of a socket's address into redis-py's."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
     if parts.scheme != "redis+socket":
-        if "ssl_cert_reqs" in options:
-            options["ssl_cert_reqs"] = options["ssl_cert_reqs"].lower().removeprefix("cert_")
-        return urlunsplit(parts._replace(query=urlencode(options)))
+        return url
     if "virtual_host" in options:
         options["db"] = options.pop("virtual_host").strip("/")
     if parts.username:
@@ -155,7 +156,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, OSError) as error:
-        raise RegistryUnavailable(f"the registry (Redis) does not answer as it should: {error}") from error
+        told = f"the registry (Redis) does not answer as it should: {error}"
+        raise RegistryUnavailable(told, hint=hint_of(error)) from error
 
 
 def as_bytes(text: str) -> bytes:

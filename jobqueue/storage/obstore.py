@@ -17,6 +17,7 @@ from obstore.store import MemoryStore, S3Store
 
 from jobqueue.errors import NotFound, StoreUnavailable
 from jobqueue.storage.base import StoredObject, check_key
+from jobqueue.tls import hint_of, split_certificates
 
 _PIECE_BYTES: Final = 1 << 20
 _PART_BYTES: Final = 8 << 20
@@ -128,7 +129,8 @@ def _make_bucket(bucket: str, prefix: str, endpoint: str, answer_timeout: timede
     config: dict[str, Any] = {}
     if endpoint:
         client["allow_http"] = endpoint.startswith("http://")
-        config["endpoint"] = endpoint
+        config["endpoint"], files = split_certificates(endpoint)
+        client |= {"root_certificate": Path(files.ca).read_bytes()} if files.ca else {}
     options: dict[str, Any] = {"client_options": client, "retry_config": _RETRIES, **config}
     return S3Store(bucket, prefix=prefix or None, **options)
 
@@ -170,7 +172,7 @@ def _translated(what: str) -> Iterator[None]:
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
             ) from None
         first_line = str(error).partition("\n")[0][:_LINE]
-        raise StoreUnavailable(f"the store failed for {what}: {first_line}") from None
+        raise StoreUnavailable(f"the store failed for {what}: {first_line}", hint=hint_of(error)) from None
 
 
 @cache

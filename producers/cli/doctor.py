@@ -147,7 +147,7 @@ def _check_store(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.storage import open_store
     from jobqueue.storage.base import check_store
 
-    store = open_store(settings.storage, endpoint=settings.storage_endpoint)
+    store = open_store(settings.storage, endpoint=settings.store_endpoint)
     written = f"{socket.gethostname()} {datetime.now(UTC).isoformat()}".encode()
     store.put(_PROBE, written)
     if b"".join(store.get(_PROBE)) != written:

@@ -198,7 +198,7 @@ def _tell(queue: str, done: "Deleted") -> None:
 def _store(settings: "Settings") -> "Store":
     from jobqueue.storage import open_store
 
-    return open_store(settings.storage, endpoint=settings.storage_endpoint)
+    return open_store(settings.storage, endpoint=settings.store_endpoint)
 
 
 def _read_standings(settings: "Settings", queues: Sequence[str]) -> dict[str, Standing]:
