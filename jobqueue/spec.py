@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from jobqueue.artifacts import Artifact, path_fault
 from jobqueue.errors import InvalidSpec, Problem
+from jobqueue.priority import FAST, LONGEST, judge_priority
 from jobqueue.quantities import MAX_BYTES, parse_duration, parse_size
 from jobqueue.resources import Resources
 
@@ -209,6 +210,7 @@ class ExperimentSpec(BaseModel):
     network: Literal["none", "bridge"] = "none"
     project: _Project = "default"
     queue: _Queue | None = None
+    priority: Literal["normal", "fast"] = "normal"
     name: _Title | None = None
     labels: dict[_Title, _Text] = Field(default_factory=dict, max_length=64)
     idempotency_key: _Title | None = None
@@ -242,6 +244,8 @@ def parse_spec(fields: Mapping[str, Any]) -> ExperimentSpec:
         for alias, name in ALIASES.items()
         if {alias, name} <= fields.keys()
     ]
+    if given.get("priority") == FAST:
+        given.setdefault("timeout", LONGEST)
     try:
         spec = ExperimentSpec.model_validate(given)
     except ValidationError as error:
@@ -267,13 +271,9 @@ def _cross_check(spec: ExperimentSpec, *, wrong: Collection[str] = ()) -> list[P
         for name in sorted(spec.env.keys() & spec.secrets.keys())
     ]
     if sum(len(name) + len(value.encode()) for name, value in spec.env.items()) > MAX_ENV_BYTES:
-        problems.append(
-            Problem(
-                path="env",
-                message=f"more than {MAX_ENV_BYTES} bytes in all (use a file of the workspace)",
-            )
-        )
-    return problems
+        told = f"more than {MAX_ENV_BYTES} bytes in all (use a file of the workspace)"
+        problems.append(Problem(path="env", message=told))
+    return [*problems, *judge_priority(spec)]
 
 
 def _problem(detail: Any) -> Problem:

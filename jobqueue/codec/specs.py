@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from jobqueue.artifacts import Artifact
 from jobqueue.codec.messages import has_unknown_fields, parse, serialise, write_resources
 from jobqueue.errors import InvalidSpec, Problem
+from jobqueue.priority import NORMAL
 from jobqueue.spec import ExperimentSpec, parse_spec
 from jobqueue.wire.v1 import common_pb2, experiment_pb2
 
@@ -33,6 +34,7 @@ def encode_spec(spec: ExperimentSpec) -> bytes:
         name=spec.name,
         labels=spec.labels,
         idempotency_key=spec.idempotency_key,
+        priority=None if spec.priority == NORMAL else spec.priority,
     )
     return serialise(message)
 
@@ -83,6 +85,8 @@ def _fields(message: experiment_pb2.ExperimentSpec) -> dict[str, Any]:
         fields["name"] = message.name
     if message.HasField("idempotency_key"):
         fields["idempotency_key"] = message.idempotency_key
+    if message.HasField("priority"):
+        fields["priority"] = message.priority
     return fields
 
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from jobqueue.wire.v1 import common_pb2 as jobqueue_dot_wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jobqueue/wire/v1/experiment.proto\x12\x10jobqueue.wire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1djobqueue/wire/v1/common.proto\"\x93\x07\n\x0e\x45xperimentSpec\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12-\n\tworkspace\x18\x03 \x01(\x0b\x32\x1a.jobqueue.wire.v1.Artifact\x12<\n\x06inputs\x18\x04 \x03(\x0b\x32,.jobqueue.wire.v1.ExperimentSpec.InputsEntry\x12\x0f\n\x07outputs\x18\x05 \x03(\t\x12\x36\n\x03\x65nv\x18\x06 \x03(\x0b\x32).jobqueue.wire.v1.ExperimentSpec.EnvEntry\x12>\n\x07secrets\x18\x07 \x03(\x0b\x32-.jobqueue.wire.v1.ExperimentSpec.SecretsEntry\x12.\n\tresources\x18\x08 \x01(\x0b\x32\x1b.jobqueue.wire.v1.Resources\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstall_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x65xpires\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07retries\x18\x0c \x01(\r\x12\x0f\n\x07network\x18\r \x01(\t\x12\x0f\n\x07project\x18\x0e \x01(\t\x12\x12\n\x05queue\x18\x0f \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04name\x18\x10 \x01(\tH\x01\x88\x01\x01\x12<\n\x06labels\x18\x11 \x03(\x0b\x32,.jobqueue.wire.v1.ExperimentSpec.LabelsEntry\x12\x1c\n\x0fidempotency_key\x18\x12 \x01(\tH\x02\x88\x01\x01\x1aI\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.jobqueue.wire.v1.Artifact:\x02\x38\x01\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_queueB\x07\n\x05_nameB\x12\n\x10_idempotency_keyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jobqueue/wire/v1/experiment.proto\x12\x10jobqueue.wire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1djobqueue/wire/v1/common.proto\"\xb7\x07\n\x0e\x45xperimentSpec\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x03(\t\x12-\n\tworkspace\x18\x03 \x01(\x0b\x32\x1a.jobqueue.wire.v1.Artifact\x12<\n\x06inputs\x18\x04 \x03(\x0b\x32,.jobqueue.wire.v1.ExperimentSpec.InputsEntry\x12\x0f\n\x07outputs\x18\x05 \x03(\t\x12\x36\n\x03\x65nv\x18\x06 \x03(\x0b\x32).jobqueue.wire.v1.ExperimentSpec.EnvEntry\x12>\n\x07secrets\x18\x07 \x03(\x0b\x32-.jobqueue.wire.v1.ExperimentSpec.SecretsEntry\x12.\n\tresources\x18\x08 \x01(\x0b\x32\x1b.jobqueue.wire.v1.Resources\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstall_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x65xpires\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07retries\x18\x0c \x01(\r\x12\x0f\n\x07network\x18\r \x01(\t\x12\x0f\n\x07project\x18\x0e \x01(\t\x12\x12\n\x05queue\x18\x0f \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04name\x18\x10 \x01(\tH\x01\x88\x01\x01\x12<\n\x06labels\x18\x11 \x03(\x0b\x32,.jobqueue.wire.v1.ExperimentSpec.LabelsEntry\x12\x1c\n\x0fidempotency_key\x18\x12 \x01(\tH\x02\x88\x01\x01\x12\x15\n\x08priority\x18\x13 \x01(\tH\x03\x88\x01\x01\x1aI\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.jobqueue.wire.v1.Artifact:\x02\x38\x01\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_queueB\x07\n\x05_nameB\x12\n\x10_idempotency_keyB\x0b\n\t_priorityb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,13 +42,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPERIMENTSPEC_LABELSENTRY']._loaded_options = None
   _globals['_EXPERIMENTSPEC_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_EXPERIMENTSPEC']._serialized_start=119
-  _globals['_EXPERIMENTSPEC']._serialized_end=1034
-  _globals['_EXPERIMENTSPEC_INPUTSENTRY']._serialized_start=783
-  _globals['_EXPERIMENTSPEC_INPUTSENTRY']._serialized_end=856
-  _globals['_EXPERIMENTSPEC_ENVENTRY']._serialized_start=858
-  _globals['_EXPERIMENTSPEC_ENVENTRY']._serialized_end=900
-  _globals['_EXPERIMENTSPEC_SECRETSENTRY']._serialized_start=902
-  _globals['_EXPERIMENTSPEC_SECRETSENTRY']._serialized_end=948
-  _globals['_EXPERIMENTSPEC_LABELSENTRY']._serialized_start=950
-  _globals['_EXPERIMENTSPEC_LABELSENTRY']._serialized_end=995
+  _globals['_EXPERIMENTSPEC']._serialized_end=1070
+  _globals['_EXPERIMENTSPEC_INPUTSENTRY']._serialized_start=806
+  _globals['_EXPERIMENTSPEC_INPUTSENTRY']._serialized_end=879
+  _globals['_EXPERIMENTSPEC_ENVENTRY']._serialized_start=881
+  _globals['_EXPERIMENTSPEC_ENVENTRY']._serialized_end=923
+  _globals['_EXPERIMENTSPEC_SECRETSENTRY']._serialized_start=925
+  _globals['_EXPERIMENTSPEC_SECRETSENTRY']._serialized_end=971
+  _globals['_EXPERIMENTSPEC_LABELSENTRY']._serialized_start=973
+  _globals['_EXPERIMENTSPEC_LABELSENTRY']._serialized_end=1018
 # @@protoc_insertion_point(module_scope)

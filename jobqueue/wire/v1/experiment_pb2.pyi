@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ExperimentSpec(_message.Message):
-    __slots__ = ("image", "command", "workspace", "inputs", "outputs", "env", "secrets", "resources", "timeout", "stall_timeout", "expires", "retries", "network", "project", "queue", "name", "labels", "idempotency_key")
+    __slots__ = ("image", "command", "workspace", "inputs", "outputs", "env", "secrets", "resources", "timeout", "stall_timeout", "expires", "retries", "network", "project", "queue", "name", "labels", "idempotency_key", "priority")
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class ExperimentSpec(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     image: str
     command: _containers.RepeatedScalarFieldContainer[str]
     workspace: _common_pb2.Artifact
@@ -73,4 +74,5 @@ class ExperimentSpec(_message.Message):
     name: str
     labels: _containers.ScalarMap[str, str]
     idempotency_key: str
-    def __init__(self, image: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., workspace: _Optional[_Union[_common_pb2.Artifact, _Mapping]] = ..., inputs: _Optional[_Mapping[str, _common_pb2.Artifact]] = ..., outputs: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., resources: _Optional[_Union[_common_pb2.Resources, _Mapping]] = ..., timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., stall_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expires: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., retries: _Optional[int] = ..., network: _Optional[str] = ..., project: _Optional[str] = ..., queue: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    priority: str
+    def __init__(self, image: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., workspace: _Optional[_Union[_common_pb2.Artifact, _Mapping]] = ..., inputs: _Optional[_Mapping[str, _common_pb2.Artifact]] = ..., outputs: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Mapping[str, str]] = ..., resources: _Optional[_Union[_common_pb2.Resources, _Mapping]] = ..., timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., stall_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expires: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., retries: _Optional[int] = ..., network: _Optional[str] = ..., project: _Optional[str] = ..., queue: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., priority: _Optional[str] = ...) -> None: ...
