@@ -15,6 +15,7 @@ from typing import Final
 
 from jobqueue.codec import (
     SealedEnvelope,
+    SealedSpec,
     decode_envelope,
     decode_header,
     decode_sealed_spec,
@@ -24,9 +25,20 @@ from jobqueue.codec import (
     encode_sealed_spec,
     encode_spec,
 )
-from jobqueue.errors import BadEnvelope, Early, InvalidSpec, NotFound, Problem, Refused, Undecryptable, Untrusted
+from jobqueue.errors import (
+    BadEnvelope,
+    Early,
+    InvalidSpec,
+    KeyRefused,
+    NotFound,
+    Problem,
+    Refused,
+    Undecryptable,
+    Untrusted,
+)
 from jobqueue.header import Header
-from jobqueue.keys import KeyRing, SenderPublicKey, Suite
+from jobqueue.keys import KeyRing, SealingPublicKey, SigningPublicKey, Suite, parse_reporting
+from jobqueue.permit import Permit, make_permit, uris_of
 from jobqueue.spec import ExperimentSpec
 
 CONTENT_TYPE: Final = "application/vnd.jobqueue.envelope"
@@ -55,6 +67,20 @@ class Verified:
     message: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What a message says.
+
+    Attributes:
+        reporting_key: what reports on it are to be sealed to, if its sender has named something.
+        permit: what it may read of stores, by the word of its sender, for a clerk of the store.
+    """
+
+    spec: ExperimentSpec
+    reporting_key: SealingPublicKey | None = None
+    permit: Permit | None = None
+
+
 def seal(spec: ExperimentSpec, header: Header, *, keys: KeyRing) -> bytes:
     """Return the message that carries a spec, sealed to the newest node key for its queue, signed with the newest key.
 
@@ -73,7 +99,14 @@ def seal(spec: ExperimentSpec, header: Header, *, keys: KeyRing) -> bytes:
         header=encode_header(header),
         ciphertext=b"",
     )
-    plaintext = encode_sealed_spec(encode_spec(spec), sender_key_id=unsealed.sender_key_id)
+    reporting = keys.own_reporting()
+    inside = SealedSpec(
+        sender_key_id=sender.public.key_id,
+        spec=encode_spec(spec),
+        reporting_key=reporting.line if reporting else "",
+        permit=make_permit(spec, experiment_id=header.experiment_id, queue=header.queue, sender=sender).signature,
+    )
+    plaintext = encode_sealed_spec(inside)
     sealed = replace(unsealed, ciphertext=recipient.seal(plaintext, info=_sealing_context(unsealed)))
     message = encode_envelope(replace(sealed, signature=sender.sign(_signed_bytes(sealed))))
     if len(message) > MAX_ENVELOPE_BYTES:
@@ -114,8 +147,8 @@ def verify(message: bytes, *, keys: KeyRing, queue: str, now: datetime) -> Verif
     return Verified(header=header, envelope=envelope, digest=hashlib.sha256(message).hexdigest(), message=message)
 
 
-def open_sealed(verified: Verified, *, keys: KeyRing) -> ExperimentSpec:
-    """Return the spec.
+def open_sealed(verified: Verified, *, keys: KeyRing) -> Opened:
+    """Return what a message says.
 
     Raises:
         Undecryptable: it is not sealed to a key of this node.
@@ -125,13 +158,13 @@ def open_sealed(verified: Verified, *, keys: KeyRing) -> ExperimentSpec:
         KeyRefused: a key file of this node is not to be used; the message is not at fault.
     """
     try:
-        spec = _open(verified.envelope, keys=keys)
+        opened = _open(verified, keys=keys)
     except Refused as error:
         error.experiment_id = verified.header.experiment_id
         raise
-    if problems := _contradictions(spec, verified.header):
+    if problems := _contradictions(opened.spec, verified.header):
         raise InvalidSpec(problems)
-    return spec
+    return opened
 
 
 def _check_version(envelope: SealedEnvelope) -> None:
@@ -143,25 +176,40 @@ def _check_version(envelope: SealedEnvelope) -> None:
         raise BadEnvelope(f"has a nonce of {len(envelope.nonce)} bytes, {_NONCE_BYTES} are asked for")
 
 
-def _find_sender(envelope: SealedEnvelope, *, keys: KeyRing, queue: str) -> SenderPublicKey:
+def _find_sender(envelope: SealedEnvelope, *, keys: KeyRing, queue: str) -> SigningPublicKey:
     try:
         return keys.trusted(envelope.sender_key_id, queue=queue)
     except NotFound as error:
         raise Untrusted(error.message) from None
 
 
-def _open(envelope: SealedEnvelope, *, keys: KeyRing) -> ExperimentSpec:
+def _open(verified: Verified, *, keys: KeyRing) -> Opened:
+    envelope = verified.envelope
     try:
         key = keys.node_key(envelope.node_key_id)
     except NotFound:
         raise Undecryptable(f"sealed to the key {envelope.node_key_id:.40}") from None
     if key.suite != envelope.suite:
         raise Undecryptable(f"sealed with the suite {envelope.suite} to a key of the suite {key.suite}")
-    content = key.open(envelope.ciphertext, info=_sealing_context(envelope))
-    sender_key_id, spec = decode_sealed_spec(content)
-    if sender_key_id != envelope.sender_key_id:
+    inside = decode_sealed_spec(key.open(envelope.ciphertext, info=_sealing_context(envelope)))
+    if inside.sender_key_id != envelope.sender_key_id:
         raise Untrusted("sealed by another sender than the one who signed")
-    return decode_spec(spec)
+    spec = decode_spec(inside.spec)
+    permit = Permit(
+        experiment_id=verified.header.experiment_id,
+        queue=verified.header.queue,
+        uris=uris_of(spec),
+        sender_key_id=inside.sender_key_id,
+        signature=inside.permit,
+    )
+    return Opened(spec=spec, reporting_key=_reporting_key(inside.reporting_key), permit=permit)
+
+
+def _reporting_key(line: str) -> SealingPublicKey | None:
+    try:
+        return parse_reporting(line) if line else None
+    except KeyRefused as error:
+        raise BadEnvelope(f"names a key for its reports that cannot be used: {error.message}") from None
 
 
 def _contradictions(spec: ExperimentSpec, header: Header) -> list[Problem]:

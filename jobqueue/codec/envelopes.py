@@ -65,13 +65,36 @@ def decode_envelope(content: bytes) -> SealedEnvelope:
     return envelope
 
 
-def encode_sealed_spec(spec: bytes, *, sender_key_id: KeyId) -> bytes:
-    """Return what is to be encrypted: an encoded spec and its sender."""
-    return serialise(envelope_pb2.SealedSpec(sender_key_id=sender_key_id, spec=spec))
+@dataclass(frozen=True, kw_only=True)
+class SealedSpec:
+    """What is inside the ciphertext.
+
+    Attributes:
+        sender_key_id: the same as outside.
+        spec: an encoded spec.
+        reporting_key: the line of the public key that reports are to be sealed to; empty: the sender has none.
+        permit: the signature of what the experiment may read of stores; empty: of an older sender.
+    """
+
+    sender_key_id: KeyId
+    spec: bytes = field(repr=False)
+    reporting_key: str = ""
+    permit: bytes = field(default=b"", repr=False)
 
 
-def decode_sealed_spec(content: bytes) -> tuple[KeyId, bytes]:
-    """Return the sender's key id and the encoded spec.
+def encode_sealed_spec(sealed: SealedSpec) -> bytes:
+    """Return what is to be encrypted."""
+    message = envelope_pb2.SealedSpec(
+        sender_key_id=sealed.sender_key_id,
+        spec=sealed.spec,
+        reporting_key=sealed.reporting_key,
+        permit=sealed.permit,
+    )
+    return serialise(message)
+
+
+def decode_sealed_spec(content: bytes) -> SealedSpec:
+    """Return what was encrypted.
 
     Raises:
         BadEnvelope: the bytes are not what `encode_sealed_spec` wrote.
@@ -79,4 +102,9 @@ def decode_sealed_spec(content: bytes) -> tuple[KeyId, bytes]:
     message = parse(envelope_pb2.SealedSpec(), content)
     if has_unknown_fields(message):
         raise BadEnvelope("the sealed part has fields that this version does not know", hint="update this node")
-    return KeyId(message.sender_key_id), message.spec
+    return SealedSpec(
+        sender_key_id=KeyId(message.sender_key_id),
+        spec=message.spec,
+        reporting_key=message.reporting_key,
+        permit=message.permit,
+    )

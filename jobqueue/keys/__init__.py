@@ -1,12 +1,14 @@
 """Keys as files, one folder for each role: read, made, trusted, revoked, re-read when they change.
 
-    node/     <key id>.key             what specs sealed to this node are opened with
-              [<prefix>.]<key id>.pub  what a sender seals to, for queues that begin with the prefix
-    sender/   <key id>.key             what this sender signs with
-              <key id>.pub             what it mails to the nodes that are to trust it
-    trusted/  [<prefix>.]<key id>.pub  whose messages a node accepts, for queues that begin with the prefix
+    node/      <key id>.key             what specs sealed to this node are opened with, and what it signs reports with
+               [<prefix>.]<key id>.pub  what a sender seals to, and checks reports with, for queues of that prefix
+    sender/    <key id>.key             what this sender signs with
+               <key id>.pub             what it mails to the nodes that are to trust it
+    trusted/   [<prefix>.]<key id>.pub  whose messages a node accepts, for queues that begin with the prefix
+    reporting/ <key id>.key             what the reports of what was submitted here are opened with
+               [<prefix>.]<key id>.pub  what a node seals reports to, for queues of that prefix whose specs name none
 
-The longest prefix wins alone, in both folders: who is trusted for every queue is not trusted for one that has keys of
+The longest prefix wins alone, in every folder: who is trusted for every queue is not trusted for one that has keys of
 its own. Two keys of one prefix are valid side by side, which is how keys are rotated. A key id is the fingerprint of
 the public key.
 """
@@ -16,26 +18,37 @@ from jobqueue.keys.folder import (
     ensure_laptop_keys,
     list_keys,
     make_node_keys,
+    make_node_signer,
+    make_reporting_keys,
     make_sender_keys,
     revoke,
     trust,
+    trust_lines,
 )
-from jobqueue.keys.nodes import NodeKey, NodePublicKey, Suite
+from jobqueue.keys.parsing import parse_key, parse_reporting
 from jobqueue.keys.ring import KeyRing
-from jobqueue.keys.senders import SenderKey, SenderPublicKey
+from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite
+from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 
 __all__ = [
     "KeyEntry",
     "KeyRing",
-    "NodeKey",
-    "NodePublicKey",
-    "SenderKey",
-    "SenderPublicKey",
+    "Reader",
+    "SealingKey",
+    "SealingPublicKey",
+    "Signer",
+    "SigningKey",
+    "SigningPublicKey",
     "Suite",
     "ensure_laptop_keys",
     "list_keys",
     "make_node_keys",
+    "make_node_signer",
+    "make_reporting_keys",
     "make_sender_keys",
+    "parse_key",
+    "parse_reporting",
     "revoke",
     "trust",
+    "trust_lines",
 ]

@@ -1,7 +1,7 @@
 """The folder of keys: what is in it, and putting keys into it and out of it."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,17 +11,26 @@ from typing import Final
 from jobqueue.errors import InvalidSetting, KeyRefused, NotFound
 from jobqueue.ids import KeyId
 from jobqueue.keys.files import PRIVATE_SUFFIX, PUBLIC_SUFFIX, check_folder, key_files, make_folder, read_key, write_key
-from jobqueue.keys.lines import read_line
-from jobqueue.keys.nodes import NodeKey, NodePublicKey, Suite, make_node_key
-from jobqueue.keys.senders import KIND, PRIVATE_KIND, SenderKey, SenderPublicKey, make_sender_key
+from jobqueue.keys.lines import split_lines
+from jobqueue.keys.parsing import Key, PrivateKey, PublicKey, parse_key, parse_public
+from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite, make_sealing_key
+from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey, make_signing_key
 from jobqueue.spec import is_name
 
 NODE: Final = "node"
 SENDER: Final = "sender"
 TRUSTED: Final = "trusted"
-ROLES: Final = (NODE, SENDER, TRUSTED)
+REPORTING: Final = "reporting"
+OPERATOR: Final = "operator"
+ROLES: Final = (NODE, SENDER, TRUSTED, REPORTING, OPERATOR)
 
-Key = NodeKey | NodePublicKey | SenderKey | SenderPublicKey
+_OWN: Final[dict[Signer | Reader, str]] = {
+    Reader.NODE: NODE,
+    Reader.REPORTING: REPORTING,
+    Signer.NODE: NODE,
+    Signer.SENDER: SENDER,
+    Signer.OPERATOR: OPERATOR,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +48,9 @@ class KeyEntry:
     path: Path
 
     @property
-    def public(self) -> NodePublicKey | SenderPublicKey:
+    def public(self) -> PublicKey:
         """The key itself, or its public half."""
-        return self.key.public if isinstance(self.key, NodeKey | SenderKey) else self.key
+        return self.key.public if isinstance(self.key, SealingKey | SigningKey) else self.key
 
     @property
     def key_id(self) -> KeyId:
@@ -49,30 +58,44 @@ class KeyEntry:
         return self.public.key_id
 
 
-def make_node_keys(folder: Path, *, suite: Suite = Suite.MLKEM768_X25519) -> NodePublicKey:
+def make_node_keys(folder: Path, *, suite: Suite = Suite.MLKEM768_X25519) -> SealingPublicKey:
     """Make a sealing pair, the newest from now on; older ones still open what was sealed to them.
 
     Returns:
         The public half; its `line` is what senders `trust`.
     """
-    key = make_node_key(suite, datetime.now(UTC))
-    _write_pair(folder / NODE, key)
-    return key.public
+    return _make_sealing(folder, Reader.NODE, suite)
 
 
-def make_sender_keys(folder: Path) -> SenderPublicKey:
+def make_reporting_keys(folder: Path, *, suite: Suite = Suite.MLKEM768_X25519) -> SealingPublicKey:
+    """Make a sealing pair for reports; whoever submits from here names it in each spec, older ones still open.
+
+    Returns:
+        The public half; its `line` is what nodes `trust` for the reports of queues whose specs name none.
+    """
+    return _make_sealing(folder, Reader.REPORTING, suite)
+
+
+def make_node_signer(folder: Path) -> SigningPublicKey:
+    """Make the pair that a node signs reports with, the newest from now on.
+
+    Returns:
+        The public half; its `line` is what those who read reports `trust`.
+    """
+    return _make_signing(folder, Signer.NODE)
+
+
+def make_sender_keys(folder: Path) -> SigningPublicKey:
     """Make a signing pair, the newest from now on.
 
     Returns:
         The public half; its `line` is what nodes `trust`.
     """
-    key = make_sender_key(datetime.now(UTC))
-    _write_pair(folder / SENDER, key)
-    return key.public
+    return _make_signing(folder, Signer.SENDER)
 
 
 def trust(folder: Path, line: str, *, queue_prefix: str = "") -> KeyId:
-    """Install a public key: accept this sender's messages, or seal to this node.
+    """Install a public key: accept this sender's messages, this node's reports, seal to this node, seal reports to it.
 
     Args:
         folder: of all keys.
@@ -83,25 +106,26 @@ def trust(folder: Path, line: str, *, queue_prefix: str = "") -> KeyId:
         KeyRefused: the line is not a public key, or a weak one.
         InvalidSetting: the prefix is not the beginning of a queue's name.
     """
-    if queue_prefix and not is_name(queue_prefix):
-        raise InvalidSetting(f"not a queue prefix: {queue_prefix!r}", hint="use letters, digits, - and _")
-    key = parse_key(line)
-    if isinstance(key, NodeKey | SenderKey):
-        raise KeyRefused("this is a private key: never send it", hint="make new keys, and copy the .pub file's line")
-    role = NODE if isinstance(key, NodePublicKey) else TRUSTED
-    write_key(folder / role / _file_name(key.key_id, queue_prefix), key.line)
-    return key.key_id
+    _check_prefix(queue_prefix)
+    return _install(folder, parse_public(line), queue_prefix)
+
+
+def trust_lines(folder: Path, text: str, *, queue_prefix: str = "") -> list[KeyId]:
+    """Install each of several public keys, as `trust` does; none of them when one is refused."""
+    _check_prefix(queue_prefix)
+    keys = [parse_public(line) for line in split_lines(text)]
+    return [_install(folder, key, queue_prefix) for key in keys]
 
 
 def revoke(folder: Path, key_id: str) -> None:
     """Take a key out of use: its messages are refused, nothing is sealed to it or signed with it.
 
-    A node's private key is kept, so that it opens what was sealed to it before.
+    A private key that opens is kept, because of what was sealed to it before.
 
     Raises:
         NotFound: there is no such key.
     """
-    found = [entry for entry in list_keys(folder) if entry.key_id == key_id and not isinstance(entry.key, NodeKey)]
+    found = [entry for entry in list_keys(folder) if entry.key_id == key_id and not isinstance(entry.key, SealingKey)]
     if not found:
         raise NotFound(f"no key {key_id} in {folder}", hint="`jobqueue keys show` lists them")
     for entry in found:
@@ -109,14 +133,16 @@ def revoke(folder: Path, key_id: str) -> None:
 
 
 def ensure_laptop_keys(folder: Path) -> None:
-    """Make, once, what a machine needs that submits to itself: two pairs, trust in its sender. Safe in processes."""
+    """Make, once, what a machine needs that submits to itself: all pairs, trust in its sender. Safe in processes."""
     make_folder(folder)
     with _locked(folder):
         entries = list_keys(folder)
-        opening = {entry.key_id for entry in entries if isinstance(entry.key, NodeKey)}
-        if not any(isinstance(entry.key, NodePublicKey) and entry.key_id in opening for entry in entries):
-            make_node_keys(folder)
-        signing = [entry.key for entry in entries if isinstance(entry.key, SenderKey)]
+        for reader, make in ((Reader.NODE, make_node_keys), (Reader.REPORTING, make_reporting_keys)):
+            if not _has_whole_pair(entries, reader):
+                make(folder)
+        if not _signing(entries, Signer.NODE):
+            make_node_signer(folder)
+        signing = _signing(entries, Signer.SENDER)
         sender = signing[-1].public if signing else make_sender_keys(folder)
         if not any(entry.role == TRUSTED and entry.key_id == sender.key_id for entry in entries):
             trust(folder, sender.line)
@@ -143,26 +169,6 @@ def read_role(folder: Path) -> list[KeyEntry]:
     return sorted(entries, key=lambda entry: (entry.key.created_at, entry.path.name))
 
 
-def parse_key(line: str) -> Key:
-    """Return the key that a line is the text form of.
-
-    Raises:
-        KeyRefused: it is of no known kind, malformed or weak.
-    """
-    parts = read_line(line)
-    content, created_at = parts.content, parts.created_at
-    if parts.kind == KIND:
-        return SenderPublicKey(content=content, created_at=created_at)
-    if parts.kind == PRIVATE_KIND:
-        return SenderKey(content=content, created_at=created_at)
-    for suite in Suite:
-        if parts.kind == suite.kind:
-            return NodePublicKey(suite=suite, content=content, created_at=created_at)
-        if parts.kind == suite.private_kind:
-            return NodeKey(suite=suite, content=content, created_at=created_at)
-    raise KeyRefused("not a key: of a kind that this version does not know", hint="update jobqueue here")
-
-
 def _read_entry(path: Path) -> KeyEntry | None:
     """Return the key of a file; None where it has just gone."""
     try:
@@ -179,7 +185,44 @@ def _read_entry(path: Path) -> KeyEntry | None:
     return entry
 
 
-def _write_pair(folder: Path, key: NodeKey | SenderKey) -> None:
+def _make_sealing(folder: Path, reader: Reader, suite: Suite) -> SealingPublicKey:
+    key = make_sealing_key(reader, suite, datetime.now(UTC))
+    _write_pair(folder / _OWN[reader], key)
+    return key.public
+
+
+def _make_signing(folder: Path, signer: Signer) -> SigningPublicKey:
+    key = make_signing_key(signer, datetime.now(UTC))
+    _write_pair(folder / _OWN[signer], key)
+    return key.public
+
+
+def _has_whole_pair(entries: Sequence[KeyEntry], reader: Reader) -> bool:
+    of_reader = [
+        entry for entry in entries if isinstance(entry.public, SealingPublicKey) and entry.public.reader is reader
+    ]
+    private = {entry.key_id for entry in of_reader if isinstance(entry.key, SealingKey)}
+    return any(entry.key is entry.public and entry.key_id in private for entry in of_reader)
+
+
+def _signing(entries: Sequence[KeyEntry], signer: Signer) -> list[SigningKey]:
+    keys = [entry.key for entry in entries if isinstance(entry.key, SigningKey)]
+    return [key for key in keys if key.signer is signer]
+
+
+def _check_prefix(queue_prefix: str) -> None:
+    if queue_prefix and not is_name(queue_prefix):
+        raise InvalidSetting(f"not a queue prefix: {queue_prefix!r}", hint="use letters, digits, - and _")
+
+
+def _install(folder: Path, key: PublicKey, queue_prefix: str) -> KeyId:
+    owner = key.signer if isinstance(key, SigningPublicKey) else key.reader
+    role = TRUSTED if owner is Signer.SENDER else _OWN[owner]
+    write_key(folder / role / _file_name(key.key_id, queue_prefix), key.line)
+    return key.key_id
+
+
+def _write_pair(folder: Path, key: PrivateKey) -> None:
     name = _file_name(key.public.key_id, "", private=True)
     write_key(folder / name, key.line)  # first: nobody may seal to what cannot be opened
     write_key((folder / name).with_suffix(PUBLIC_SUFFIX), key.public.line)

@@ -48,6 +48,16 @@ def read_line(text: str) -> KeyLine:
     raise KeyRefused(f"not a key: it is not of the form '{_MARK}KIND BASE64 TIME'", hint="copy the whole line")
 
 
+def split_lines(text: str) -> list[str]:
+    """Return the lines of several keys, wrapped or not; what is none is for `read_line` to refuse."""
+    lines: list[list[str]] = []
+    for word in text.split():
+        if word.startswith(_MARK) or not lines:
+            lines.append([])
+        lines[-1].append(word)
+    return [" ".join(words) for words in lines] or [""]
+
+
 def fingerprint(kind: str, content: bytes) -> KeyId:
     """Return the key id of a public key: 32 lower-case letters and digits."""
     digest = hashlib.sha256(kind.encode() + b"\0" + content).digest()

@@ -1,6 +1,7 @@
 """`jobqueue keys`: the keys that messages are signed with, sealed to and trusted by."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ from producers.cli.arguments import read_settings
 from producers.cli.output import format_option, write_instant, write_rows
 
 if TYPE_CHECKING:
-    from jobqueue.keys import KeyEntry
+    from jobqueue.keys import KeyEntry, SealingPublicKey, SigningPublicKey
 
 _NEXT = {
-    "node": "where experiments are submitted:  jobqueue keys trust '<this line>' [--queue PREFIX]",
+    "node": "where experiments are submitted and reports read:  jobqueue keys trust '<these lines>' [--queue PREFIX]",
     "sender": "on each node:  jobqueue keys trust '<this line>' [--queue PREFIX]",
+    "reporting": "experiments submitted from here name it; for others, on each node:  "
+    "jobqueue keys trust '<this line>' --queue PREFIX",
 }
 
 
@@ -25,24 +28,33 @@ def keys() -> None:
 
 
 @keys.command()
-@click.argument("role", type=click.Choice(["node", "sender", "laptop"]))
+@click.argument("role", type=click.Choice(["node", "sender", "reporting", "laptop"]))
 def new(*, role: str) -> None:
-    """Make a pair of keys for a ROLE, the newest from now on, and write its public line.
+    """Make the keys of a ROLE, the newest from now on, and write their public lines.
 
-    Older pairs stay valid until they are revoked: a new pair is the first half of a rotation. `laptop` makes what a
-    machine needs that submits to itself, unless it is there: a node's pair, a sender's pair, and trust in that sender.
+    Older ones stay valid until they are revoked: a new pair is the first half of a rotation. A `node` opens specs and
+    signs reports, a `sender` signs specs, with `reporting` reports are opened. `laptop` makes what a machine needs that
+    submits to itself, unless it is there: all of them, and trust in that sender.
     """
-    from jobqueue.keys import ensure_laptop_keys, make_node_keys, make_sender_keys
+    from jobqueue.keys import ensure_laptop_keys
 
     folder = read_settings().keys_dir
     if role == "laptop":
         ensure_laptop_keys(folder)
         click.echo(f"a node's and a sender's keys that know each other are in {folder}", err=True)
         return
-    made = make_node_keys(folder) if role == "node" else make_sender_keys(folder)
-    click.echo(made.line)
-    click.echo(f"made {role} key {made.key_id} in {folder / role}", err=True)
+    for made in _make(role, folder):
+        click.echo(made.line)
+        click.echo(f"made {role} key {made.key_id} in {folder / role}", err=True)
     click.echo(_NEXT[role], err=True)
+
+
+def _make(role: str, folder: Path) -> "Sequence[SealingPublicKey | SigningPublicKey]":
+    from jobqueue.keys import make_node_keys, make_node_signer, make_reporting_keys, make_sender_keys
+
+    if role == "node":
+        return [make_node_keys(folder), make_node_signer(folder)]
+    return [make_sender_keys(folder) if role == "sender" else make_reporting_keys(folder)]
 
 
 @keys.command()
@@ -72,13 +84,15 @@ def show(*, key_id: str | None, form: str) -> None:
     "--queue", "prefix", default="", metavar="PREFIX", help="Only for queues that begin so; all when not given."
 )
 def trust(*, key: str, prefix: str) -> None:
-    """Trust a public KEY: its line, a file that holds it, or - to read it from stdin.
+    """Trust a public KEY: its line, a file that holds it, or - to read it from stdin; several at once, too.
 
-    On a node: accept this sender's experiments. Where experiments are submitted: seal to this node.
+    On a node: accept this sender's experiments, seal reports to this key. Elsewhere: seal to this node, and accept its
+    reports.
     """
-    from jobqueue.keys import trust as install
+    from jobqueue.keys import trust_lines
 
-    click.echo(install(read_settings().keys_dir, _read(key), queue_prefix=prefix))
+    for key_id in trust_lines(read_settings().keys_dir, _read(key), queue_prefix=prefix):
+        click.echo(key_id)
 
 
 @keys.command()

@@ -112,7 +112,7 @@ class Execution:
         self._reporter.entered(State.PREPARING)
         self._note(State.PREPARING, Phase.PULLING)
         site = self._site
-        spec = self._spec = open_sealed(self._message, keys=site.keys)
+        spec = self._spec = open_sealed(self._message, keys=site.keys).spec
         refusal = refuse(spec, policy=site.policy, offer=site.best_offer)
         if refusal:
             return refusal
@@ -151,7 +151,7 @@ class Execution:
         """Supervise to the end what an earlier worker has started, as if nothing had happened."""
         kept, container = self._file.kept, self._left
         try:
-            spec = self._spec = open_sealed(self._message, keys=self._site.keys)
+            spec = self._spec = open_sealed(self._message, keys=self._site.keys).spec
             if kept.ended or container is None:
                 self._manifest = kept.manifest
                 return kept.ended or Outcome(reason=Reason.WORKER_LOST)

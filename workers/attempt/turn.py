@@ -147,7 +147,7 @@ def count_left(site: Site, file: LeaseFile, message: Verified) -> None:
     if site.ledger is None or file.kept.entry is not None:
         return
     with suppress(JobqueueError, OSError):  # whoever supervises it opens it too, and says why that cannot be
-        spec = open_sealed(message, keys=site.keys)
+        spec = open_sealed(message, keys=site.keys).spec
         since_seconds, seconds = file.kept.started_at_seconds, length_of(spec.timeout, site.grace)
         asked = site.ledger.ask(spec.resources, seconds=seconds, since_seconds=since_seconds)
         devices = site.gpus[: spec.gpus]

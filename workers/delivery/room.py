@@ -135,7 +135,7 @@ class Room:
             return self._may_wait(verified.header, waiting)
         # It may be over before who waits can begin; how long it lasts is sealed.
         try:
-            spec = open_sealed(verified, keys=self._site.keys)
+            spec = open_sealed(verified, keys=self._site.keys).spec
         except JobqueueError:
             return True  # its attempt says why
         exact = replace(entry, seconds=length_of(spec.timeout, self._site.grace))

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from jobqueue.wire.v1 import common_pb2 as jobqueue_dot_wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fjobqueue/wire/v1/envelope.proto\x12\x10jobqueue.wire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1djobqueue/wire/v1/common.proto\"\xd1\x01\n\x06Header\x12\x15\n\rexperiment_id\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12.\n\tresources\x18\x04 \x01(\x0b\x32\x1b.jobqueue.wire.v1.Resources\x12\x30\n\x0csubmitted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa2\x01\n\x0eSealedEnvelope\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05suite\x18\x02 \x01(\r\x12\x15\n\rsender_key_id\x18\x03 \x01(\t\x12\x13\n\x0bnode_key_id\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\x0c\x12\x0e\n\x06header\x18\x06 \x01(\x0c\x12\x12\n\nciphertext\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\"1\n\nSealedSpec\x12\x15\n\rsender_key_id\x18\x01 \x01(\t\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fjobqueue/wire/v1/envelope.proto\x12\x10jobqueue.wire.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1djobqueue/wire/v1/common.proto\"\xd1\x01\n\x06Header\x12\x15\n\rexperiment_id\x18\x01 \x01(\t\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12.\n\tresources\x18\x04 \x01(\x0b\x32\x1b.jobqueue.wire.v1.Resources\x12\x30\n\x0csubmitted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa2\x01\n\x0eSealedEnvelope\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05suite\x18\x02 \x01(\r\x12\x15\n\rsender_key_id\x18\x03 \x01(\t\x12\x13\n\x0bnode_key_id\x18\x04 \x01(\t\x12\r\n\x05nonce\x18\x05 \x01(\x0c\x12\x0e\n\x06header\x18\x06 \x01(\x0c\x12\x12\n\nciphertext\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\"X\n\nSealedSpec\x12\x15\n\rsender_key_id\x18\x01 \x01(\t\x12\x0c\n\x04spec\x18\x02 \x01(\x0c\x12\x15\n\rreporting_key\x18\x03 \x01(\t\x12\x0e\n\x06permit\x18\x04 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,5 +38,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEALEDENVELOPE']._serialized_start=330
   _globals['_SEALEDENVELOPE']._serialized_end=492
   _globals['_SEALEDSPEC']._serialized_start=494
-  _globals['_SEALEDSPEC']._serialized_end=543
+  _globals['_SEALEDSPEC']._serialized_end=582
 # @@protoc_insertion_point(module_scope)

@@ -43,9 +43,13 @@ class SealedEnvelope(_message.Message):
     def __init__(self, version: _Optional[int] = ..., suite: _Optional[int] = ..., sender_key_id: _Optional[str] = ..., node_key_id: _Optional[str] = ..., nonce: _Optional[bytes] = ..., header: _Optional[bytes] = ..., ciphertext: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class SealedSpec(_message.Message):
-    __slots__ = ("sender_key_id", "spec")
+    __slots__ = ("sender_key_id", "spec", "reporting_key", "permit")
     SENDER_KEY_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    REPORTING_KEY_FIELD_NUMBER: _ClassVar[int]
+    PERMIT_FIELD_NUMBER: _ClassVar[int]
     sender_key_id: str
     spec: bytes
-    def __init__(self, sender_key_id: _Optional[str] = ..., spec: _Optional[bytes] = ...) -> None: ...
+    reporting_key: str
+    permit: bytes
+    def __init__(self, sender_key_id: _Optional[str] = ..., spec: _Optional[bytes] = ..., reporting_key: _Optional[str] = ..., permit: _Optional[bytes] = ...) -> None: ...

@@ -12,6 +12,7 @@ from strategies import headers, reports, specs
 
 from jobqueue.codec import (
     SealedEnvelope,
+    SealedSpec,
     decode_envelope,
     decode_header,
     decode_report,
@@ -236,6 +237,7 @@ def test_an_envelope_comes_back_as_it_went_and_has_one_encoding() -> None:
 
 
 def test_the_sealed_part_names_its_sender() -> None:
-    assert decode_sealed_spec(encode_sealed_spec(b"spec", sender_key_id=KeyId("k"))) == ("k", b"spec")
+    sealed = SealedSpec(sender_key_id=KeyId("k"), spec=b"spec", reporting_key="line")
+    assert decode_sealed_spec(encode_sealed_spec(sealed)) == sealed
     with pytest.raises(BadEnvelope, match="does not know"):
         decode_sealed_spec(b"\xfa\x3e\x01x")

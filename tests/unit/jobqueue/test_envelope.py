@@ -13,7 +13,7 @@ from strategies import specs
 
 from jobqueue import envelope
 from jobqueue.artifacts import Artifact
-from jobqueue.codec import SealedEnvelope, decode_envelope, encode_envelope, encode_sealed_spec, encode_spec
+from jobqueue.codec import SealedEnvelope, SealedSpec, decode_envelope, encode_envelope, encode_sealed_spec, encode_spec
 from jobqueue.envelope import MAX_ENVELOPE_BYTES, open_sealed, seal, verify
 from jobqueue.errors import BadEnvelope, Early, InvalidSpec, JobqueueError, NotFound, Undecryptable, Untrusted
 from jobqueue.header import Header
@@ -75,7 +75,9 @@ def test_a_spec_comes_out_as_it_went_in(laptop: KeyRing, spec: ExperimentSpec) -
     header = header_of(spec)
     verified = verify(seal(spec, header, keys=laptop), keys=laptop, queue=QUEUE, now=NOW)
     assert verified.header == header
-    assert open_sealed(verified, keys=laptop) == spec
+    opened = open_sealed(verified, keys=laptop)
+    assert opened.spec == spec
+    assert opened.reporting_key == laptop.own_reporting()
 
 
 @pytest.mark.parametrize("suite", list(Suite))
@@ -86,7 +88,7 @@ def test_both_suites_are_accepted(tmp_path: Path, suite: Suite) -> None:
     spec = spec_of()
     verified = verify(seal(spec, header_of(spec), keys=keys), keys=keys, queue=QUEUE, now=NOW)
     assert verified.envelope.suite == suite
-    assert open_sealed(verified, keys=keys) == spec
+    assert open_sealed(verified, keys=keys).spec == spec
 
 
 def test_nobody_reads_a_command_a_variable_or_an_address_in_the_queue(keys: KeyRing) -> None:
@@ -264,6 +266,16 @@ def test_a_sealed_part_that_is_no_spec_is_answered(keys: KeyRing) -> None:
     assert caught.value.experiment_id == verified.header.experiment_id
 
 
+def test_a_sealed_part_that_names_no_key_for_its_reports_is_answered(keys: KeyRing) -> None:
+    spec = encode_spec(spec_of())
+    for line in ("nonsense", keys.recipient(QUEUE).line, keys.sender().public.line):
+        message = _signed_anew(keys, lambda sealed: _sealed_again(keys, sealed, spec=spec, reporting_key=line))  # noqa: B023
+        verified = verify(message, keys=keys, queue=QUEUE, now=NOW)
+        with pytest.raises(BadEnvelope, match="key for its reports") as caught:
+            open_sealed(verified, keys=keys)
+        assert caught.value.experiment_id == verified.header.experiment_id
+
+
 def test_a_message_that_is_too_large_is_refused_by_both_sides(keys: KeyRing) -> None:
     spec = spec_of(secrets={f"S{number}": "x" * 10_000 for number in range(30)})
     with pytest.raises(InvalidSpec, match="bytes as a message"):
@@ -315,8 +327,14 @@ def _signed_anew(
 
 
 def _sealed_again(
-    keys: KeyRing, sealed: SealedEnvelope, *, sender_key_id: KeyId | None = None, spec: bytes = b""
+    keys: KeyRing,
+    sealed: SealedEnvelope,
+    *,
+    sender_key_id: KeyId | None = None,
+    spec: bytes = b"",
+    reporting_key: str = "",
 ) -> SealedEnvelope:
-    content = encode_sealed_spec(spec, sender_key_id=sender_key_id or sealed.sender_key_id)
+    inside = SealedSpec(sender_key_id=sender_key_id or sealed.sender_key_id, spec=spec, reporting_key=reporting_key)
+    content = encode_sealed_spec(inside)
     ciphertext = keys.recipient(QUEUE).seal(content, info=envelope._sealing_context(sealed))
     return replace(sealed, ciphertext=ciphertext)

@@ -13,18 +13,24 @@ from jobqueue.errors import InvalidSetting, JobqueueError, KeyRefused, NotFound,
 from jobqueue.ids import KeyId
 from jobqueue.keys import (
     KeyRing,
-    NodePublicKey,
-    SenderPublicKey,
+    Reader,
+    SealingPublicKey,
+    Signer,
+    SigningPublicKey,
     Suite,
     ensure_laptop_keys,
     list_keys,
     make_node_keys,
+    make_node_signer,
+    make_reporting_keys,
     make_sender_keys,
+    parse_key,
+    parse_reporting,
     revoke,
     trust,
+    trust_lines,
 )
-from jobqueue.keys.folder import parse_key
-from jobqueue.keys.senders import WEAK_Y
+from jobqueue.keys.signing import WEAK_Y
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 PRIME = 2**255 - 19
@@ -119,6 +125,9 @@ def test_a_missing_key_is_an_error_that_says_how_to_make_it(tmp_path: Path) -> N
         lambda: ring.recipient("q"),
         lambda: ring.node_key(KeyId("k")),
         lambda: ring.trusted(KeyId("k"), queue="q"),
+        ring.node_signer,
+        lambda: ring.trusted_node(KeyId("k"), queue="q"),
+        lambda: ring.reporting_key(KeyId("k")),
     ):
         with pytest.raises(NotFound) as caught:
             look_up()
@@ -192,7 +201,7 @@ def test_the_longest_queue_prefix_wins_alone(tmp_path: Path) -> None:
 
 def _key_id(line: str) -> KeyId:
     key = parse_key(line)
-    assert isinstance(key, SenderPublicKey | NodePublicKey)
+    assert isinstance(key, SigningPublicKey | SealingPublicKey)
     return key.key_id
 
 
@@ -203,6 +212,75 @@ def test_a_queue_with_node_keys_of_its_own_is_sealed_to_them(tmp_path: Path) -> 
     ring = KeyRing(tmp_path)
     assert ring.recipient("secret_gpu").key_id == own.key_id
     assert ring.recipient("default_gpu").key_id == common.key_id
+
+
+def test_a_nodes_reports_are_checked_with_the_key_that_is_trusted_for_the_queue(tmp_path: Path) -> None:
+    common, lab = make_node_signer(tmp_path / "a"), make_node_signer(tmp_path / "b")
+    trust(tmp_path, common.line)
+    trust(tmp_path, lab.line, queue_prefix="lab_")
+    trust(tmp_path, make_node_keys(tmp_path / "c").line, queue_prefix="default_")
+    ring = KeyRing(tmp_path)
+    signature = KeyRing(tmp_path / "a").node_signer().sign(b"report")
+    assert ring.trusted_node(common.key_id, queue="default_cpu").has_signed(b"report", signature)
+    assert not ring.trusted_node(lab.key_id, queue="lab_cpu").has_signed(b"report", signature)
+    with pytest.raises(NotFound, match="keys trust"):
+        ring.trusted_node(common.key_id, queue="lab_cpu")
+
+
+def test_a_nodes_signature_is_never_taken_for_a_senders(tmp_path: Path) -> None:
+    node = make_node_signer(tmp_path / "node")
+    trust(tmp_path, node.line)
+    as_sender = SigningPublicKey(signer=Signer.SENDER, content=node.content, created_at=node.created_at)
+    ring = KeyRing(tmp_path)
+    assert node.key_id != as_sender.key_id
+    for key_id in (node.key_id, as_sender.key_id):
+        with pytest.raises(NotFound):
+            ring.trusted(key_id, queue="q")
+
+
+def test_reports_are_sealed_to_the_newest_key_for_the_queue_and_opened_with_any(tmp_path: Path) -> None:
+    assert KeyRing(tmp_path).reporting("q") is None
+    assert KeyRing(tmp_path).own_reporting() is None
+    first, second = make_reporting_keys(tmp_path), make_reporting_keys(tmp_path)
+    team = make_reporting_keys(tmp_path / "team")
+    trust(tmp_path, team.line, queue_prefix="team_")
+    ring = KeyRing(tmp_path)
+    assert (ring.reporting("default_cpu"), ring.reporting("team_cpu")) == (second, team)
+    assert ring.own_reporting() == second
+    for key in (first, second):
+        assert ring.reporting_key(key.key_id).open(parse_reporting(key.line).seal(b"r", info=b"i"), info=b"i") == b"r"
+    with pytest.raises(NotFound, match="keys new reporting"):
+        ring.reporting_key(team.key_id)
+
+
+def test_a_revoked_key_for_reports_is_named_no_more_and_still_opens(tmp_path: Path) -> None:
+    first, second = make_reporting_keys(tmp_path), make_reporting_keys(tmp_path)
+    revoke(tmp_path, second.key_id)
+    ring = KeyRing(tmp_path)
+    assert ring.own_reporting() == ring.reporting("q") == first
+    assert ring.reporting_key(second.key_id)
+
+
+def test_a_node_without_a_key_to_sign_reports_with_says_what_to_run(tmp_path: Path) -> None:
+    make_node_keys(tmp_path)
+    trust(tmp_path, make_sender_keys(tmp_path).line)
+    with pytest.raises(NotFound, match="sign reports with") as caught:
+        KeyRing(tmp_path).check_node(["q"])
+    assert "jobqueue keys new node" in caught.value.hint
+    make_node_signer(tmp_path)
+    KeyRing(tmp_path).check_node(["q"])
+
+
+def test_several_lines_are_trusted_at_once_or_not_at_all(tmp_path: Path) -> None:
+    keys = [make_node_keys(tmp_path / "node"), make_node_signer(tmp_path / "node"), make_reporting_keys(tmp_path / "r")]
+    text = "".join(f"{key.line}\r\n\n" for key in keys).replace("AAA", "A\r\nA A")
+    assert trust_lines(tmp_path, text) == [key.key_id for key in keys]
+    with pytest.raises(KeyRefused):
+        trust_lines(tmp_path / "other", f"{text}\njobqueue-no-key here 2026-07-01T00:00:00Z")
+    assert not (tmp_path / "other").exists()
+    for nothing in ("", " \n", f"Dear colleague {text}"):
+        with pytest.raises(KeyRefused):
+            trust_lines(tmp_path / "other", nothing)
 
 
 @pytest.mark.parametrize("prefix", ["../x", "a.b", "a/b", "-a", "a" * 71])
@@ -261,7 +339,7 @@ def test_a_weak_sender_key_is_refused_when_it_is_registered_and_when_it_is_used(
 ) -> None:
     content = (y | sign << 255).to_bytes(32, "little")
     with pytest.raises(KeyRefused, match="weak"):
-        SenderPublicKey(content=content, created_at=NOW)
+        SigningPublicKey(signer=Signer.SENDER, content=content, created_at=NOW)
     good = make_sender_keys(tmp_path)
     path = tmp_path / "trusted" / f"{trust(tmp_path, good.line)}.pub"
     object.__setattr__(good, "content", content)
@@ -275,7 +353,7 @@ def test_a_weak_sender_key_is_refused_when_it_is_registered_and_when_it_is_used(
 
 def test_a_node_key_that_leads_to_no_secret_is_refused() -> None:
     with pytest.raises(KeyRefused):
-        NodePublicKey(suite=Suite.X25519, content=bytes(32), created_at=NOW)
+        SealingPublicKey(reader=Reader.NODE, suite=Suite.X25519, content=bytes(32), created_at=NOW)
 
 
 def test_a_file_that_is_not_named_after_its_key_is_refused(tmp_path: Path) -> None:
@@ -298,8 +376,9 @@ def test_the_list_shows_every_key_and_no_private_part(tmp_path: Path) -> None:
     trust(tmp_path, make_sender_keys(tmp_path / "other").line, queue_prefix="team_")
     entries = list_keys(tmp_path)
     assert [(entry.role, entry.path.suffix, entry.queue_prefix) for entry in entries] == [
-        ("node", ".key", ""), ("node", ".pub", ""), ("sender", ".key", ""), ("sender", ".pub", ""),
-        ("trusted", ".pub", ""), ("trusted", ".pub", "team_"),
+        ("node", ".key", ""), ("node", ".pub", ""), ("node", ".key", ""), ("node", ".pub", ""),
+        ("sender", ".key", ""), ("sender", ".pub", ""), ("trusted", ".pub", ""), ("trusted", ".pub", "team_"),
+        ("reporting", ".key", ""), ("reporting", ".pub", ""),
     ]  # fmt: skip
     assert "content=b" not in repr([entry for entry in entries if entry.path.suffix == ".key"])
 
@@ -326,6 +405,8 @@ def test_a_laptop_gets_a_complete_set_once(tmp_path: Path) -> None:
     ring = KeyRing(folder)
     assert ring.node_key(ring.recipient("any_queue").key_id)
     assert ring.trusted(ring.sender().public.key_id, queue="any_queue") == ring.sender().public
+    assert ring.trusted_node(ring.node_signer().public.key_id, queue="any_queue") == ring.node_signer().public
+    assert ring.reporting("any_queue") == ring.own_reporting()
 
 
 def test_a_laptop_set_that_was_interrupted_is_completed(tmp_path: Path) -> None:
@@ -341,7 +422,7 @@ def test_a_laptop_set_that_was_interrupted_is_completed(tmp_path: Path) -> None:
 def test_processes_that_make_laptop_keys_at_once_make_one_set(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4, mp_context=get_context("fork" if threading.active_count() == 1 else "spawn")) as pool:
         list(pool.map(ensure_laptop_keys, [tmp_path / "keys"] * 4))
-    assert len(list((tmp_path / "keys").rglob("*.key"))) == 2
+    assert len(list((tmp_path / "keys").rglob("*.key"))) == 4
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,11 +80,11 @@ def test_without_queues_ls_says_how_to_make_them(project: str) -> None:
     assert "jobqueue queues create" in result.stderr
 
 
-def test_new_keys_write_the_public_line_alone_on_stdout(project: str, tmp_path: Path) -> None:
-    for role in ("node", "sender"):
+def test_new_keys_write_their_public_lines_alone_on_stdout(project: str, tmp_path: Path) -> None:
+    for role, lines in (("node", 2), ("sender", 1), ("reporting", 1)):
         result = _call("keys", "new", role)
-        assert result.stdout.startswith(f"jobqueue-{role}-")
-        assert len(result.stdout.splitlines()) == 1
+        assert all(line.startswith(f"jobqueue-{role}-") for line in result.stdout.splitlines())
+        assert len(result.stdout.splitlines()) == lines
         assert "private" not in result.stdout
         assert "jobqueue keys trust" in result.stderr
     assert KeyRing(tmp_path / "keys").sender()
@@ -104,6 +104,16 @@ def test_a_key_is_trusted_for_some_queues_by_line_file_or_stdin(project: str, tm
         ring.trusted(key.key_id, queue="other_cpu")
 
 
+def test_what_a_node_has_written_is_trusted_as_it_is(project: str, tmp_path: Path) -> None:
+    written = (
+        CliRunner(env={"JOBQUEUE_KEYS": str(tmp_path / "node's")}).invoke(jobqueue, ["keys", "new", "node"]).stdout
+    )
+    result = _call("keys", "trust", "-", stdin=written)
+    sealing, signing = result.stdout.split()
+    ring = KeyRing(tmp_path / "keys")
+    assert (ring.recipient("q").key_id, ring.trusted_node(signing, queue="q").key_id) == (sealing, signing)
+
+
 def test_what_is_no_key_is_refused(project: str) -> None:
     assert _call("keys", "trust", "jobqueue-sender-ed25519 AAAA then").exit_code == 1
     assert _call("keys", "trust", "no-such-file").exit_code == 102
@@ -113,8 +123,10 @@ def test_show_lists_keys_and_writes_no_private_half(project: str, tmp_path: Path
     ensure_laptop_keys(tmp_path / "keys")
     rows = json.loads(_call("keys", "show", "-o", "json").stdout)
     assert sorted((row["role"], row["half"]) for row in rows) == [
-        ("node", "private"),
-        ("node", "public"),
+        *[("node", "private")] * 2,
+        *[("node", "public")] * 2,
+        ("reporting", "private"),
+        ("reporting", "public"),
         ("sender", "private"),
         ("sender", "public"),
         ("trusted", "public"),

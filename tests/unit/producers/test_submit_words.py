@@ -45,7 +45,7 @@ def open_message(client: Client, queue: str) -> ExperimentSpec:
     mail = MemoryBroker().post.receive(queue, timeout=timedelta(seconds=1))
     assert mail is not None
     keys = client._connections.keys
-    return open_sealed(verify(mail.body, keys=keys, queue=queue, now=datetime.now(UTC)), keys=keys)
+    return open_sealed(verify(mail.body, keys=keys, queue=queue, now=datetime.now(UTC)), keys=keys).spec
 
 
 def test_what_is_submitted_is_what_a_node_opens(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

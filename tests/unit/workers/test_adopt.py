@@ -86,7 +86,7 @@ class Place:
 
     def _plan(self, message: Verified, folder: Path) -> Plan:
         return make_plan(
-            open_sealed(message, keys=self.site.keys),
+            open_sealed(message, keys=self.site.keys).spec,
             lease=self.lease,
             queue=self.fake.queue,
             node_id=self.site.node_id,
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_removed_now_is_tried_again_and_has_no_share_mea
 ) -> None:
     message = place.fake.message()
     place.leave(message)
-    resources = open_sealed(message, keys=place.site.keys).resources
+    resources = open_sealed(message, keys=place.site.keys).spec.resources
     entry = Entry(worker_id=place.site.worker_id, resources=resources, since_seconds=0, seconds=60, is_granted=True)
     place.file.update(entry=entry)
     place.site.registry.leases.finish(place.lease, Outcome(reason=Reason.EXITED_ZERO), state=State.SUCCEEDED)

@@ -329,6 +329,7 @@ def test_a_message_for_another_nodes_key_ends_and_is_set_aside(node: FakeNode, t
 
         recipient = staticmethod(others.recipient)
         sender = staticmethod(own.sender)
+        own_reporting = staticmethod(own.own_reporting)
 
     result = node.run(node.message(keys=Mixed()))  # type: ignore[arg-type]
     assert isinstance(result, Ended)

@@ -1,8 +1,8 @@
-"""The sealing pair of a node: HPKE (RFC 9180), hybrid with ML-KEM by default."""
+"""Sealing pairs, HPKE (RFC 9180), hybrid with ML-KEM by default: a node's for specs, an experimenter's for reports."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from functools import cached_property
 from typing import Final
 
@@ -24,20 +24,30 @@ _PrivateHandle = X25519PrivateKey | hpke.MLKEM768X25519PrivateKey
 
 
 class Suite(IntEnum):
-    """What a spec is sealed with, each with HKDF-SHA256 and AES-256-GCM; a higher number is a stronger suite."""
+    """What is sealed with, each with HKDF-SHA256 and AES-256-GCM; a higher number is a stronger suite."""
 
     X25519 = 1
     MLKEM768_X25519 = 2
 
     @property
-    def kind(self) -> str:
-        """The word for its public keys in their text form."""
-        return "node-" + self.name.lower().replace("_", "-")
+    def word(self) -> str:
+        """Its name in settings and in keys."""
+        return self.name.lower().replace("_", "-")
 
-    @property
-    def private_kind(self) -> str:
-        """The word for its private keys in their text form."""
-        return f"{self.kind}-private"
+
+class Reader(StrEnum):
+    """For whom is sealed: a node reads specs, with `reporting` reports are read. Never one in place of the other."""
+
+    NODE = "node"
+    REPORTING = "reporting"
+
+    def kind(self, suite: Suite) -> str:
+        """Return the word for its public keys in their text form."""
+        return f"{self.value}-{suite.word}"
+
+    def private_kind(self, suite: Suite) -> str:
+        """Return the word for its private keys in their text form."""
+        return f"{self.kind(suite)}-private"
 
 
 _HPKE: Final = {
@@ -47,13 +57,14 @@ _HPKE: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodePublicKey:
-    """What a sender seals to: the ML-KEM part, if any, then the X25519 part.
+class SealingPublicKey:
+    """What is sealed to: the ML-KEM part, if any, then the X25519 part.
 
     Raises:
         KeyRefused: on construction: nothing can be sealed to it.
     """
 
+    reader: Reader
     suite: Suite
     content: bytes
     created_at: datetime
@@ -62,20 +73,22 @@ class NodePublicKey:
         try:
             self.seal(b"", info=b"")
         except ValueError:
-            raise KeyRefused("not a node's key: nothing can be sealed to it", hint="copy the whole line") from None
+            told = f"not a {self.reader} key: nothing can be sealed to it"
+            raise KeyRefused(told, hint="copy the whole line") from None
 
     @cached_property
     def key_id(self) -> KeyId:
         """Its fingerprint."""
-        return fingerprint(self.suite.kind, self.content)
+        return fingerprint(self.reader.kind(self.suite), self.content)
 
     @property
     def line(self) -> str:
         """Its text form, to be copied."""
-        return write_line(KeyLine(kind=self.suite.kind, content=self.content, created_at=self.created_at))
+        kind = self.reader.kind(self.suite)
+        return write_line(KeyLine(kind=kind, content=self.content, created_at=self.created_at))
 
     def seal(self, plaintext: bytes, *, info: bytes) -> bytes:
-        """Return a ciphertext that only the node can open, and only with the same `info`."""
+        """Return a ciphertext that only the private key opens, and only with the same `info`."""
         return _HPKE[self.suite].encrypt(plaintext, self._handle, info=info)
 
     @cached_property
@@ -90,9 +103,10 @@ class NodePublicKey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeKey:
-    """What a node opens with; `content` is the seed of the ML-KEM part, if any, then the private X25519 part."""
+class SealingKey:
+    """What is opened with; `content` is the seed of the ML-KEM part, if any, then the private X25519 part."""
 
+    reader: Reader
     suite: Suite
     content: bytes = field(repr=False)
     created_at: datetime
@@ -100,20 +114,22 @@ class NodeKey:
     def __post_init__(self) -> None:
         seed_bytes = _MLKEM_SEED_BYTES if self.suite is Suite.MLKEM768_X25519 else 0
         if len(self.content) != seed_bytes + _X25519_BYTES:
-            raise KeyRefused("not a node's private key: its length is wrong", hint="make one with `jobqueue keys new`")
+            told = f"not a private {self.reader} key: its length is wrong"
+            raise KeyRefused(told, hint="make one with `jobqueue keys new`")
 
     @cached_property
-    def public(self) -> NodePublicKey:
-        """What senders seal to."""
+    def public(self) -> SealingPublicKey:
+        """What others seal to."""
         content = self._x25519.public_key().public_bytes_raw()
         if self.suite is Suite.MLKEM768_X25519:
             content = self._mlkem.public_key().public_bytes_raw() + content
-        return NodePublicKey(suite=self.suite, content=content, created_at=self.created_at)
+        return SealingPublicKey(reader=self.reader, suite=self.suite, content=content, created_at=self.created_at)
 
     @property
     def line(self) -> str:
         """Its text form, for its own file only."""
-        return write_line(KeyLine(kind=self.suite.private_kind, content=self.content, created_at=self.created_at))
+        kind = self.reader.private_kind(self.suite)
+        return write_line(KeyLine(kind=kind, content=self.content, created_at=self.created_at))
 
     def open(self, ciphertext: bytes, *, info: bytes) -> bytes:
         """Return the plaintext.
@@ -141,9 +157,9 @@ class NodeKey:
         return X25519PrivateKey.from_private_bytes(self.content[-_X25519_BYTES:])
 
 
-def make_node_key(suite: Suite, created_at: datetime) -> NodeKey:
+def make_sealing_key(reader: Reader, suite: Suite, created_at: datetime) -> SealingKey:
     """Return a new pair."""
     content = X25519PrivateKey.generate().private_bytes_raw()
     if suite is Suite.MLKEM768_X25519:
         content = MLKEM768PrivateKey.generate().private_bytes_raw() + content
-    return NodeKey(suite=suite, content=content, created_at=created_at)
+    return SealingKey(reader=reader, suite=suite, content=content, created_at=created_at)

@@ -1,7 +1,8 @@
-"""The signing pair of a sender: Ed25519."""
+"""Signing pairs, Ed25519: a sender's for specs, a node's for reports, an operator's for the keys that it publishes."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
@@ -12,8 +13,6 @@ from jobqueue.errors import KeyRefused
 from jobqueue.ids import KeyId
 from jobqueue.keys.lines import KeyLine, fingerprint, write_line
 
-KIND: Final = "sender-ed25519"
-PRIVATE_KIND: Final = f"{KIND}-private"
 _KEY_BYTES = 32
 _PRIME = 2**255 - 19
 _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
@@ -22,33 +21,54 @@ _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 WEAK_Y: Final = frozenset({0, 1, _PRIME - 1, _ORDER_8, _PRIME - _ORDER_8})
 
 
+class Signer(StrEnum):
+    """Who signs. A key of one is never taken for a key of another."""
+
+    SENDER = "sender"
+    NODE = "node"
+    OPERATOR = "operator"
+
+    @property
+    def kind(self) -> str:
+        """The word for its public keys in their text form."""
+        return f"{self.value}-ed25519"
+
+    @property
+    def private_kind(self) -> str:
+        """The word for its private keys in their text form."""
+        return f"{self.kind}-private"
+
+
 @dataclass(frozen=True, kw_only=True)
-class SenderPublicKey:
+class SigningPublicKey:
     """What signatures are checked with.
 
     Raises:
         KeyRefused: on construction: the content is not a point, not in its one encoding, or of small order.
     """
 
+    signer: Signer
     content: bytes
     created_at: datetime
 
     def __post_init__(self) -> None:
         if len(self.content) != _KEY_BYTES:
-            raise KeyRefused(f"not a sender's key: {len(self.content)} bytes long", hint="copy the whole line")
+            raise KeyRefused(
+                f"not a key of a {self.signer}: {len(self.content)} bytes long", hint="copy the whole line"
+            )
         y = int.from_bytes(self.content, "little") & (2**255 - 1)
         if y >= _PRIME or y in WEAK_Y:
-            raise KeyRefused("a weak sender's key: anybody can sign for it", hint="never trust who gave it to you")
+            raise KeyRefused(f"a weak key of a {self.signer}: anybody can sign for it", hint="never trust its giver")
 
     @cached_property
     def key_id(self) -> KeyId:
         """Its fingerprint."""
-        return fingerprint(KIND, self.content)
+        return fingerprint(self.signer.kind, self.content)
 
     @property
     def line(self) -> str:
         """Its text form, to be copied."""
-        return write_line(KeyLine(kind=KIND, content=self.content, created_at=self.created_at))
+        return write_line(KeyLine(kind=self.signer.kind, content=self.content, created_at=self.created_at))
 
     def has_signed(self, message: bytes, signature: bytes) -> bool:
         """Tell whether `signature` over `message` holds."""
@@ -60,27 +80,28 @@ class SenderPublicKey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SenderKey:
-    """What a sender signs with; `content` is the 32 private bytes."""
+class SigningKey:
+    """What is signed with; `content` is the 32 private bytes."""
 
+    signer: Signer
     content: bytes = field(repr=False)
     created_at: datetime
 
     def __post_init__(self) -> None:
         if len(self.content) != _KEY_BYTES:
-            raise KeyRefused(
-                "not a sender's private key: its length is wrong", hint="make one with `jobqueue keys new`"
-            )
+            told = f"not the private key of a {self.signer}: its length is wrong"
+            raise KeyRefused(told, hint="make one with `jobqueue keys new`")
 
     @cached_property
-    def public(self) -> SenderPublicKey:
+    def public(self) -> SigningPublicKey:
         """What others check its signatures with."""
-        return SenderPublicKey(content=self._private.public_key().public_bytes_raw(), created_at=self.created_at)
+        content = self._private.public_key().public_bytes_raw()
+        return SigningPublicKey(signer=self.signer, content=content, created_at=self.created_at)
 
     @property
     def line(self) -> str:
         """Its text form, for its own file only."""
-        return write_line(KeyLine(kind=PRIVATE_KIND, content=self.content, created_at=self.created_at))
+        return write_line(KeyLine(kind=self.signer.private_kind, content=self.content, created_at=self.created_at))
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64 bytes of the signature."""
@@ -91,6 +112,7 @@ class SenderKey:
         return Ed25519PrivateKey.from_private_bytes(self.content)
 
 
-def make_sender_key(created_at: datetime) -> SenderKey:
+def make_signing_key(signer: Signer, created_at: datetime) -> SigningKey:
     """Return a new pair."""
-    return SenderKey(content=Ed25519PrivateKey.generate().private_bytes_raw(), created_at=created_at)
+    content = Ed25519PrivateKey.generate().private_bytes_raw()
+    return SigningKey(signer=signer, content=content, created_at=created_at)
