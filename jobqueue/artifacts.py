@@ -9,6 +9,7 @@ experiments/<id>/attempts/<n>-<token>/logs/<stream>/<offset of the first byte>
 """
 
 import json
+import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -85,6 +86,11 @@ def path_fault(path: str) -> str:
     if len(path.encode()) > MAX_PATH_BYTES:
         return f"has more than {MAX_PATH_BYTES} bytes"
     return ""
+
+
+def fold_path(path: str) -> str:
+    """Return what two paths share that name one file where case, or the way a letter is composed, does not count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:

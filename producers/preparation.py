@@ -49,7 +49,7 @@ class Packed:
 
     checked: dict[tuple[str, Path], list[Problem]] = field(default_factory=dict)
     workspaces: dict[Path, tuple[Artifact, tuple[str, ...]]] = field(default_factory=dict)
-    inputs: dict[Path, Artifact] = field(default_factory=dict)
+    inputs: dict[Path, tuple[Artifact, tuple[str, ...]]] = field(default_factory=dict)
 
     def check(self, path: Path, *, name: str) -> list[Problem]:
         """Return all that keeps what the field `name` leads to from being uploaded."""
@@ -203,8 +203,10 @@ def upload(draft: Draft, *, store: Store, packed: Packed) -> tuple[ExperimentSpe
     if draft.inputs:
         for name, path in draft.inputs.items():
             if path not in packed.inputs:
-                packed.inputs[path] = upload_input(path, store, field=f"inputs.{name}")
-        uploaded = {name: packed.inputs[path] for name, path in draft.inputs.items()}
+                artifact, left_out = upload_input(path, store, field=f"inputs.{name}")
+                packed.inputs[path] = artifact, tuple(left_out)
+            warnings += packed.inputs[path][1]
+        uploaded = {name: packed.inputs[path][0] for name, path in draft.inputs.items()}
         parts["inputs"] = {**draft.spec.inputs, **uploaded}
     return draft.spec.model_copy(update=parts), warnings
 

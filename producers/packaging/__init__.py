@@ -1,7 +1,6 @@
 """Folders and files as artifacts: packed once for one content, uploaded only if the store does not have them."""
 
 import hashlib
-import logging
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ _PIECE_BYTES: Final = 1 << 20
 _SETTLED_NS: Final = 2 * 10**9
 _REMEMBERED: Final = 16
 
-_log = logging.getLogger(__name__)
 _packed: dict[str, Packed] = {}
 
 
@@ -69,10 +67,11 @@ def pack_workspace(folder: Path, store: Store) -> tuple[Artifact, list[str]]:
     return artifact, warnings
 
 
-def upload_input(path: Path, store: Store, *, field: str = "inputs") -> Artifact:
-    """Return a file or folder of this machine as an artifact in the store.
+def upload_input(path: Path, store: Store, *, field: str = "inputs") -> tuple[Artifact, list[str]]:
+    """Return a file or folder of this machine as an artifact in the store, and what its owner should know.
 
-    A folder travels whole: ignore files have no say. A `.tar.zst` is unpacked on the node, as a folder is.
+    A folder travels whole but for what looks like a secret: else ignore files have no say. A `.tar.zst` is unpacked on
+    the node, as a folder is.
 
     Args:
         path: of the file or folder.
@@ -86,16 +85,14 @@ def upload_input(path: Path, store: Store, *, field: str = "inputs") -> Artifact
     path = path.expanduser()
     if path.is_dir():
         found = _scanned(path, field=field, honours_ignores=False)
-        for warning in found.warnings:
-            _log.warning("input.left_out", extra={"field": field, "detail": warning})
-        return _pack(found, store)
+        return _pack(found, store), found.warnings
     entry = describe_file(path, field=field)
     with opened_unchanged(entry, field=field) as content:
         sha256 = _digest(content)
     key = input_key(sha256, tree=path.name.endswith(ARCHIVE_SUFFIX))
     if store.size(key) != entry.size_bytes:
         _upload(entry, store, key=key, field=field)
-    return Artifact(uri=STORE_SCHEME + key, sha256=sha256, size_bytes=entry.size_bytes)
+    return Artifact(uri=STORE_SCHEME + key, sha256=sha256, size_bytes=entry.size_bytes), []
 
 
 def _scanned(folder: Path, *, field: str, honours_ignores: bool) -> Scan:

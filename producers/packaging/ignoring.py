@@ -1,6 +1,7 @@
 """What of a folder does not travel: what the ignore files say, what is never wanted, and what looks like a secret."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,14 +19,37 @@ _IGNORE_FILES: Final = (IGNORE_FILE, _GIT_IGNORE_FILE)
 _NEVER: Final = frozenset({".git", "__pycache__", ".venv", "node_modules", ".ipynb_checkpoints"})
 _SECRETS: Final = (
     ".env", ".env.*", "*.pem", "*.p12", "*.pfx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", ".git-credentials",
-    ".netrc", ".pypirc", ".ssh", ".aws", ".gnupg",
+    "id_*_sk", ".netrc", "_netrc", ".pypirc", ".npmrc", ".pgpass", ".htpasswd", ".vault-token", ".s3cfg", ".boto",
+    "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.kubeconfig", "kubeconfig", "application_default_credentials.json",
+    ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".dockercfg", "gcloud",
 )  # fmt: skip
+# A private key as text, one of ours, what an engine keeps of registries, a repository's address with a password.
+_KEY: Final = re.compile(
+    rb"^\s*(?:-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|jobqueue-[a-z0-9-]+-private |"
+    rb"\"auths\"\s*:\s*\{|url\s*=\s*https?://[^/\s:@]*:?[^/\s@]+@)",
+    re.MULTILINE,
+)
+# Larger files are no keys.
+MAX_KEY_BYTES: Final = 1 << 16
 _NO_SECRETS: Final = (".env.example", ".env.sample", ".env.template")
 
 
 def is_never_wanted(name: str) -> bool:
     """Tell whether a file or folder of that name is made by tools and never part of the work."""
     return name in _NEVER
+
+
+def holds_key(path: Path) -> bool:
+    """Tell whether a small file has a private key or a password in it, in one of the usual forms.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return _KEY.search(os.read(descriptor, MAX_KEY_BYTES)) is not None
+    finally:
+        os.close(descriptor)
 
 
 def looks_secret(name: str) -> bool:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from jobqueue.artifacts import MAX_TREE_DEPTH, MAX_TREE_ENTRIES, path_fault
+from jobqueue.artifacts import MAX_TREE_DEPTH, MAX_TREE_ENTRIES, fold_path, path_fault
 from jobqueue.errors import InvalidSpec, Problem
 from producers.packaging.ignoring import (
     IGNORE_FILE,
+    MAX_KEY_BYTES,
     Patterns,
+    holds_key,
     is_asked_for,
     is_ignored,
     is_never_wanted,
@@ -49,7 +51,8 @@ class Scan:
 
     Attributes:
         field: the field of the spec that names the folder, for the problems.
-        honours_ignores: ignore files and the lists of what is never wanted count.
+        honours_ignores: ignore files and the lists of what is never wanted count; what looks like a secret always does.
+        folded: the paths by what they are where case does not count.
     """
 
     root: Path
@@ -60,6 +63,7 @@ class Scan:
     secrets: list[str] = dataclasses.field(default_factory=list)
     links: list[str] = dataclasses.field(default_factory=list)
     specials: list[str] = dataclasses.field(default_factory=list)
+    folded: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def problems(self) -> list[Problem]:
@@ -137,9 +141,7 @@ def _walk(found: Scan, place: _Place) -> None:
     except OSError as error:
         found.faults.append(f"{_shown(place.relative)} cannot be read: {error.strerror}")
         return
-    patterns = place.patterns
-    if found.honours_ignores:
-        patterns = read_patterns(place.folder, relative=place.relative) + patterns
+    patterns = read_patterns(place.folder, relative=place.relative) + place.patterns
     around = place.around | {(status.st_dev, status.st_ino)}
     for child in children:
         if len(found.entries) >= MAX_TREE_ENTRIES:
@@ -167,23 +169,20 @@ def _visit(found: Scan, place: _Place) -> None:
     except OSError as error:
         found.faults.append(f"{_shown(place.relative)} cannot be read: {error.strerror}")
         return
-    is_folder = stat.S_ISDIR(status.st_mode)
-    if found.honours_ignores and _is_left_out(found, place, is_folder=is_folder):
+    entry = _entry(place.relative, source, status)
+    if _is_left_out(found, place, entry):
         return
-    if not is_folder and not stat.S_ISREG(status.st_mode):
-        found.specials.append(place.relative)
-    elif is_folder and (status.st_dev, status.st_ino) in place.around:
-        found.links.append(place.relative)
-    elif fault := _fault(place.relative):
+    if not entry.is_folder and not stat.S_ISREG(status.st_mode):
+        found.specials.append(entry.path)
+    elif entry.is_folder and (status.st_dev, status.st_ino) in place.around:
+        found.links.append(entry.path)
+    elif fault := _fault(entry.path) or _find_twin(found, entry.path):
         way_out = f"rename it, or list it in {IGNORE_FILE}" if found.honours_ignores else "rename it"
-        found.faults.append(f"{_shown(place.relative)} {fault} ({way_out})")
+        found.faults.append(f"{_shown(entry.path)} {fault} ({way_out})")
     else:
-        found.entries.append(_entry(place.relative, source, status))
-        if is_folder:
-            _walk(
-                found,
-                _Place(folder=source, relative=f"{place.relative}/", patterns=place.patterns, around=place.around),
-            )
+        found.entries.append(entry)
+        if entry.is_folder:
+            _walk(found, _Place(folder=source, relative=f"{entry.path}/", patterns=place.patterns, around=place.around))
 
 
 def _follow(found: Scan, link: Path) -> Path | None:
@@ -195,22 +194,36 @@ def _follow(found: Scan, link: Path) -> Path | None:
     if not target.is_relative_to(found.root):
         return None
     parts = target.relative_to(found.root).parts
-    if found.honours_ignores and any(is_never_wanted(part) or looks_secret(part) for part in parts):
+    if any(looks_secret(part) or (found.honours_ignores and is_never_wanted(part)) for part in parts):
         return None
     return target
 
 
-def _is_left_out(found: Scan, place: _Place, *, is_folder: bool) -> bool:
-    path = f"{place.relative}/" if is_folder else place.relative
+def _is_left_out(found: Scan, place: _Place, entry: Entry) -> bool:
+    path = f"{entry.path}/" if entry.is_folder else entry.path
     name = place.folder.name
     if is_asked_for(path, place.patterns):
         return False
-    if is_never_wanted(name) or is_ignored(path, place.patterns):
+    if found.honours_ignores and (is_never_wanted(name) or is_ignored(path, place.patterns)):
         return True
-    if looks_secret(name):
-        found.secrets.append(place.relative)
+    if looks_secret(name) or _holds_key(entry):
+        found.secrets.append(entry.path)
         return True
     return False
+
+
+def _holds_key(entry: Entry) -> bool:
+    """Tell whether a file has a key in it; one that cannot be read is told of when it is packed."""
+    try:
+        return 0 < entry.size_bytes <= MAX_KEY_BYTES and holds_key(entry.source)
+    except OSError:
+        return False
+
+
+def _find_twin(found: Scan, path: str) -> str:
+    """Return what is wrong with a path that is another one where case does not count; empty when it is the only one."""
+    twin = found.folded.setdefault(fold_path(path), path)
+    return "" if twin == path else f"differs from {_shown(twin)} in case alone"
 
 
 def _fault(path: str) -> str:

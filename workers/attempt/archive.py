@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from jobqueue.artifacts import MAX_TREE_DEPTH, MAX_TREE_ENTRIES, path_fault
+from jobqueue.artifacts import MAX_TREE_DEPTH, MAX_TREE_ENTRIES, fold_path, path_fault
 from jobqueue.errors import ArtifactRefused
 from jobqueue.quantities import describe_size
 
@@ -21,6 +21,11 @@ _PIECE_BYTES: Final = 1 << 20
 _WINDOW_BYTES: Final = 1 << 27
 # A long name, or the records that come before a header; many times what the longest path needs.
 _MAX_RECORD_BYTES: Final = 1 << 16
+# All of them together: nothing else counts them, and a small archive unpacks to very many.
+_MAX_RECORDS_BYTES: Final = 1 << 26
+_RECORDS_EACH: Final = 10
+# Of the length of a record.
+_MAX_DIGITS: Final = 20
 # With a long name and a record before each.
 _HEADERS_EACH: Final = 3
 # What may follow the end: zeros up to the size of a tape's record.
@@ -90,6 +95,7 @@ class _Tape:
     def __init__(self, stream: BinaryIO, check: Callable[[], object]) -> None:
         self._stream = stream
         self._check = check
+        self._left_bytes, self._left_records = _MAX_RECORDS_BYTES, _RECORDS_EACH * MAX_TREE_ENTRIES
 
     def pieces(self, size_bytes: int, *, padded: bool = True) -> Iterator[bytes]:
         """Return the next bytes, then skip to the next block."""
@@ -109,6 +115,17 @@ class _Tape:
         """Return that many bytes."""
         return b"".join(self.pieces(size_bytes))
 
+    def read_record(self, header: tarfile.TarInfo) -> bytes:
+        """Return what a header of no file carries."""
+        if header.size > min(_MAX_RECORD_BYTES, self._left_bytes):
+            raise ArtifactRefused(f"{_shown(header.name)} is a header of {header.size} bytes", hint="pack it again")
+        content = self.read(header.size)
+        self._left_bytes -= header.size
+        self._left_records -= content.count(b"\n")
+        if self._left_records < 0:
+            raise ArtifactRefused(f"{_shown(header.name)} has one record too many", hint="pack it again")
+        return content
+
     def require_end(self) -> None:
         """Make sure that only padding follows."""
         rest = 0
@@ -121,6 +138,7 @@ class _Tape:
 def _extract(tape: _Tape, target: Path, limit: int, *, mask: int) -> int:
     total = files = 0
     known: set[str] = set()
+    folded: dict[str, str] = {}
     for member in _members(tape):
         files += not member.is_folder
         total += member.size_bytes
@@ -130,6 +148,7 @@ def _extract(tape: _Tape, target: Path, limit: int, *, mask: int) -> int:
                 hint="declare its size, ask for more with disk=, or send less",
             )
         parts = member.path.split("/")
+        _require_one_name(member.path, folded)
         _make_folders(target, parts if member.is_folder else parts[:-1], known)
         if files + len(known) > MAX_TREE_ENTRIES:
             raise ArtifactRefused(
@@ -150,13 +169,13 @@ def _members(tape: _Tape) -> Iterator[_Member]:
             return
         header = _header(block)
         if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            records = _records(_record_bytes(tape, header))
+            records = _records(tape.read_record(header))
             path = records.get("path", path)
             size_bytes = _number(records["size"]) if "size" in records else size_bytes
         elif header.type == tarfile.XGLTYPE:
-            _record_bytes(tape, header)  # a comment that is meant for all entries
+            tape.read_record(header)  # a comment that is meant for all entries
         elif header.type == tarfile.GNUTYPE_LONGNAME:
-            path = _record_bytes(tape, header).rstrip(b"\0").decode(errors="surrogateescape")
+            path = tape.read_record(header).rstrip(b"\0").decode(errors="surrogateescape")
         else:
             member = _checked(header, path or header.name, header.size if size_bytes is None else size_bytes)
             if member is not None:
@@ -175,21 +194,16 @@ def _header(block: bytes) -> tarfile.TarInfo:
     return header
 
 
-def _record_bytes(tape: _Tape, header: tarfile.TarInfo) -> bytes:
-    if header.size > _MAX_RECORD_BYTES:
-        raise ArtifactRefused(f"{_shown(header.name)} is a header of {header.size} bytes", hint="pack it again")
-    return tape.read(header.size)
-
-
 def _records(content: bytes) -> dict[str, str]:
     """Return extended header records, each `length key=value` and a line end, the length counting all of it."""
-    records = {}
-    while content.strip(b"\0"):
-        digits, _, rest = content.partition(b" ")
-        length = _number(digits.decode(errors="replace"))
-        record, content = rest[: length - len(digits) - 1], content[length:]
+    records, start, end = {}, 0, len(content.rstrip(b"\0"))
+    while start < end:
+        digits, _, _ = content[start : start + _MAX_DIGITS].partition(b" ")
+        stop = start + _number(digits.decode(errors="replace"))
+        record = content[start + len(digits) + 1 : stop]
         key, equals, value = record.partition(b"=")
-        if not equals or not record.endswith(b"\n") or len(record) != length - len(digits) - 1:
+        start, is_whole = stop, stop <= end
+        if not (equals and is_whole and record.endswith(b"\n")):
             raise ArtifactRefused("the archive has a broken extended header", hint="pack it again")
         records[key.decode(errors="replace")] = value[:-1].decode(errors="surrogateescape")
     if any(key.startswith("GNU.sparse.") for key in records):
@@ -222,6 +236,18 @@ def _checked(header: tarfile.TarInfo, path: str, size_bytes: int) -> _Member | N
     if fault:
         raise ArtifactRefused(f"{_shown(path)} {fault}", hint="pack the folder with relative, printable names")
     return _Member(path=plain, is_folder=is_folder, is_executable=bool(header.mode & 0o100), size_bytes=size_bytes)
+
+
+def _require_one_name(path: str, folded: dict[str, str]) -> None:
+    """Make sure that no other path is the same one where case, or the way a letter is composed, does not count."""
+    while path:
+        other = folded.setdefault(fold := fold_path(path), "")
+        if other == path:
+            return
+        if other:
+            raise ArtifactRefused(f"{_shown(path)} and {_shown(other)} differ in case alone", hint="rename one of them")
+        folded[fold] = path
+        path = path.rpartition("/")[0]
 
 
 def _make_folders(target: Path, parts: list[str], known: set[str]) -> None:

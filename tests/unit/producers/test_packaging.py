@@ -492,23 +492,27 @@ def test_an_input_file_is_uploaded_once_under_its_digest(tmp_path: Path, store: 
     (tmp_path / "copy").write_bytes(b"1,2\n")
     (tmp_path / "link").symlink_to("copy")
     for name in ("data.csv", "copy", "link"):
-        artifact = upload_input(tmp_path / name, counting)  # type: ignore[arg-type]
+        artifact, _ = upload_input(tmp_path / name, counting)  # type: ignore[arg-type]
         assert artifact.uri == f"store:inputs/{artifact.sha256}"
         assert (artifact.size_bytes, artifact.is_tree) == (4, False)
     assert counting.puts == 1
 
 
-def test_an_input_folder_travels_whole(folder: Path, store: Store) -> None:
-    write(folder, {".gitignore": "*\n", "data/.env": "", "a": "1"})
-    artifact = upload_input(folder, store)
+def test_an_input_folder_travels_whole_but_for_secrets(folder: Path, store: Store) -> None:
+    write(
+        folder,
+        {".gitignore": "*\n", "data/.env": "", ".git/x": "", "b.pem": "", ".jobqueueignore": "a\n!b.pem", "a": "1"},
+    )
+    artifact, warnings = upload_input(folder, store)
     assert artifact.is_tree
     assert artifact.uri.startswith("store:inputs/")
-    assert list(members(artifact, store)) == [".gitignore", "a", "data", "data/.env"]
+    assert list(members(artifact, store)) == [".git", ".git/x", ".gitignore", ".jobqueueignore", "a", "b.pem", "data"]
+    assert "data/.env" in warnings[0]
 
 
 def test_an_input_that_is_packed_already_stays_a_tree(tmp_path: Path, store: Store) -> None:
     (tmp_path / "cifar.tar.zst").write_bytes(zstandard.compress(b"\0" * 1024))
-    assert upload_input(tmp_path / "cifar.tar.zst", store).is_tree
+    assert upload_input(tmp_path / "cifar.tar.zst", store)[0].is_tree
 
 
 @pytest.mark.parametrize("path", ["missing", "pipe", "nul\0"])
@@ -532,7 +536,7 @@ def test_an_input_that_changes_on_the_way_leaves_nothing_wrong_behind(tmp_path: 
     with pytest.raises(InvalidSpec, match="data changed"):
         upload_input(path, Changing(store))  # type: ignore[arg-type]
     path.write_bytes(b"first")
-    artifact = upload_input(path, store)
+    artifact, _ = upload_input(path, store)
     assert b"".join(store.get(artifact.uri.removeprefix("store:"))) == b"first"
 
 

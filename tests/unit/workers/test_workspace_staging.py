@@ -98,7 +98,7 @@ def test_the_workspace_is_unpacked_and_the_inputs_are_at_hand(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_text("1")
     (tmp_path / "weights").write_bytes(b"w" * 3 * MEBIBYTE)
-    inputs = {name: upload_input(tmp_path / name, store) for name in ("data", "weights")}
+    inputs = {name: upload_input(tmp_path / name, store)[0] for name in ("data", "weights")}
     staged = stage_in(spec(workspace=work, **inputs), folder, store=store, cache=keep(cache))
     assert staged.workspace == folder / "workspace"
     assert (staged.workspace / "train.py").read_text() == "print(1)"
