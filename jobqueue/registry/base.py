@@ -14,6 +14,7 @@ from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.calls import Calls
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.needs import Needs
+from jobqueue.registry.pauses import Pauses
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.values import (
     Answer,
@@ -162,7 +163,7 @@ class LiveLogs(Protocol):
 
 
 class Registry(Protocol):
-    """The seven ports over one connection."""
+    """The eight ports over one connection."""
 
     leases: Leases
     experiments: Experiments
@@ -171,6 +172,7 @@ class Registry(Protocol):
     ledger: Ledger
     needs: Needs
     calls: Calls
+    pauses: Pauses
 
     def ping(self) -> datetime:
         """Return the registry's time, aware, when it answers.

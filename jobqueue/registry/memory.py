@@ -13,9 +13,11 @@ from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
 from jobqueue.registry.memory_ledger import MemoryLedger
 from jobqueue.registry.memory_needs import MemoryNeeds
+from jobqueue.registry.memory_pauses import MemoryPauses
 from jobqueue.registry.memory_table import Clock, Table
 from jobqueue.registry.memory_workers import MemoryWorkers
 from jobqueue.registry.needs import Needs
+from jobqueue.registry.pauses import Pauses
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
 
@@ -42,6 +44,7 @@ class MemoryRegistry:
         self.workers: Workers = MemoryWorkers(table)
         self.ledger: Ledger = MemoryLedger(table)
         self.needs: Needs = MemoryNeeds(table)
+        self.pauses: Pauses = MemoryPauses(table)
         self.calls: Calls = MemoryCalls()
 
     def ping(self) -> datetime:

@@ -40,6 +40,7 @@ class WorkerRecord:
         slot: what it serves of its machine, `cpu` or `gpu0`; empty for a worker that was started without one.
         devices: UUIDs of the devices that it has.
         gauges: of these.
+        takes_first: it serves what goes ahead of the others of a queue; older versions do not say so, and some do not.
         host: of its machine.
         version: of jobqueue.
         started_at: when it was started, by its machine's clock; None when it does not say.
@@ -58,6 +59,7 @@ class WorkerRecord:
     slot: str = ""
     devices: tuple[str, ...] = ()
     gauges: tuple[Gauge, ...] = ()
+    takes_first: bool = False
     host: str = ""
     version: str = ""
     started_at: datetime | None = None

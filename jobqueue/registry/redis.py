@@ -6,6 +6,7 @@ from jobqueue.registry.base import Experiments, Leases, LiveLogs
 from jobqueue.registry.calls import Calls
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.needs import Needs
+from jobqueue.registry.pauses import Pauses
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.redis_calls import RedisCalls
 from jobqueue.registry.redis_client import RedisClient
@@ -14,6 +15,7 @@ from jobqueue.registry.redis_leases import RedisLeases
 from jobqueue.registry.redis_ledger import RedisLedger
 from jobqueue.registry.redis_logs import RedisLiveLogs
 from jobqueue.registry.redis_needs import RedisNeeds
+from jobqueue.registry.redis_pauses import RedisPauses
 from jobqueue.registry.redis_workers import RedisWorkers
 
 
@@ -36,6 +38,7 @@ class RedisRegistry:
         self.ledger: Ledger = RedisLedger(self._client)
         self.needs: Needs = RedisNeeds(self._client)
         self.calls: Calls = RedisCalls(self._client)
+        self.pauses: Pauses = RedisPauses(self._client)
 
     def ping(self) -> datetime:
         """Return the server's time when Redis answers: to PING, because TIME is answered while data is still loaded."""

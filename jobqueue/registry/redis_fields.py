@@ -70,6 +70,8 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
 def _dump_submission(submission: Submission) -> str:
     fields = {**vars(submission), "resources": vars(submission.resources)}
     del fields["message"]
+    if not submission.is_fast:
+        del fields["is_fast"]  # which older versions do not know
     for name in ("submitted_at", "expires_at"):
         fields[name] = fields[name].isoformat()
     return json.dumps(fields)

@@ -13,6 +13,7 @@ class Submission:
     """What the producer knows when it submits; a worker rebuilds it from the clear header when the registry was wiped.
 
     Attributes:
+        is_fast: it goes ahead of the others of its queue.
         spec_digest: sha256 over the spec; tells two submissions under one idempotency key apart.
         message: the sealed envelope, kept to be published again until it is final; only `get` answers with it.
     """
@@ -26,6 +27,7 @@ class Submission:
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     idempotency_key: str = ""
+    is_fast: bool = False
     spec_digest: str = ""
     message: bytes = field(default=b"", repr=False)
 

@@ -95,6 +95,7 @@ class Presence:
             slot=site.slot,
             devices=site.gpus,
             gauges=tuple(_gauge(device) for device in self._seen()),
+            takes_first=True,
             host=socket.gethostname(),
             version=self._version,
             started_at=self._started_at,
