@@ -1,11 +1,13 @@
 """What a copy of a delivery carries, and how kombu lays a message into Redis and memory.
 
 Headers that a broker or an earlier copy has left are never carried over: RabbitMQ drops a message whose `x-death` shows
-a cycle, and `CC` would let a sender address our copy to further queues.
+a cycle, and `CC` would let a sender address our copy to further queues. Nor is what no broker takes again: that which
+is no JSON, or too much.
 """
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,17 +20,31 @@ DETAIL_HEADER: Final = "jobqueue-detail"
 TIME_HEADER: Final = "jobqueue-dead-at"
 # The content type of what is no message, but the body of one that says so.
 UNREADABLE: Final = "application/octet-stream"
+_BOUNDED: Final = (REASON_HEADER, DETAIL_HEADER, TIME_HEADER)
 _ENCODINGS: Final = (None, "", "base64", "utf-8")
 _OURS: Final = "jobqueue-"
 _STALE_PREFIXES: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-", "x-acquired-")
 _STALE: Final = ("CC", "BCC")
 _DETAIL_LIMIT: Final = 1000
 _REASON_LIMIT: Final = 100
+# An envelope in base64 beside its headers has room in the first; of what is longer, so much is kept.
+LARGEST_BYTES: Final = 2**20
+KEPT_BYTES: Final = 64 * 1024
+# How long a message was of which the beginning was kept.
+SIZE_HEADER: Final = "original-bytes"
+# At RabbitMQ all headers have to fit into one frame of 128 KiB.
+_HEADERS_LIMIT: Final = 64 * 1024
 
 
 def fresh_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers as their sender wrote them."""
-    return {key: value for key, value in headers.items() if key not in _STALE and not key.startswith(_STALE_PREFIXES)}
+    """Return the headers as their sender wrote them, as far as they can be sent again."""
+    kept: dict[str, Any] = {}
+    room: float = _HEADERS_LIMIT
+    for key, value in headers.items():
+        size = 0 if key in _BOUNDED else _size(key, value)
+        if size <= room and key not in _STALE and not key.startswith(_STALE_PREFIXES):
+            kept[key], room = value, room - size
+    return kept
 
 
 def dead_headers(headers: Mapping[str, Any], *, reason: str, detail: str, at: str | None = None) -> dict[str, Any]:
@@ -137,6 +153,19 @@ def _check(payload: Any) -> None:
     if encoding == "base64":
         base64.b64decode(body)
     body.encode()
+
+
+def unreadable(size: int = 0) -> dict[str, Any]:
+    """Return the properties of what cannot be read, or of the beginning of what is `size` bytes long."""
+    return {"content_type": UNREADABLE, "application_headers": {SIZE_HEADER: size} if size else {}}
+
+
+def _size(key: object, value: object) -> float:
+    """Return about how many bytes a header takes; infinity for one that cannot be sent again."""
+    try:
+        return math.inf if not isinstance(key, str) else len(json.dumps([key, value], allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return math.inf
 
 
 def _bounded(text: str, limit: int) -> str:

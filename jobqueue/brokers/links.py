@@ -18,6 +18,8 @@ from jobqueue.tls import hint_of, split_certificates
 
 T = TypeVar("T")
 
+_SCHEME: Final = "jobqueue-amqp"
+_TRANSPORT: Final = "jobqueue.brokers.rabbitmq_transport:Transport"
 # Together under the two seconds within which a user is told.
 _CONNECT_SECONDS: Final = 0.9
 _REPLY_SECONDS: Final = 1.7
@@ -164,6 +166,17 @@ def broker_errors() -> tuple[type[Exception], ...]:
     return (AMQPError, MessageNacked, OSError)
 
 
+def receiving_url(url: str) -> str:
+    """Return the address of the same servers for the transport that this project receives with.
+
+    TLS is asked for beside it: see `tls_options`.
+    """
+    from kombu.transport import TRANSPORT_ALIASES
+
+    TRANSPORT_ALIASES[_SCHEME] = _TRANSPORT
+    return ";".join(f"{_SCHEME}://{server.partition('://')[2]}" for server in split_certificates(url)[0].split(";"))
+
+
 def tls_options(url: str) -> dict[str, Any] | None:
     """Return how to check the server's certificate and name, where the URL asks for TLS."""
     import ssl
@@ -186,7 +199,7 @@ def _connect_one(url: str, heartbeat_seconds: int) -> Any:
 
     tls, url = tls_options(url), split_certificates(url)[0]
     client = Connection(
-        url,
+        receiving_url(url),
         connect_timeout=_CONNECT_SECONDS,
         heartbeat=heartbeat_seconds,
         ssl=tls or False,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from jobqueue.brokers.base import Deliveries, Depth, Line, Post, QueueRecord, Queues, Survey, missing_queue
 from jobqueue.brokers.copies import dead_headers, fresh_headers
 from jobqueue.brokers.lines import ConfirmingLine
-from jobqueue.brokers.links import PERSISTENT, Link, Links, tls_options, translated
+from jobqueue.brokers.links import PERSISTENT, Link, Links, receiving_url, tls_options, translated
 from jobqueue.brokers.rabbitmq_ledger import LEDGER, Ledger
 from jobqueue.brokers.rabbitmq_management import parse_management
 from jobqueue.brokers.rabbitmq_post import RabbitPost
@@ -65,6 +65,7 @@ class RabbitBroker:
         """Return how Celery is to connect: with confirms, and with heartbeats that end before a lease does."""
         settings: dict[str, Any] = {
             "broker_url": split_certificates(self._url)[0],
+            "broker_read_url": receiving_url(self._url),
             "broker_transport_options": {"confirm_publish": True},
             "broker_heartbeat": _WORKER_HEARTBEAT_SECONDS,
         }

@@ -1,0 +1,141 @@
+"""kombu's RabbitMQ transport as this project receives with it: nothing that lies in a queue can end who takes it.
+
+The library reads a message's headers on its way in, outside of every callback: tables nested deeply, a date far away or
+a text that is none would end the worker, stay in the queue, and end the next one. And it gathers a body of any size.
+Here, what cannot be read has no headers, of what is far too long only the beginning is kept, and the consumer refuses
+both. A delivery carries the name of the queue that it came from: its sender's routing key may name another one.
+"""
+
+from collections.abc import Callable
+from struct import unpack_from
+from typing import Any, Final
+
+from amqp import spec
+from amqp.basic_message import Message
+from amqp.exceptions import UnexpectedFrame
+from kombu.transport import pyamqp
+
+from jobqueue.brokers.copies import KEPT_BYTES, LARGEST_BYTES, unreadable
+
+# Its stubs know a small part of it.
+_kombu: Any = pyamqp
+_Content: Any = Message
+_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_WITH_CONTENT: Final = (spec.Basic.Return, spec.Basic.Deliver, spec.Basic.GetOk)
+# Of a delivery's arguments: the method's number, the consumer's tag after its length, a number and a bit.
+_TAG_LENGTH_AT: Final = 4
+_UNTIL_NAMES: Final = 14
+_NO_NAMES: Final = b"\0\0"
+
+
+class Incoming(_Content):  # type: ignore[misc]  # a class, untyped
+    """A message that arrives."""
+
+    def _load_properties(self, class_id: int, buf: bytes, offset: int) -> int:
+        try:
+            return int(super()._load_properties(class_id, buf, offset))
+        except Exception:  # noqa: BLE001 - whatever a stranger has made of it: the consumer refuses what says nothing
+            self.properties = unreadable()
+            return len(buf)
+
+    def inbound_body(self, buf: bytes) -> None:
+        """Take a piece of the body."""
+        if self.body_size <= LARGEST_BYTES:
+            super().inbound_body(buf)
+            return
+        room = KEPT_BYTES - self.body_received
+        self.body_received += len(buf)
+        if room > 0:
+            self._pending_chunks.append(bytes(buf[:room]))
+        if self.body_received >= self.body_size:
+            self.body = b"".join(self._pending_chunks)
+            self.properties, self.ready = unreadable(self.body_size), True
+
+
+class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
+    """A channel that believes nothing of what a message says of itself."""
+
+    def __init__(self, connection: Any, channel_id: int | None = None, **options: Any) -> None:
+        # A body stays what it is: decoding some texts takes the square of their length.
+        super().__init__(connection, channel_id, **{**options, "auto_decode": False})
+        self._consumed: dict[str, str] = {}
+
+    def basic_consume(self, queue: str = "", consumer_tag: str = "", *args: Any, **options: Any) -> Any:
+        """Consume a queue, and remember it by the tag that its deliveries carry."""
+        self._consumed[consumer_tag] = queue
+        return super().basic_consume(queue, consumer_tag, *args, **options)
+
+    def dispatch_method(self, method_sig: Any, payload: bytes, content: Any) -> Any:
+        """Do what the broker asks for."""
+        if method_sig == spec.Basic.Deliver:
+            names_at = _UNTIL_NAMES + payload[_TAG_LENGTH_AT]
+            if not payload[names_at:].isascii():
+                payload = payload[:names_at] + _NO_NAMES
+        return super().dispatch_method(method_sig, payload, content)
+
+    def _on_basic_deliver(
+        self,
+        consumer_tag: str,
+        delivery_tag: int,
+        redelivered: bool,  # noqa: FBT001 - the library's
+        exchange: str,
+        routing_key: str,
+        msg: Any,
+    ) -> None:
+        queue = self._consumed.get(consumer_tag, routing_key)
+        super()._on_basic_deliver(consumer_tag, delivery_tag, redelivered, exchange, queue, msg)
+
+
+class _Frames:
+    """Puts the frames of each channel together."""
+
+    def __init__(self, connection: Any, callback: Callable[..., object]) -> None:
+        self._connection, self._callback = connection, callback
+        self._begun: dict[int, Incoming] = {}
+        self._expected: dict[int, int] = {}
+
+    def __call__(self, frame: tuple[int, int, bytes]) -> bool:
+        """Take the next frame; tells whether something is complete with it."""
+        kind, channel, payload = frame
+        self._connection.bytes_recv += 1
+        if kind == _HEARTBEAT:
+            return False
+        if kind != self._expected.get(channel, _METHOD):
+            raise UnexpectedFrame(f"a frame of type {kind}, {self._expected.get(channel, _METHOD)} was to come")
+        if kind == _METHOD:
+            method = unpack_from(">HH", payload)
+            if method not in _WITH_CONTENT:
+                self._callback(channel, method, payload, None)
+                return True
+            self._begun[channel] = Incoming(frame_method=method, frame_args=payload)
+            self._expected[channel] = _HEADER
+            return False
+        return self._gather(channel, payload, is_header=kind == _HEADER)
+
+    def _gather(self, channel: int, payload: bytes, *, is_header: bool) -> bool:
+        content: Any = self._begun[channel]
+        if is_header:
+            content.inbound_header(payload)
+            self._expected[channel] = _BODY
+        else:
+            content.inbound_body(payload)
+        if not content.ready:
+            return False
+        del self._begun[channel], self._expected[channel]
+        self._callback(channel, content.frame_method, content.frame_args, content)
+        return True
+
+
+class Connection(_kombu.Connection):  # type: ignore[misc]  # a class, untyped
+    """A connection of such channels."""
+
+    Channel = Channel
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "frame_handler": _Frames})
+
+
+class Transport(_kombu.Transport):  # type: ignore[misc]  # a class, untyped
+    """kombu's transport over these connections."""
+
+    Connection = Connection
