@@ -3,6 +3,7 @@
     s3://bucket/prefix    any S3; credentials from the usual AWS_* variables
     file:///folder        a folder of this machine, or one that all machines mount
     memory://name         this process alone, for tests
+    granted:              a clerk who has credentials grants what an experiment needs: for nodes without any
 
 Inputs lie there, or behind `https://host/path`. What a node reads for experiments is what its operator allows.
 
@@ -19,7 +20,10 @@ from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from jobqueue.errors import ArtifactRefused, InvalidSetting
+from jobqueue.ids import ExperimentId
+from jobqueue.permit import Permit
 from jobqueue.storage.base import Readable, Store, check_key
+from jobqueue.storage.granted import GRANTED, GrantedStore
 from jobqueue.storage.hosts import Host, parse_target
 
 STORE_SCHEME: Final = "store:"
@@ -27,15 +31,16 @@ _WEB: Final = ("https", "http")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
-def open_store(url: str, *, endpoint: str = "") -> Store:
+def open_store(url: str, *, endpoint: str = "", granted: GrantedStore | None = None) -> Store:
     """Return the store at `url`; a folder is made if it is not there, a bucket is not.
 
     Args:
-        url: `s3://bucket/prefix`, `file:///folder` or `memory://name`.
+        url: `s3://bucket/prefix`, `file:///folder`, `memory://name` or `granted:`.
         endpoint: of an S3 store other than Amazon's, as in `http://127.0.0.1:9000`.
+        granted: what `granted:` means here; None where only the store itself will do.
 
     Raises:
-        InvalidSetting: the URL names no store.
+        InvalidSetting: the URL names no store, or none that will do.
         StoreUnavailable: the folder cannot be made.
     """
     parts = _split(url)
@@ -47,9 +52,25 @@ def open_store(url: str, *, endpoint: str = "") -> Store:
         return open_folder(Path(unquote(parts.path)))
     if parts.scheme == "memory" and _is_plain(parts):
         return _memory(parts.netloc + parts.path)
+    if url == GRANTED and granted:
+        return granted
+    if url == GRANTED:
+        hint = "set JOBQUEUE_STORAGE_URL to the store's own address here; granted: is for workers"
+        raise InvalidSetting("this needs the store itself, not what a clerk grants of it", hint=hint)
     raise InvalidSetting(
         f"not a store: {url.partition('?')[0]!r}", hint="use s3://bucket/prefix, file:///folder or memory://"
     )
+
+
+def scope(store: Store, *, queue: str, experiment_id: ExperimentId | None = None) -> Store:
+    """Return a store as one experiment may use it, which makes a difference where a clerk grants."""
+    return store.scoped(queue=queue, experiment_id=experiment_id) if isinstance(store, GrantedStore) else store
+
+
+def show_permit(store: Store, permit: Permit | None, *, attempt: int, token: int) -> None:
+    """Show a clerk, where one grants, what the sender lets an experiment read, and under which lease it asks."""
+    if isinstance(store, GrantedStore):
+        store.show(permit, attempt=attempt, token=token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +128,8 @@ def locate(uri: str, *, default: Store, allowed: Allowed | None = None) -> tuple
         return default, uri.removeprefix(STORE_SCHEME)
     allowed = allowed or Allowed()
     parts = _split(uri)
+    if parts.scheme == "s3" and isinstance(default, GrantedStore):
+        return default.beside(uri), _path(parts)
     if parts.scheme == "s3":
         _require_bucket(parts.netloc, allowed.buckets)
         return _s3(parts.netloc, "", allowed.endpoint), _path(parts)

@@ -10,7 +10,7 @@ from jobqueue.artifacts import path_fault
 from jobqueue.errors import ArtifactRefused, InvalidSetting
 
 MAX_KEY_BYTES: Final = 1024
-_PROBE: Final = "doctor/written-once"
+PROBE: Final = "doctor/written-once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ def check_store(store: Store) -> None:
         StoreUnavailable: it does not answer.
         InvalidSetting: it overwrites what must be written once; not every S3 server honours If-None-Match.
     """
-    store.put_if_absent(_PROBE, b"")
-    if store.put_if_absent(_PROBE, b""):
+    store.put_if_absent(PROBE, b"")
+    if store.put_if_absent(PROBE, b""):
         raise InvalidSetting(
             "the store overwrites an object that must be written once: two results of one experiment could be mixed",
             hint="use an S3 server that honours If-None-Match: *, or a folder",

@@ -21,6 +21,7 @@ _ENTRIES: Final = {
     "dlq": Entry(target=f"{_HERE}.dlq:dlq", summary="List, show, replay and purge dead letters."),
     "nodes": Entry(target=f"{_HERE}.nodes:nodes", summary="List nodes; drain and resume them."),
     "keys": Entry(target=f"{_HERE}.keys:keys", summary="Make, show and trust keys."),
+    "grants": Entry(target=f"{_HERE}.grants:grants", summary="Serve nodes that have no credentials of the store."),
     "reports": Entry(target=f"{_HERE}.reports:reports", summary="Listen to what workers report."),
     "doctor": Entry(target=f"{_HERE}.doctor:doctor", summary="Check settings and servers, and say how to mend them."),
     "dev": Entry(target=f"{_HERE}.dev:dev", summary="Run broker, registry, node and Flower in this terminal."),

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
+from services.clerk import open_counter
 from services.moto import MotoServer
 
 from jobqueue.errors import ArtifactRefused, InvalidSetting, NotFound, StoreUnavailable
@@ -22,13 +24,37 @@ from jobqueue.storage.base import Readable, Store, StoredObject, check_store
 MEBIBYTE = 1 << 20
 
 
-@pytest.fixture(params=[pytest.param(kind, id=kind) for kind in ("memory", "file", "s3")])
+@pytest.fixture(params=[pytest.param(kind, id=kind) for kind in ("memory", "file", "s3", "granted")])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     if request.param == "memory":
         return open_store(f"memory://{uuid4()}")
     if request.param == "file":
         return open_store((tmp_path / "a store").as_uri())
+    if request.param == "granted":
+        return _granted(_bucket(request, monkeypatch), tmp_path)
     return _bucket(request, monkeypatch)
+
+
+def _granted(whole: Store, folder: Path) -> Store:
+    started = open_counter(folder / "keys of the roles", whole).start()
+    return cast("Store", _Below(started.store, started.prefix))
+
+
+class _Below:
+    """What an attempt may use of a granted store, with keys as if it were all of a store."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store, self._prefix = store, f"{prefix}/"
+
+    def __getattr__(self, method: str) -> Any:
+        def call(key: str, *arguments: Any) -> Any:
+            return getattr(self._store, method)(self._prefix + key, *arguments)
+
+        return call
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        for found in self._store.list(self._prefix + prefix):
+            yield StoredObject(key=found.key.removeprefix(self._prefix), size_bytes=found.size_bytes)
 
 
 @pytest.fixture
