@@ -17,6 +17,7 @@ class Marker:
         attempt, token: of the writer; a writer whose answer was lost knows its own marker by them.
         state: a final one.
         manifest: the store key of the outputs' manifest; empty when there are none.
+        manifest_sha256: of its bytes, in hex, so that nobody can put another one in its place; empty in older markers.
         finished_at: aware.
     """
 
@@ -29,6 +30,7 @@ class Marker:
     exit_code: int | None = None
     last_lines: tuple[str, ...] = ()
     manifest: str = ""
+    manifest_sha256: str = ""
     finished_at: datetime
 
     def is_of(self, attempt: int, token: int) -> bool:
@@ -64,6 +66,7 @@ def marker_from_json(content: bytes) -> Marker:
             exit_code=None if exit_code is None else int(exit_code),
             last_lines=tuple(str(line) for line in fields.pop("last_lines", ())),
             manifest=str(fields.pop("manifest", "")),
+            manifest_sha256=str(fields.pop("manifest_sha256", "")),
             finished_at=finished_at,
             **fields,
         )

@@ -129,7 +129,8 @@ class Outputs:
                     f"the store has no result of {self._experiment_id}", hint="is it over? exp.wait() waits for it"
                 )
             prefix = attempt_prefix(self._experiment_id, marker.attempt, marker.token)
-            manifest = load_manifest(store, prefix) if marker.manifest else Manifest()
+            digest = marker.manifest_sha256
+            manifest = load_manifest(store, prefix, sha256=digest) if marker.manifest else Manifest()
             files = {file.path: file for file in manifest.files}
             self._found = _Found(prefix=prefix, files=files, left_out=manifest.left_out)
         return self._found

@@ -16,7 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def commit(
-    lease: Lease, outcome: Outcome, *, state: State, manifest: str, store: Store, leases: Leases, reporter: Reporter
+    lease: Lease,
+    outcome: Outcome,
+    *,
+    state: State,
+    manifest: str,
+    manifest_sha256: str = "",
+    store: Store,
+    leases: Leases,
+    reporter: Reporter,
 ) -> Marker:
     """Make an end final and return its marker: an older attempt's, should that have been first.
 
@@ -36,6 +44,7 @@ def commit(
         exit_code=outcome.exit_code,
         last_lines=outcome.last_lines,
         manifest=manifest,
+        manifest_sha256=manifest_sha256,
         finished_at=datetime.now(UTC),
     )
     first = patiently(StoreUnavailable, lambda: write_marker(store, marker))

@@ -43,7 +43,7 @@ class KeptLease:
         reports: how many were numbered before its end was known: what is told of that has the same numbers each time.
         stopping: why its container was told to end; None when it was not.
         ended: what its container's end means, once its outputs are stored; what is left is to tell everybody.
-        manifest: the store key of these outputs' manifest; empty when none was written.
+        manifest, manifest_sha256: store key and digest of these outputs' manifest; empty when none was written.
         entry: what it has of its machine, or waits for; None where nobody counts that.
     """
 
@@ -59,6 +59,7 @@ class KeptLease:
     stopping: Outcome | None = None
     ended: Outcome | None = None
     manifest: str = ""
+    manifest_sha256: str = ""
     entry: Entry | None = None
 
     @property

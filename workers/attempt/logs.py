@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Final
 
 from jobqueue.artifacts import log_key
-from jobqueue.errors import JobqueueError, StoreUnavailable
+from jobqueue.errors import JobqueueError, StoreUnavailable, Superseded
 from jobqueue.registry.base import Lease, LiveLogs
 from jobqueue.storage.base import Store
 from workers.attempt.log_resume import Skip, StoredLog
@@ -175,6 +175,7 @@ class LogWriter:
 
         Raises:
             StoreUnavailable: the store did not take all of it, which is kept.
+            Superseded: nothing of this attempt is taken any more.
         """
         self._closed.set()
         self._ticker.join()
@@ -219,14 +220,14 @@ class LogWriter:
                     if time.monotonic() - stream.chunk_since >= CHUNK_EVERY.total_seconds():
                         self._put_chunk(stream)
 
-    def _put_chunk(self, stream: _Stream) -> StoreUnavailable | None:
+    def _put_chunk(self, stream: _Stream) -> StoreUnavailable | Superseded | None:
         """Store what has come since the last chunk; what the store does not take stays, and the error is returned."""
         stream.chunk_since = time.monotonic()
         if not stream.chunk:
             return None
         try:
             self._store.put(log_key(self._prefix, stream.name, stream.chunk_offset), bytes(stream.chunk))
-        except StoreUnavailable as error:
+        except (StoreUnavailable, Superseded) as error:
             log.warning(
                 "logs.chunk_not_stored", extra={"experiment": self._lease.experiment_id, "error": error.message}
             )

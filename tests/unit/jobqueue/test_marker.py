@@ -20,12 +20,19 @@ MARKER = Marker(
     exit_code=3,
     last_lines=("Traceback", "ü \udc80"),
     manifest="experiments/x/manifest.json",
+    manifest_sha256="ab" * 32,
     finished_at=datetime(2026, 11, 21, 3, 4, 5, 678, tzinfo=UTC),
 )
 
 
 def test_a_marker_is_read_as_it_was_written() -> None:
     assert marker_from_json(marker_to_json(MARKER)) == MARKER
+
+
+def test_a_marker_of_an_older_version_is_read() -> None:
+    fields = json.loads(marker_to_json(MARKER))
+    del fields["manifest_sha256"]
+    assert marker_from_json(json.dumps(fields).encode()).manifest_sha256 == ""
 
 
 def test_every_reason_is_kept() -> None:
