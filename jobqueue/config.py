@@ -74,6 +74,9 @@ class Settings(BaseSettings):
         tls_cert, tls_key: what is shown to servers that ask for a certificate, in PEM.
         keys: folder with a sub-folder for each role.
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
+        oci_runtime: the one of the engine's that containers are started with, such as `runsc`; empty: its default.
+        accepted_gaps: what an engine may lack all the same; docs/nodes.md names them.
+        probe_image: what tries the network `egress` from inside before an experiment gets it; it has a `python`.
         queues: what a worker consumes, by names and by patterns such as `lab_*` and `!lab_private_*`; empty: the
             project's CPU queue, its GPU queue for a slot with a device.
         queue_refresh: how often a node looks which queues its patterns find, and what waits in them.
@@ -114,6 +117,9 @@ class Settings(BaseSettings):
     project: _Name = "default"
     keys: _Folder | None = None
     runtime: Literal["auto", "docker", "process"] = "auto"
+    oci_runtime: str = ""
+    accepted_gaps: _Words = ()
+    probe_image: str = "python:3.12-alpine"
     queues: _Words = ()
     queue_refresh: _PositiveDuration = timedelta(seconds=3)
     management_url: str = Field(default="", repr=False)

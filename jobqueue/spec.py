@@ -207,7 +207,7 @@ class ExperimentSpec(BaseModel):
     stall_timeout: _Duration | None = None
     expires: _Duration = timedelta(days=7)
     retries: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=100)
-    network: Literal["none", "bridge"] = "none"
+    network: Literal["none", "egress", "bridge"] = "none"
     project: _Project = "default"
     queue: _Queue | None = None
     priority: Literal["normal", "fast"] = "normal"

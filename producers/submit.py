@@ -31,7 +31,7 @@ def submit_experiment(**fields: Any) -> Experiment:
         stall_timeout: how long it may print nothing and report no progress.
         expires: how long it may wait for its start.
         retries: further attempts after a failure of its own; the platform's failures have attempts of their own.
-        network: `none`, or `bridge` where the node allows it.
+        network: `none`; `egress` (the internet, and nothing private) or `bridge` where the node allows it.
         project: whose pair of queues, `<project>_cpu` and `<project>_gpu`; they are made when first used.
         queue: another queue, which must exist.
         name, labels: for people.

@@ -98,7 +98,7 @@ def specs(draw: st.DrawFn) -> ExperimentSpec:
         "stall_timeout": durations,
         "expires": durations,
         "retries": st.integers(min_value=0, max_value=100),
-        "network": st.sampled_from(["none", "bridge"]),
+        "network": st.sampled_from(["none", "egress", "bridge"]),
         "project": names,
         "queue": names,
         "name": titles,

@@ -111,11 +111,15 @@ class Node:
         """Say that it is there.
 
         Raises:
-            InvalidSetting: the store cannot be trusted with results.
+            InvalidSetting: the store cannot be trusted with results, or the container engine with experiments.
             NotFound, KeyRefused: a key is missing, or not to be used.
         """
         self.site.keys.check_node(self.queues)
         runtime = self.site.runtime
+        runtime.vet()
+        for network in self.settings.networks:
+            if fault := runtime.find_fault(network):
+                log.warning("network.not_offered", extra={"network": network, "detail": fault})
         if runtime.notice:
             log.warning("runtime.notice", extra={"runtime": runtime.name, "notice": runtime.notice})
         try:

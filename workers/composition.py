@@ -19,6 +19,7 @@ from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import NodeFolder
 from workers.attempt.reporting import Outbox
 from workers.attempt.runtimes import open_runtime
+from workers.attempt.runtimes.gaps import EnginePolicy, check_accepted
 from workers.attempt.runtimes.image_cache import ImageCache
 from workers.attempt.site import Policy, Site
 from workers.hardware.custody_files import CustodyFiles
@@ -64,7 +65,9 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
     """Open what attempts need of their node."""
     cache = settings.cache_dir
     images = ImageCache(folder=cache / "images", size_bytes=settings.image_cache_size, floor_bytes=settings.disk_floor)
-    runtime = open_runtime(settings.runtime, state_dir=settings.state_dir, image_cache=images)
+    runtime = open_runtime(
+        settings.runtime, state_dir=settings.state_dir, image_cache=images, policy=_make_engine_policy(settings)
+    )
     device, offer = share.device, _make_offer(settings, share)
     ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None
     return Site(
@@ -108,6 +111,13 @@ def _allow(settings: Settings) -> Allowed:
         buckets=(*own_bucket(settings.storage), *settings.input_buckets),
         hosts=parse_hosts(settings.input_hosts),
         within=settings.input_timeout,
+    )
+
+
+def _make_engine_policy(settings: Settings) -> EnginePolicy:
+    check_accepted(settings.accepted_gaps)
+    return EnginePolicy(
+        oci_runtime=settings.oci_runtime, accepted=settings.accepted_gaps, probe_image=settings.probe_image
     )
 
 

@@ -36,7 +36,7 @@ _PLAIN: Final = {
     "--stall-timeout": "How long it may say nothing, as in 30m.",
     "--expires": "How long it may wait for a start, as in 2d.",
     "--retries": "How often it may be tried again after a fault of its own.",
-    "--network": "none or bridge.",
+    "--network": "none, egress or bridge.",
     "--project": "Owner of the queue.",
     "--queue": "Request queue; chosen by project and GPUs when not given.",
     "--name": "A name to find it by.",

@@ -77,6 +77,7 @@ def open_engine(
         raise MissingProgramError("the container engine needs root: run `make test` as root")
     # Not in a test's folder: the path of a socket is at most 107 bytes long.
     folder = Path(tempfile.mkdtemp(prefix="jobqueue-engine-"))
+    folder.chmod(0o711)  # an engine that maps users has to get through as one of them
     namespaces = _make_namespaces(folder)
     process = _make_daemon(folder, options, environment or {})
     try:

@@ -113,7 +113,7 @@ class Execution:
         self._note(State.PREPARING, Phase.PULLING)
         site = self._site
         spec = self._spec = open_sealed(self._message, keys=site.keys).spec
-        refusal = refuse(spec, policy=site.policy, offer=site.best_offer)
+        refusal = refuse(spec, policy=site.policy, offer=site.best_offer, find_fault=site.runtime.find_fault)
         if refusal:
             return refusal
         turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)

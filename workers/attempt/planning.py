@@ -1,6 +1,6 @@
 """From a spec to a plan: may it run here, and what does its container see."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,13 +19,17 @@ PROGRESS_FILE: Final = ".jobqueue/progress"
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-def refuse(spec: ExperimentSpec, *, policy: Policy, offer: Offer) -> Outcome | None:
-    """Return why this node cannot run the experiment, or None when it can."""
+def refuse(
+    spec: ExperimentSpec, *, policy: Policy, offer: Offer, find_fault: Callable[[str], str] = lambda _: ""
+) -> Outcome | None:
+    """Return why this node cannot run the experiment, or None when it can; `find_fault` is the runtime's."""
     if not any(fnmatchcase(spec.image, pattern) for pattern in policy.images):
         return Outcome(reason=Reason.IMAGE_REFUSED, detail=f"this node allows {', '.join(policy.images)}")
     misfits = fits_in(spec.resources, offer)
     if spec.network not in policy.networks:
         misfits.append(f"asks for the network {spec.network!r}, this node allows {', '.join(policy.networks)}")
+    elif fault := find_fault(spec.network):
+        misfits.append(f"asks for the network {spec.network!r}, which this node cannot offer: {fault}")
     if spec.timeout > policy.max_timeout:
         misfits.append(
             f"asks for {format_duration(spec.timeout)}, this node allows {format_duration(policy.max_timeout)}"

@@ -1,5 +1,6 @@
 """What a node refuses, and what a container is told."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def plan_of(spec: ExperimentSpec, **options: Any) -> Plan:
 @pytest.mark.parametrize("image", ["python:3.12", "ours/anything:1"])
 def test_what_fits_and_is_allowed_may_run(image: str) -> None:
     assert refuse(spec_of(image=image), policy=POLICY, offer=OFFER) is None
+
+
+def test_a_network_that_the_runtime_cannot_offer_now_is_for_another_node() -> None:
+    policy = replace(POLICY, networks=("none", "egress"))
+    assert refuse(spec_of(network="egress"), policy=policy, offer=OFFER) is None
+    outcome = refuse(spec_of(network="egress"), policy=policy, offer=OFFER, find_fault=lambda network: f"no {network}")
+    assert outcome is not None
+    assert outcome.reason is Reason.DOES_NOT_FIT
+    assert "cannot offer: no egress" in outcome.detail
 
 
 @pytest.mark.parametrize("image", ["python:2.7", "theirs/ours:1", "registry:5000/python:3.12"])

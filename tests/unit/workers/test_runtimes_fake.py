@@ -10,7 +10,6 @@ from jobqueue.errors import ImageRefused, RuntimeFailure
 from jobqueue.resources import Resources
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import Exit, Labels, Plan
-from workers.attempt.runtimes.docker import describe_gaps
 from workers.attempt.runtimes.fake import FakeContainer, FakeRuntime, Script
 
 NOW = timedelta(0)
@@ -99,11 +98,3 @@ def test_an_engine_that_is_away_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RuntimeFailure, match="doctor"):
         runtime.check()
     assert runtime.notice == ""
-
-
-def test_an_engine_that_ignores_limits_is_told_from_a_sound_one() -> None:
-    sound = {"MemoryLimit": True, "PidsLimit": True, "CpuCfsQuota": True, "SecurityOptions": ["name=seccomp,profile=x"]}
-    assert describe_gaps(sound) == ""
-    assert "memory" in describe_gaps(sound | {"MemoryLimit": False})
-    assert "seccomp" in describe_gaps(sound | {"SecurityOptions": ["name=seccomp,profile=unconfined"]})
-    assert "seccomp" in describe_gaps(sound | {"SecurityOptions": None})

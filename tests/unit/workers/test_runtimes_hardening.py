@@ -76,6 +76,7 @@ def test_the_whole_body_of_a_plan(tmp_path: Path) -> None:
             "RestartPolicy": {"Name": "no"},
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "2"}},
             "DeviceRequests": [],
+            "Runtime": "",
         },
     }
 

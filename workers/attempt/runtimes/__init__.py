@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from workers.attempt.runtimes.base import ContainerRuntime
+    from workers.attempt.runtimes.docker import DockerRuntime
+    from workers.attempt.runtimes.gaps import EnginePolicy
     from workers.attempt.runtimes.image_cache import ImageCache
 
 RuntimeName = Literal["auto", "docker", "process", "fake"]
 
 
 def open_runtime(
-    name: RuntimeName, *, state_dir: Path, engine_url: str | None = None, image_cache: "ImageCache | None" = None
+    name: RuntimeName,
+    *,
+    state_dir: Path,
+    engine_url: str | None = None,
+    image_cache: "ImageCache | None" = None,
+    policy: "EnginePolicy | None" = None,
 ) -> "ContainerRuntime":
     """Return the runtime of that name; `auto` takes the engine when one answers within a second, else `process`.
 
@@ -20,6 +27,7 @@ def open_runtime(
         state_dir: a folder of this worker's own, where the process runtime keeps what is temporary.
         engine_url: the engine's address; by default what DOCKER_HOST says, as for `docker`.
         image_cache: what this node knows of the images that it has pulled; without it all are kept.
+        policy: what the operator wants of it; without one nothing is accepted.
     """
     # Imported where they are used: the process runtime's own supervisor starts by importing this package.
     if name == "fake":
@@ -32,19 +40,19 @@ def open_runtime(
         return ProcessRuntime(state_dir)
     from workers.attempt.runtimes.docker import DockerRuntime
 
-    runtime = DockerRuntime(engine_url, image_cache=image_cache)
+    runtime = DockerRuntime(engine_url, image_cache=image_cache, policy=policy)
     if name == "docker":
         return runtime
-    return _prefer(runtime, state_dir)
+    return _prefer(runtime, state_dir, policy)
 
 
-def _prefer(engine: "ContainerRuntime", state_dir: Path) -> "ContainerRuntime":
+def _prefer(engine: "DockerRuntime", state_dir: Path, policy: "EnginePolicy | None") -> "ContainerRuntime":
     from jobqueue.errors import RuntimeFailure
     from workers.attempt.runtimes.process import ProcessRuntime
 
     try:
-        engine.check()
+        engine.knock()
     except RuntimeFailure:
         engine.close()
-        return ProcessRuntime(state_dir)
+        return ProcessRuntime(state_dir, may_be_bare=policy is not None and "unconfined" in policy.accepted)
     return engine

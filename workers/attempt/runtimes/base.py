@@ -35,7 +35,7 @@ class Plan:
         inputs: folder or file on the node, by name; each seen as `/inputs/<name>`, read-only.
         resources: the limits: cpus, memory, shm and disk.
         gpus: UUIDs of the granted devices.
-        network: `none` or `bridge`.
+        network: `none`, `egress` or `bridge`.
         pids: most processes and threads.
     """
 
@@ -118,6 +118,18 @@ class ContainerRuntime(Protocol):
     @property
     def notice(self) -> str:
         """What a user should know about it (`process` is weaker than a container); empty when nothing."""
+        ...
+
+    def vet(self) -> None:
+        """Judge once, when a worker starts, whether this runtime may be used as it is.
+
+        Raises:
+            InvalidSetting: it keeps too little, or not what the operator asked for; with what to do.
+        """
+        ...
+
+    def find_fault(self, network: str) -> str:
+        """Return why containers cannot have a network now, or nothing."""
         ...
 
     def check(self) -> None:

@@ -7,20 +7,21 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from jobqueue.errors import RuntimeFailure
+from jobqueue.errors import InvalidSetting, RuntimeFailure
 from workers.attempt.runtimes.base import Container, Plan
 from workers.attempt.runtimes.docker_container import DockerContainer
+from workers.attempt.runtimes.egress import Egress
 from workers.attempt.runtimes.engine import Engine, Gone
 from workers.attempt.runtimes.engine_streams import Attachment, ExitWatch
-from workers.attempt.runtimes.hardening import make_create_body, make_name, make_node_filter, parse_labels
+from workers.attempt.runtimes.gaps import EnginePolicy, describe_gaps, find_flaw, find_remapped_root
+from workers.attempt.runtimes.hardening import make_create_body, make_name, make_node_filter, parse_labels, run_as
 from workers.attempt.runtimes.image_cache import ImageCache
 from workers.attempt.runtimes.images import Images
+from workers.attempt.trees import own
 
 _log = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1
-# What an engine may lack without a word: rootless ones on an older kernel ignore limits silently.
-_LIMITS = {"MemoryLimit": "memory", "PidsLimit": "processes", "CpuCfsQuota": "cpus"}
 
 
 class DockerRuntime:
@@ -29,13 +30,18 @@ class DockerRuntime:
     Args:
         url: the engine's address; by default what DOCKER_HOST and its companions say, as for `docker`.
         image_cache: what this node knows of the images that it has pulled; without it all are kept.
+        policy: what its operator wants of the engine.
     """
 
     name = "docker"
 
-    def __init__(self, url: str | None = None, *, image_cache: ImageCache | None = None) -> None:
+    def __init__(
+        self, url: str | None = None, *, image_cache: ImageCache | None = None, policy: EnginePolicy | None = None
+    ) -> None:
         self._engine = Engine(url)
         self._images = Images(self._engine, cache=image_cache)
+        self._policy = policy or EnginePolicy()
+        self._egress = Egress(self._engine, resolve=lambda: self.resolve(self._policy.probe_image))
         self._lock = Lock()
         self._facts: Mapping[str, Any] | None = None
 
@@ -43,11 +49,31 @@ class DockerRuntime:
     def notice(self) -> str:
         """What this engine does not enforce; empty for a sound one, and while it does not answer."""
         with suppress(RuntimeFailure):
-            return describe_gaps(self._read_facts())
+            return describe_gaps(self._read_facts(), address=self._engine.address)
         return ""
 
+    def vet(self) -> None:
+        """Judge the engine by what it says of itself; one that is away now is judged by `check` when it is back."""
+        with suppress(RuntimeFailure):
+            if flaw := self._find_flaw():
+                raise InvalidSetting(flaw)
+
+    def find_fault(self, network: str) -> str:
+        """Have `egress` tried by a probe, now and then; the other ones are the engine's own."""
+        return self._egress.find_fault() if network == "egress" else ""
+
     def check(self) -> None:
-        """Ask the engine for a sign of life, for at most a second."""
+        """Ask the engine for a sign of life, for at most a second; one with a flaw that is refused counts as none."""
+        self.knock()
+        if flaw := self._find_flaw():
+            raise RuntimeFailure(flaw)
+
+    def knock(self) -> None:
+        """Ask the engine for a sign of life, for at most a second, whatever it keeps.
+
+        Raises:
+            RuntimeFailure: there is none.
+        """
         with self._engine.client("answer at all", timeout_seconds=_CHECK_SECONDS) as client:
             client.ping()
 
@@ -64,6 +90,8 @@ class DockerRuntime:
 
         A command that the image lacks is no failure of the runtime: the container ends with 127 and says so on stderr.
         """
+        if fault := self.find_fault(plan.network):
+            raise RuntimeFailure(f"the network {plan.network!r} is not what it should be: {fault}")
         identity = self._create(plan)
         with ExitStack() as undone:
             undone.callback(self._discard, identity, plan)
@@ -94,7 +122,9 @@ class DockerRuntime:
     def _create(self, plan: Plan) -> str:
         devices = self._choose_devices(plan.gpus)
         try:
-            body = make_create_body(plan, volumes=self._images.look(plan.image).volumes, devices=devices)
+            self._give_away(plan.workspace)
+            volumes = self._images.look(plan.image).volumes
+            body = make_create_body(plan, volumes=volumes, devices=devices, oci_runtime=self._policy.oci_runtime)
             with self._engine.client("create a container") as client:
                 name = make_name(plan.labels)
                 created = client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
@@ -118,17 +148,18 @@ class DockerRuntime:
         listed = {str(device.get("ID")) for device in self._read_facts().get("DiscoveredDevices") or ()}
         return "cdi" if all(f"nvidia.com/gpu={gpu}" in listed for gpu in gpus) else "nvidia"
 
+    def _give_away(self, workspace: Path) -> None:
+        """Where the engine maps users, what is user n in a container is another one on this machine."""
+        if mapped := find_remapped_root(self._read_facts()):
+            user, group = run_as()
+            own(workspace, uid=mapped[0] + user, gid=mapped[1] + group)
+
+    def _find_flaw(self) -> str:
+        return find_flaw(self._read_facts(), address=self._engine.address, policy=self._policy)
+
     def _read_facts(self) -> Mapping[str, Any]:
         with self._lock:
             if self._facts is None:
                 with self._engine.client("describe itself") as client:
                     self._facts = client.info()
             return self._facts
-
-
-def describe_gaps(facts: Mapping[str, Any]) -> str:
-    """Return what an engine that describes itself by `facts` does not enforce, as a sentence; empty when nothing."""
-    gaps = [f"no limit of {what}" for key, what in _LIMITS.items() if facts.get(key) is False]
-    if not any("seccomp" in option and "unconfined" not in option for option in facts.get("SecurityOptions") or ()):
-        gaps.append("no system call filter (seccomp)")
-    return f"this engine enforces {', '.join(gaps)}" if gaps else ""

@@ -16,6 +16,7 @@ from workers.attempt.runtimes.base import Labels, Plan
 NOBODY = 65534
 WORKSPACE = "/workspace"
 INPUTS = "/inputs"
+EGRESS = "jobqueue-egress"
 
 _LABEL = "jobqueue."
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -31,6 +32,8 @@ _LOG = {"max-size": "16m", "max-file": "2"}
 # A hook of the GPU toolkit once ran with what an image had put there (CVE-2025-23266).
 _NOT_FROM_THE_IMAGE = ("LD_AUDIT", "LD_PRELOAD")
 _NO_GPU = "void"
+# The engine's name for each network that a spec may ask for.
+_NETWORKS = {"none": "none", "egress": EGRESS, "bridge": "bridge"}
 
 
 def run_as() -> tuple[int, int]:
@@ -71,13 +74,16 @@ def make_name(labels: Labels) -> str:
     return f"{labels.experiment_id}-{labels.attempt}-{labels.token}"
 
 
-def make_create_body(plan: Plan, *, volumes: Collection[str] = (), devices: str = "nvidia") -> dict[str, Any]:
+def make_create_body(
+    plan: Plan, *, volumes: Collection[str] = (), devices: str = "nvidia", oci_runtime: str = ""
+) -> dict[str, Any]:
     """Return the JSON body of the engine's create request.
 
     Args:
         plan: what to start.
         volumes: paths that the image declares as volumes; each becomes a bounded tmpfs, not a folder on the host.
         devices: `nvidia` asks for GPUs by UUID, `cdi` by CDI name.
+        oci_runtime: the operator's choice among the engine's, such as `runsc`; empty: the engine's default.
 
     Raises:
         RuntimeFailure: the plan's paths or names are not those that a worker makes.
@@ -96,7 +102,7 @@ def make_create_body(plan: Plan, *, volumes: Collection[str] = (), devices: str 
         "OpenStdin": False,
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": _make_host_config(plan, volumes, devices),
+        "HostConfig": _make_host_config(plan, volumes, devices) | {"Runtime": oci_runtime},
     }
 
 
@@ -117,7 +123,7 @@ def _make_host_config(plan: Plan, volumes: Collection[str], devices: str) -> dic
         "Ulimits": _make_ulimits(asked.disk_bytes),
         "OomScoreAdj": _OOM_SCORE,
         "IpcMode": "private",
-        "NetworkMode": _check_network(plan.network),
+        "NetworkMode": _find_network(plan.network),
         "Init": True,
         "AutoRemove": False,
         "RestartPolicy": {"Name": "no"},
@@ -188,7 +194,7 @@ def _make_device_requests(gpus: tuple[str, ...], devices: str) -> list[dict[str,
     return [{"Driver": "nvidia", "DeviceIDs": list(gpus), "Capabilities": [["gpu"]]}]
 
 
-def _check_network(network: str) -> str:
-    if network not in ("none", "bridge"):
-        raise RuntimeFailure(f"not a network of this runtime: {network!r}", hint="use 'none' or 'bridge'")
-    return network
+def _find_network(network: str) -> str:
+    if network not in _NETWORKS:
+        raise RuntimeFailure(f"not a network of this runtime: {network!r}", hint=f"use one of {', '.join(_NETWORKS)}")
+    return _NETWORKS[network]

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from jobqueue.errors import RuntimeFailure
+from jobqueue.errors import InvalidSetting, RuntimeFailure
 from workers.attempt.runtimes.base import Container, Labels, Plan
 from workers.attempt.runtimes.hardening import make_name, run_as
 from workers.attempt.runtimes.process_container import ProcessContainer, open_listener
@@ -40,16 +40,23 @@ class ProcessRuntime:
     Args:
         state_dir: a folder of this node's own, where each container has a folder while it is there.
         is_confined: whether to use bubblewrap; by default where it works.
+        may_be_bare: whether this may go unconfined where bubblewrap does not work.
         patience_seconds: how long a container goes on without a worker.
     """
 
     name = "process"
 
     def __init__(
-        self, state_dir: Path, *, is_confined: bool | None = None, patience_seconds: float = _PATIENCE_SECONDS
+        self,
+        state_dir: Path,
+        *,
+        is_confined: bool | None = None,
+        may_be_bare: bool = True,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._folder = state_dir / "process"
         self._asked = is_confined
+        self._may_be_bare = may_be_bare
         self._patience_seconds = patience_seconds
 
     @cached_property
@@ -60,6 +67,18 @@ class ProcessRuntime:
             return f"{weaker}; they are confined by bubblewrap, with memory limits that are measured and not enforced"
         why = self._obstacle or "it was asked for"
         return f"{weaker}, and nothing keeps them from this user's files or from the network ({why})"
+
+    def vet(self) -> None:
+        """Refuse to run anything unconfined that nobody has asked for: `auto` alone is no such wish."""
+        if not (self._is_confined or self._may_be_bare):
+            raise InvalidSetting(
+                f"no container engine answers, and processes cannot be confined: {self._obstacle}",
+                hint="install bubblewrap, or for code that you trust set JOBQUEUE_RUNTIME=process",
+            )
+
+    def find_fault(self, network: str) -> str:
+        """Tell what there is not: a filter between a process and the machine's network."""
+        return "a process has no filtered network (JOBQUEUE_RUNTIME=docker has)" if network == "egress" else ""
 
     def check(self) -> None:
         """Make the folder it needs; a confinement that was demanded has to work."""

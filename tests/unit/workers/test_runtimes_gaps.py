@@ -1,0 +1,98 @@
+"""What an engine says of itself: which gaps are told, which are refused, and what an operator may accept."""
+
+import os
+from typing import Any
+
+import pytest
+
+from jobqueue.errors import InvalidSetting
+from workers.attempt.runtimes.gaps import (
+    ACCEPTABLE,
+    EnginePolicy,
+    check_accepted,
+    describe_gaps,
+    find_flaw,
+    find_remapped_root,
+)
+
+SOUND: dict[str, Any] = {
+    "MemoryLimit": True,
+    "PidsLimit": True,
+    "CpuCfsQuota": True,
+    "SecurityOptions": ["name=seccomp,profile=default", "name=userns"],
+    "LiveRestoreEnabled": True,
+    "DockerRootDir": "/var/lib/docker/100000.200000",
+    "Runtimes": {"runc": {}, "runsc": {}},
+}
+SOCKET = "unix:///run/docker.sock"
+
+
+@pytest.fixture(autouse=True)
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+def flaw(address: str = SOCKET, *, accepted: tuple[str, ...] = (), oci_runtime: str = "", **changes: Any) -> str:
+    return find_flaw(SOUND | changes, address=address, policy=EnginePolicy(accepted=accepted, oci_runtime=oci_runtime))
+
+
+def test_a_sound_engine_has_no_gap() -> None:
+    assert (describe_gaps(SOUND, address=SOCKET), flaw()) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("no-limits", {"MemoryLimit": False}),
+        ("no-limits", {"PidsLimit": False}),
+        ("no-limits", {"CpuCfsQuota": False}),
+        ("no-seccomp", {"SecurityOptions": ["name=seccomp,profile=unconfined"]}),
+        ("no-seccomp", {"SecurityOptions": None}),
+    ],
+)
+def test_what_is_essential_is_refused_unless_an_operator_accepts_it(name: str, changes: dict[str, Any]) -> None:
+    assert f"JOBQUEUE_ACCEPTED_GAPS={name}" in flaw(**changes)
+    assert flaw(**changes, accepted=(name,)) == ""
+    others = tuple(other for other in ACCEPTABLE if other != name)
+    assert name in flaw(**changes, accepted=others)
+
+
+@pytest.mark.parametrize("changes", [{"SecurityOptions": ["name=seccomp"]}, {"LiveRestoreEnabled": False}])
+def test_what_is_desirable_is_told(changes: dict[str, Any]) -> None:
+    assert flaw(**changes) == ""
+    assert describe_gaps(SOUND | changes, address=SOCKET).startswith("this engine ")
+
+
+@pytest.mark.parametrize("address", ["tcp://10.0.0.5:2375", "http://engine:2375", "tcp://0.0.0.0:2375", "tcp://[::]:1"])
+def test_an_engine_without_tls_beyond_this_machine_is_refused(address: str) -> None:
+    assert "bare-tcp" in flaw(address)
+    assert flaw(address, accepted=("bare-tcp",)) == ""
+
+
+@pytest.mark.parametrize("address", [SOCKET, "https://engine:2376", "tcp://127.0.0.1:2375", "http://[::1]:2375"])
+def test_a_socket_tls_and_loopback_are_fine(address: str) -> None:
+    assert flaw(address) == ""
+
+
+def test_the_operators_runtime_has_to_be_there() -> None:
+    assert flaw(oci_runtime="runsc") == ""
+    said = flaw(oci_runtime="kata")
+    assert "'kata'" in said
+    assert "runc, runsc" in said
+
+
+def test_whom_the_engine_maps_root_to_is_told_by_its_folder() -> None:
+    assert find_remapped_root(SOUND) == (100000, 200000)
+    assert find_remapped_root(SOUND | {"SecurityOptions": ["name=seccomp"]}) is None
+
+
+def test_mapped_users_need_a_worker_that_is_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "root" in flaw()
+    assert flaw(SecurityOptions=["name=seccomp"]) == ""
+
+
+def test_a_misspelt_gap_is_an_error() -> None:
+    check_accepted(ACCEPTABLE)
+    with pytest.raises(InvalidSetting, match="unconfind"):
+        check_accepted(("unconfind",))

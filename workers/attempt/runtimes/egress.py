@@ -1,0 +1,224 @@
+"""The network `egress`: the world without its private parts, offered where a probe was turned away from those.
+
+The node makes the network; the packet filter is the operator's, because it takes root. Whether it is there is tried
+from inside, by a container like any other, and not read from rules. Silence proves nothing, because nobody may live at
+the address: the filter has to answer "prohibited", which no closed port and no empty address does.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Final
+
+from jobqueue.errors import JobqueueError, RuntimeFailure
+from workers.attempt.runtimes.engine import Engine, Gone
+from workers.attempt.runtimes.engine_streams import Attachment
+from workers.attempt.runtimes.frames import split_frames
+from workers.attempt.runtimes.hardening import EGRESS
+
+_log = logging.getLogger(__name__)
+
+BRIDGE: Final = "jobqueue0"
+
+_TRUST_SECONDS = 300.0
+_DOUBT_SECONDS = 10.0
+_LISTENER_SECONDS = 120
+_PORT = 4000
+_MIB = 2**20
+# A filter that rejects with `icmp-admin-prohibited`, or no way there at all.
+_TURNED_AWAY = frozenset({"EHOSTUNREACH", "ENETUNREACH", "EACCES", "EPERM", "EADDRNOTAVAIL", "EAFNOSUPPORT"})
+_SILENT = "silent"
+_NOTHING = "nothing"
+
+# One after the other, with time for a packet to be sent again: a kernel answers "prohibited" once a second for long.
+_ASK = """
+import errno, json, socket, sys
+def answer(text):
+    print(text, flush=True)
+for kind, address, port in json.loads(sys.argv[1]):
+    try:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as it:
+            it.settimeout(4)
+            it.connect((address, port))
+            for _ in range(4 if kind == "udp" else 0):
+                it.send(b"?")
+                it.settimeout(1.5)
+                try:
+                    it.recv(1)
+                    break
+                except TimeoutError:
+                    pass
+            else:
+                if kind == "udp":
+                    raise TimeoutError
+        answer("connected")
+    except TimeoutError:
+        answer("silent")
+    except OSError as error:
+        answer(errno.errorcode.get(error.errno, "unknown"))
+"""
+_LISTEN = """
+import socket, time
+with socket.create_server(("", {port})):
+    print("listens", flush=True)
+    time.sleep({seconds})
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One address that an experiment must not reach.
+
+    Attributes:
+        what: in words.
+        kind: `tcp` or `udp`.
+        listens: whether somebody is known to be there, so that silence proves that nothing arrives.
+    """
+
+    what: str
+    address: str
+    port: int
+    kind: str = "tcp"
+    listens: bool = False
+
+
+_FIXED: Final = (
+    Target(what="the metadata service", address="169.254.169.254", port=80),
+    Target(what="the metadata service", address="fd00:ec2::254", port=80),
+    Target(what="a private network", address="10.0.0.1", port=80),
+    Target(what="a private network", address="172.31.255.1", port=80),
+    Target(what="a private network", address="192.168.0.1", port=80),
+    Target(what="a private network", address="100.64.0.1", port=80),
+    Target(what="a name server of its own choice", address="192.0.2.53", port=53, kind="udp"),
+)
+
+
+def judge(answers: Iterable[tuple[Target, str]]) -> str:
+    """Return what is wrong with a network whose probe was answered so; empty when nothing is."""
+    for target, answer in answers:
+        if answer == _NOTHING:
+            return "the probe did not run: is a python in JOBQUEUE_PROBE_IMAGE?"
+        place = f"{target.what} ({target.address}, {target.kind} port {target.port})"
+        if answer in _TURNED_AWAY or (answer == _SILENT and target.listens):
+            continue
+        if answer == _SILENT:
+            return f"nothing turned the probe away from {place}, and silence proves nothing: reject, do not drop"
+        return f"the probe got through to {place}: {answer}"
+    return ""
+
+
+class Egress:
+    """The network on one engine; its methods may be called from any thread.
+
+    Args:
+        resolve: returns the probe's image as the engine knows it; there is a `python` in it.
+    """
+
+    def __init__(self, engine: Engine, *, resolve: Callable[[], str]) -> None:
+        self._engine, self._resolve = engine, resolve
+        self._lock = Lock()
+        self._found = ""
+        self._known_until_seconds = 0.0
+
+    def find_fault(self) -> str:
+        """Return why experiments do not get the network, or nothing; tried anew when that is some minutes old."""
+        with self._lock:
+            if time.monotonic() >= self._known_until_seconds:
+                try:
+                    with closing(self._try()) as answers:
+                        self._found = judge(answers)
+                except JobqueueError as error:
+                    self._found = f"it could not be tried: {error.message}"
+                if self._found:
+                    _log.warning("network.not_offered", extra={"network": EGRESS, "detail": self._found})
+                self._known_until_seconds = time.monotonic() + (_DOUBT_SECONDS if self._found else _TRUST_SECONDS)
+            return self._found
+
+    def _try(self) -> Generator[tuple[Target, str], None, None]:
+        """Yield each address with the answer from there, or "nothing" for a probe that does not run."""
+        image, gateway = self._resolve(), self._make_network()
+        listen = _LISTEN.format(port=_PORT, seconds=_LISTENER_SECONDS)
+        with self._run(image, "python", "-c", listen) as (neighbour, said):
+            next(said, b"")
+            targets = [
+                Target(what="this machine", address=gateway, port=22),
+                *_FIXED,
+                Target(what="another container", address=self._find_address(neighbour), port=_PORT, listens=True),
+            ]
+            order = json.dumps([(target.kind, target.address, target.port) for target in targets])
+            with self._run(image, "python", "-c", _ASK, order) as (_, lines):
+                words = _split(lines)
+                yield from ((target, next(words, _NOTHING)) for target in targets)
+
+    def _make_network(self) -> str:
+        """Make the network where it is not there; return the address of this machine in it."""
+        with self._engine.client("make a network") as client:
+            listed = client.networks(names=[EGRESS])
+            if not any(network["Name"] == EGRESS for network in listed):
+                client.create_network(
+                    EGRESS,
+                    driver="bridge",
+                    options={
+                        "com.docker.network.bridge.name": BRIDGE,
+                        "com.docker.network.bridge.enable_icc": "false",
+                    },
+                    check_duplicate=True,
+                    enable_ipv6=False,
+                    labels={"jobqueue.network": "egress"},
+                )
+            (configured, *_) = client.inspect_network(EGRESS)["IPAM"]["Config"]
+            return str(configured["Gateway"])
+
+    def _find_address(self, identity: str) -> str:
+        with self._engine.client("inspect a container") as client:
+            return str(client.inspect_container(identity)["NetworkSettings"]["Networks"][EGRESS]["IPAddress"])
+
+    @contextmanager
+    def _run(self, image: str, *command: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """Run a container of the probe; yields its id and output, and kills it. The engine removes it at its end."""
+        with self._engine.client("create a container") as client:
+            body = make_probe_body(image, command)
+            identity = str(client.create_container_from_config(body)["Id"])  # type: ignore[no-untyped-call]
+        try:
+            with closing(Attachment(self._engine, identity)) as output:
+                with self._engine.client("start a container") as client:
+                    client.start(identity)
+                yield identity, (piece for _, piece in split_frames(output.blocks()))
+        finally:
+            with suppress(Gone, RuntimeFailure), self._engine.client("remove a container") as client:
+                client.remove_container(identity, force=True)
+
+
+def _split(pieces: Iterable[bytes]) -> Iterator[str]:
+    kept = b""
+    for piece in pieces:
+        *lines, kept = (kept + piece).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+
+
+def make_probe_body(image: str, command: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the JSON body of the create request for a container of the probe: as confined, and without any folder."""
+    return {
+        "Image": image,
+        "Entrypoint": list(command),
+        "Cmd": [],
+        "User": "65534:65534",
+        "Labels": {"jobqueue.probe": EGRESS},
+        "HostConfig": {
+            "AutoRemove": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "ReadonlyRootfs": True,
+            "Memory": 64 * _MIB,
+            "MemorySwap": 64 * _MIB,
+            "PidsLimit": 32,
+            "Init": True,
+            "NetworkMode": EGRESS,
+            "LogConfig": {"Type": "none", "Config": {}},
+        },
+    }

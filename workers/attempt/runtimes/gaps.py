@@ -1,0 +1,117 @@
+"""What an engine does not keep for us, judged from its own description: what a worker only tells, and what it refuses.
+
+An operator who knows better names a refused gap in JOBQUEUE_ACCEPTED_GAPS.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from jobqueue.errors import InvalidSetting
+
+ACCEPTABLE: Final = ("bare-tcp", "no-limits", "no-seccomp", "unconfined")
+
+# What an engine may lack without a word: rootless ones on an older kernel ignore limits silently.
+_LIMITS: Final = {"MemoryLimit": "memory", "PidsLimit": "processes", "CpuCfsQuota": "cpus"}
+_REMAPPED: Final = re.compile(r".*/(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePolicy:
+    """What an operator wants of the engine.
+
+    Attributes:
+        oci_runtime: the one of the engine's that containers are started with; empty: its default.
+        accepted: names of gaps that are no reason to refuse.
+        probe_image: has a `python`; what tries the network `egress` before any experiment gets it.
+    """
+
+    oci_runtime: str = ""
+    accepted: tuple[str, ...] = ()
+    probe_image: str = "python:3.12-alpine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """One thing that an engine does not keep.
+
+    Attributes:
+        name: by which an operator accepts it; empty where it is only told.
+        text: completes "this engine ...".
+    """
+
+    name: str
+    text: str
+
+
+def find_gaps(facts: Mapping[str, Any], *, address: str) -> Iterator[Gap]:
+    """Yield what an engine that describes itself by `facts` (its `info`) and listens at `address` does not keep."""
+    if _is_bare(address):
+        yield Gap(name="bare-tcp", text=f"listens without TLS ({address}): whoever reaches it is root there")
+    missing = [what for key, what in _LIMITS.items() if facts.get(key) is False]
+    if missing:
+        yield Gap(name="no-limits", text=f"enforces no limit of {' and of '.join(missing)}")
+    options = facts.get("SecurityOptions") or ()
+    if not any("seccomp" in option and "unconfined" not in option for option in options):
+        yield Gap(name="no-seccomp", text="filters no system calls (seccomp)")
+    if not any(option.startswith(("name=userns", "name=rootless")) for option in options):
+        yield Gap(name="", text="maps no users (userns-remap): root of a container that breaks out is root here")
+    if facts.get("LiveRestoreEnabled") is False:
+        yield Gap(name="", text="ends its containers when it is restarted (no live-restore)")
+
+
+def find_flaw(facts: Mapping[str, Any], *, address: str, policy: EnginePolicy) -> str:
+    """Return why no experiment may run on the engine, in words with the way out; empty when one may."""
+    for gap in find_gaps(facts, address=address):
+        if gap.name and gap.name not in policy.accepted:
+            return f"this engine {gap.text} (mend it, or set JOBQUEUE_ACCEPTED_GAPS={gap.name})"
+    there = sorted(facts.get("Runtimes") or ())
+    if policy.oci_runtime and policy.oci_runtime not in there:
+        return f"this engine has no runtime {policy.oci_runtime!r} (JOBQUEUE_OCI_RUNTIME), it has {', '.join(there)}"
+    if find_remapped_root(facts) and os.geteuid():
+        return "this engine maps users (userns-remap), and only a worker that is root can give them their files"
+    return ""
+
+
+def describe_gaps(facts: Mapping[str, Any], *, address: str = "") -> str:
+    """Return what an engine that describes itself by `facts` does not keep, as a sentence; empty when nothing."""
+    told = [gap.text for gap in find_gaps(facts, address=address)]
+    return f"this engine {', '.join(told)}" if told else ""
+
+
+def find_remapped_root(facts: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return which user and group of this machine a container's root is where the engine maps users, else None.
+
+    It tells by its folder alone, whose name is `<uid>.<gid>`.
+    """
+    if not any(option.startswith("name=userns") for option in facts.get("SecurityOptions") or ()):
+        return None
+    found = _REMAPPED.fullmatch(str(facts.get("DockerRootDir")))
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def check_accepted(names: Collection[str]) -> None:
+    """Refuse a name that is none.
+
+    Raises:
+        InvalidSetting: with those that there are.
+    """
+    if unknown := sorted(set(names) - set(ACCEPTABLE)):
+        raise InvalidSetting(
+            f"JOBQUEUE_ACCEPTED_GAPS: no such gap: {', '.join(unknown)}", hint=f"there are {', '.join(ACCEPTABLE)}"
+        )
+
+
+def _is_bare(address: str) -> bool:
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "http"):
+        return False
+    host = parts.hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
