@@ -21,7 +21,8 @@ TLS_HINT: Final = (
 _OPTIONS: Final = {"ssl_ca_certs": "ca", "ssl_certfile": "cert", "ssl_keyfile": "key"}
 _REQUIRED: Final = {"ssl_cert_reqs": ("required", "cert_required"), "ssl_check_hostname": ("true", "yes", "1")}
 _SCHEMES: Final = ("amqps", "rediss", "sqs", "https")
-_REFUSALS: Final = ("CERTIFICATE_VERIFY_FAILED", "certificate verify failed", "invalid peer certificate")
+# As OpenSSL, botocore and the library of S3 say it.
+_REFUSALS: Final = ("certificate verify failed", "SSL validation failed", "InvalidCertificate(")
 
 
 @dataclass(frozen=True, kw_only=True)

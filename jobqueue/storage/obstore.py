@@ -4,7 +4,7 @@ Its runtime does not survive a fork: a call in the child would wait for ever, so
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -44,8 +44,13 @@ _RETRIES: Final[dict[str, Any]] = {
 
 def open_bucket(bucket: str, *, prefix: str, endpoint: str) -> "ObjectStore":
     """Return a store in an S3 bucket, below `prefix`; nothing is asked of the server yet."""
+    address, files = split_certificates(endpoint)
+    trusted = {"root_certificate": Path(files.ca).read_bytes()} if files.ca else {}
     with _translated(bucket):
-        small, large = (_make_bucket(bucket, prefix, endpoint, answer) for answer in (_ANSWER_TIMEOUT, _UPLOAD_TIMEOUT))
+        small, large = (
+            _make_bucket(bucket, prefix, address, {**trusted, "read_timeout": answer})
+            for answer in (_ANSWER_TIMEOUT, _UPLOAD_TIMEOUT)
+        )
     return ObjectStore(small, large)
 
 
@@ -124,13 +129,12 @@ class ObjectStore:
             return obstore.sign(self._small, method, key, expires)
 
 
-def _make_bucket(bucket: str, prefix: str, endpoint: str, answer_timeout: timedelta) -> S3Store:
-    client: dict[str, Any] = {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": answer_timeout, "timeout": _NEVER}
+def _make_bucket(bucket: str, prefix: str, endpoint: str, line: Mapping[str, Any]) -> S3Store:
+    client: dict[str, Any] = {"connect_timeout": _CONNECT_TIMEOUT, "timeout": _NEVER, **line}
     config: dict[str, Any] = {}
     if endpoint:
         client["allow_http"] = endpoint.startswith("http://")
-        config["endpoint"], files = split_certificates(endpoint)
-        client |= {"root_certificate": Path(files.ca).read_bytes()} if files.ca else {}
+        config["endpoint"] = endpoint
     options: dict[str, Any] = {"client_options": client, "retry_config": _RETRIES, **config}
     return S3Store(bucket, prefix=prefix or None, **options)
 
