@@ -13,6 +13,7 @@ from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
 from jobqueue.quantities import format_duration
 from jobqueue.registry.base import Record, Registry
+from jobqueue.registry.pauses import Pause
 from jobqueue.registry.presence import DRAINING, TAKING, WorkerRecord
 from jobqueue.resources import Resources
 from producers.capacity import find_busy, find_misfits, find_shortfalls
@@ -42,6 +43,13 @@ def find_obstacles(queue: str, resources: Resources, workers: Sequence[WorkerRec
         return []
     states = _some([_tell_state(worker) for worker in large_enough])
     return [f"no worker that it fits into takes anything from {queue!r} now (of {len(large_enough)} there): {states}"]
+
+
+def tell_pause(pause: Pause) -> str:
+    """Return that a queue is paused, by whom and since when, and what ends that."""
+    reason = f" ({pause.reason})" if pause.reason else ""
+    told = f"the queue {pause.queue!r} is paused by {pause.by} since {_time(pause.at)}{reason}"
+    return f"{told}: nothing is taken from it until `jobqueue queues resume {pause.queue}`"
 
 
 def _tell_misfit(resources: Resources, workers: Sequence[WorkerRecord]) -> list[str]:
@@ -93,10 +101,12 @@ def find_causes(record: Record, connections: Connections) -> list[str]:
     now, submission, workers = registry.ping(), record.submission, registry.workers.present()
     obstacles = find_obstacles(submission.queue, submission.resources, workers)
     open_records = registry.experiments.find(queue=submission.queue, limit=_COUNTED)
+    pause = registry.pauses.paused().get(submission.queue)
+    room = [tell_pause(pause)] if pause else _tell_room(record, open_records, workers, registry)
     return [
         explain(record),
         *_tell_next_try(record, now),
-        *(obstacles or _tell_room(record, open_records, workers, registry)),
+        *([*room, *obstacles] if pause else obstacles or room),
         *_tell_place(record, open_records),
         *_ask_broker(submission.queue, lambda: connections.broker.queues.depth(submission.queue)),
         f"it expires at {_time(submission.expires_at)} unless a worker has begun with it by then",
@@ -155,10 +165,14 @@ def _bring_up_to_date(
 
 
 def _tell_place(record: Record, open_records: Sequence[Record]) -> Iterator[str]:
-    waiting = [other.submission.id for other in open_records if other.state is State.QUEUED]
-    before = sum(other < record.submission.id for other in waiting)
+    waiting = [other.submission for other in open_records if other.state is State.QUEUED]
+    own = record.submission
+    before = sum(other.id < own.id and other.is_fast >= own.is_fast for other in waiting)
+    ahead = sum(other.is_fast and not own.is_fast and other.id > own.id for other in waiting)
     if len(open_records) < _COUNTED:
-        yield f"experiments that wait in the queue: {len(waiting)}, and {before} were submitted before it"
+        which = " as fast ones like it" if own.is_fast else ""
+        told = f"experiments that wait in the queue: {len(waiting)}, and {before} were submitted before it{which}"
+        yield told + (f", {ahead} later ones are fast and go ahead" if ahead else "")
 
 
 def _ask_broker(queue: str, ask: Callable[[], Depth]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -18,14 +18,17 @@ from typing import Final
 from jobqueue.envelope import seal
 from jobqueue.errors import InvalidSpec, JobqueueError, NoSuchQueue, Unavailable
 from jobqueue.header import Header
-from jobqueue.ids import make_experiment_id
+from jobqueue.ids import ExperimentId, make_experiment_id
+from jobqueue.lifecycle import State
+from jobqueue.priority import FAST, NORMAL, judge_priority
 from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
+from jobqueue.registry.pauses import Pause
 from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Resources
-from jobqueue.routing import choose_queue, request_queues
+from jobqueue.routing import choose_queue, first_queue, request_queues
 from jobqueue.spec import ExperimentSpec
-from producers.causes import find_obstacles, judge_clock
+from producers.causes import find_obstacles, judge_clock, tell_pause
 from producers.connections import Connections
 from producers.preparation import Draft, JobqueueWarning, Packed, placed, upload
 
@@ -34,6 +37,9 @@ log = logging.getLogger(__name__)
 # How long an answer about queues and workers is believed.
 _BELIEVED: Final = timedelta(seconds=10)
 _ABSENCE_BELIEVED: Final = timedelta(seconds=1)
+# So many of a queue's newest experiments are looked at to see whether any waits.
+_LOOKED_AT: Final = 100
+_LATE: Final = "it waits like the others (`jobqueue queues create {}` makes it)"
 _OWN_PACKAGES: Final = ("producers", "jobqueue")
 
 
@@ -45,6 +51,7 @@ class Sender:
         self._publisher = Publisher(broker=lambda: connections.broker, app=lambda: connections.app)
         self._seen_queues: dict[str, float] = {}
         self._workers: Sequence[WorkerRecord] = ()
+        self._pauses: Mapping[str, Pause] = {}
         self._workers_at = float("-inf")
         self._clock_fault = ""
 
@@ -81,13 +88,15 @@ class Sender:
     def _prepare(self, draft: Draft, packed: Packed) -> Submission:
         queue = choose_queue(draft.spec)
         self._check_servers(draft, queue)
+        obstacles = self._find_obstacles(queue, draft.spec.resources)
+        delays = self._find_delays(queue) if draft.spec.priority == FAST else []
         try:
             spec, notes = upload(draft, store=self._connections.store, packed=packed)
-            submission = self._seal(spec, queue)
+            _check_priority(spec)
+            submission = self._seal(spec.model_copy(update={"priority": NORMAL}) if delays else spec, queue)
         except InvalidSpec as error:
             raise placed(error, draft.place) from None
-        obstacles = self._find_obstacles(queue, spec.resources)
-        _warn(filter(None, [*notes, *obstacles, self._clock_fault]))
+        _warn(filter(None, [*notes, *obstacles, *delays, self._clock_fault]))
         return submission
 
     def _check_servers(self, draft: Draft, queue: str) -> None:
@@ -131,6 +140,7 @@ class Sender:
             name=spec.name or "",
             labels=dict(spec.labels),
             idempotency_key=spec.idempotency_key or "",
+            is_fast=spec.priority == FAST,
             spec_digest=digest_spec(spec),
             message=message,
         )
@@ -138,19 +148,40 @@ class Sender:
     def _publish(self, submissions: Sequence[Submission], *, projects: Collection[str]) -> None:
         """Publish them; where a queue of one of `projects` has gone meanwhile, make it again."""
         try:
+            aimed = self._aim(submissions)
             try:
-                self._publisher.publish(submissions)
+                self._publisher.publish(aimed)
             except NoSuchQueue:
                 self._seen_queues.clear()
                 if not projects:
                     raise
                 for project in projects:
                     self._make_queues(project)
-                self._publisher.publish(submissions)
+                self._publisher.publish(aimed)
         except BaseException as error:  # also Ctrl-C: who has no handle must not have an experiment
             self._withdraw(submissions, error)
             raise
         log.debug("experiment.submitted experiments=%s", ",".join(submission.id for submission in submissions))
+
+    def _aim(self, submissions: Sequence[Submission]) -> list[Submission]:
+        """Return them for the queues in which they are to lie: what is fast, for the one that is served first."""
+        new = {submission.id for submission in submissions}
+        fast = {submission.queue for submission in submissions if submission.is_fast}
+        ahead = {queue for queue in fast if self._is_ahead_needed(queue, new)}
+        return [
+            replace(submission, queue=first_queue(submission.queue))
+            if submission.is_fast and submission.queue in ahead
+            else submission
+            for submission in submissions
+        ]
+
+    def _is_ahead_needed(self, queue: str, new: Collection[ExperimentId]) -> bool:
+        """Tell whether something waits there; where asking costs, an idle worker asks the request queue alone."""
+        if not self._connections.broker.is_charging:
+            return True
+        found = self._connections.registry.experiments.find(queue=queue, limit=len(new) + _LOOKED_AT)
+        others = [record for record in found if record.submission.id not in new]
+        return len(others) >= _LOOKED_AT or any(record.state is State.QUEUED for record in others)
 
     def _withdraw(self, submissions: Sequence[Submission], error: BaseException) -> None:
         for submission in submissions:
@@ -162,21 +193,42 @@ class Sender:
                 error.add_note(told)
 
     def _find_obstacles(self, queue: str, resources: Resources) -> list[str]:
-        obstacles = find_obstacles(queue, resources, self._workers)
+        obstacles = self._judge(queue, resources)
         if not _is_recent(self._workers_at, _ABSENCE_BELIEVED if obstacles else _BELIEVED):
-            self._workers = self._connections.registry.workers.present()
+            registry = self._connections.registry
+            self._workers, self._pauses = registry.workers.present(), registry.pauses.paused()
             self._workers_at = time.monotonic()
-            obstacles = find_obstacles(queue, resources, self._workers)
+            obstacles = self._judge(queue, resources)
         return obstacles
+
+    def _judge(self, queue: str, resources: Resources) -> list[str]:
+        told = [tell_pause(self._pauses[queue])] if queue in self._pauses else []
+        return [*told, *find_obstacles(queue, resources, self._workers)]
+
+    def _find_delays(self, queue: str) -> list[str]:
+        """Return why what is fast has to wait like the others; the workers have just been looked at."""
+        first = first_queue(queue)
+        if not _is_recent(self._seen_queues.get(first, float("-inf"))):
+            if not self._connections.broker.queues.exists(first):
+                return [f"the queue {queue!r} has none that is served before it: {_LATE.format(queue)}"]
+            self._seen_queues[first] = time.monotonic()
+        old = [worker.worker_id for worker in self._workers if queue in worker.queues and not worker.takes_first]
+        return [f"{', '.join(old[:3])}: older workers know no priority: it waits like the others"] if old else []
 
 
 def digest_spec(spec: ExperimentSpec) -> str:
     """Return the sha256 over a spec in hex: the same for the same experiment, whatever the order of its mappings.
 
-    Of secrets only the names count, so that nobody can try values against it.
+    Of secrets only the names count, so that nobody can try values against it; how soon it begins makes no other one.
     """
-    fields = spec.model_dump(mode="json", exclude={"idempotency_key", "secrets"})
+    fields = spec.model_dump(mode="json", exclude={"idempotency_key", "priority", "secrets"})
     return hashlib.sha256(json.dumps([fields, sorted(spec.secrets)], sort_keys=True).encode()).hexdigest()
+
+
+def _check_priority(spec: ExperimentSpec) -> None:
+    """Raise InvalidSpec if it is too large to go ahead: by now the sizes of its files are known."""
+    if problems := judge_priority(spec):
+        raise InvalidSpec(problems)
 
 
 def _is_recent(at: float, believed: timedelta = _BELIEVED) -> bool:

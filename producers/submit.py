@@ -34,6 +34,8 @@ def submit_experiment(**fields: Any) -> Experiment:
         network: `none`; `egress` (the internet, and nothing private) or `bridge` where the node allows it.
         project: whose pair of queues, `<project>_cpu` and `<project>_gpu`; they are made when first used.
         queue: another queue, which must exist.
+        priority: `normal`; or `fast`, which begins before all that waits in its queue and has to be small: at most 15
+            minutes (its default `timeout` then), 4 cpus, 16 GiB of memory, one GPU, 64 MiB of files.
         name, labels: for people.
         idempotency_key: submitting the same again returns the same experiment.
 
