@@ -137,7 +137,7 @@ def verify(message: bytes, *, keys: KeyRing, queue: str, now: datetime) -> Verif
     sender = _find_sender(envelope, keys=keys, queue=queue)
     if not sender.has_signed(_signed_bytes(envelope), envelope.signature):
         raise Untrusted("the signature does not hold")
-    header = decode_header(envelope.header)
+    header = _read_header(envelope)
     if header.queue != queue:
         raise Untrusted(f"sent to the queue {header.queue}, found in {queue}")
     early = header.submitted_at - now
@@ -174,6 +174,14 @@ def _check_version(envelope: SealedEnvelope) -> None:
         raise BadEnvelope(f"sealed with the suite {envelope.suite}, which is not accepted", hint="update the sender")
     if len(envelope.nonce) != _NONCE_BYTES:
         raise BadEnvelope(f"has a nonce of {len(envelope.nonce)} bytes, {_NONCE_BYTES} are asked for")
+
+
+def _read_header(envelope: SealedEnvelope) -> Header:
+    try:
+        return decode_header(envelope.header)
+    except BadEnvelope as error:
+        error.sender_key_id = envelope.sender_key_id
+        raise
 
 
 def _find_sender(envelope: SealedEnvelope, *, keys: KeyRing, queue: str) -> SigningPublicKey:

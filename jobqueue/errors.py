@@ -186,9 +186,13 @@ class Refused(JobqueueError):
         message: what is wrong with it.
         hint: what to do about it.
         experiment_id: from the header, once its signature has held; empty: never answer it, nobody known has asked.
+
+    Attributes:
+        sender_key_id: whose signature has held although what it signs is malformed; empty: never answer it either.
     """
 
     code = "refused"
+    sender_key_id = ""
 
     def __init__(self, message: str, *, hint: str | None = None, experiment_id: str = "") -> None:
         super().__init__(message, hint=hint)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
 
-from jobqueue.ids import ExperimentId, WorkerId
+from jobqueue.ids import ExperimentId, KeyId, WorkerId
 from jobqueue.lifecycle import Fault, Reason, State
 
 
@@ -70,6 +70,8 @@ class Report:
         attempt, token: which attempt; 0 where a message was refused before there was one.
         state, reason, fault: filled when the statement is about a change of state.
         manifest: the store key of the outputs' manifest, on a final report.
+        queue: the request queue that the experiment came through; empty where nobody said.
+        signed_by: the node's key whose signature over all of this has held; None: nobody's, it is not verified.
     """
 
     at: datetime
@@ -84,6 +86,8 @@ class Report:
     fault: Fault | None = None
     exit_code: int | None = None
     manifest: str = ""
+    queue: str = ""
+    signed_by: KeyId | None = None
 
     @property
     def attempt_id(self) -> str:

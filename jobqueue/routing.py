@@ -50,6 +50,11 @@ def reporting_queue(queue: str) -> str:
     return queue + REPORTING
 
 
+def reported_queue(name: str) -> str:
+    """Return the request queue whose reports go to a reporting queue."""
+    return name.removesuffix(REPORTING)
+
+
 def deferred_queue(queue: str) -> str:
     """Return where deliveries wait that were put off."""
     return queue + DEFERRED

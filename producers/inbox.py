@@ -1,10 +1,12 @@
-"""Reports as they come in from reporting queues; what is no report is set aside and never stops anybody.
+"""Reports as they come in from reporting queues; what is no report, or not a trusted node's, never stops anybody.
 
-Anyone who may write to the broker can put bytes into a reporting queue.
+Anyone who may write to the broker can put bytes into a reporting queue, and as many as he likes.
 """
 
 import logging
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Final
@@ -12,13 +14,17 @@ from typing import Final
 from jobqueue.brokers.base import Broker, Mail
 from jobqueue.brokers.copies import dead_headers
 from jobqueue.errors import Refused
+from jobqueue.keys import KeyRing
 from jobqueue.report import Report
-from jobqueue.routing import dead_letter_queue
+from jobqueue.routing import dead_letter_queue, reported_queue
+from jobqueue.sealed_report import open_report
 
 _log = logging.getLogger(__name__)
 
 _PAUSE: Final = timedelta(milliseconds=200)
 _REFUSED: Final = "BAD_REPORT"
+_TELL_EVERY_SECONDS: Final = 1.0
+_KEEP_EVERY_SECONDS: Final = 1.0
 
 
 class Inbox:
@@ -30,11 +36,12 @@ class Inbox:
     Args:
         broker: where the queues are.
         queues: names of reporting queues.
-        decode: bytes to a report; raises `Refused` for what is none. For reports that are sealed, opens them first.
+        keys: which nodes are trusted, and what sealed reports are opened with.
         stop: set from any thread to end the iteration soon.
+        on_refused: told about what was refused, in one sentence, once a second at most.
 
     Attributes:
-        refused: how many messages were no reports.
+        refused: how many messages were refused, by the code of the error.
     """
 
     def __init__(
@@ -42,15 +49,19 @@ class Inbox:
         broker: Broker,
         queues: Sequence[str],
         *,
-        decode: Callable[[bytes], Report] | None = None,
+        keys: KeyRing,
         stop: threading.Event | None = None,
+        on_refused: Callable[[str], object] = _log.warning,
     ) -> None:
         self._broker = broker
         self._queues = tuple(queues)
-        self._decode = decode or _default_decoder()
+        self._keys = keys
         self._stop = stop or threading.Event()
+        self._on_refused = on_refused
         self._unfinished: tuple[str, Mail] | None = None
-        self.refused = 0
+        self._told_at = self._kept_at = float("-inf")
+        self._untold = 0
+        self.refused: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Report]:
         """Wait for reports.
@@ -58,6 +69,7 @@ class Inbox:
         Raises:
             BrokerUnavailable: iterate again later; nothing was lost.
             NoSuchQueue: one of the queues does not exist.
+            KeyRefused: a key file here is not to be used; nothing was lost.
         """
         if self._unfinished is not None:
             yield from self._read(*self._unfinished)
@@ -72,28 +84,42 @@ class Inbox:
                     found = True
                     yield from self._read(queue, mail)
             if not found:
+                self._tell_rest()
                 self._stop.wait(_PAUSE.total_seconds())
 
     def _read(self, queue: str, mail: Mail) -> Iterator[Report]:
         self._unfinished = (queue, mail)
         try:
-            report = self._decode(mail.body)
+            report = open_report(
+                mail.body, content_type=mail.content_type, queue=reported_queue(queue), keys=self._keys
+            )
         except Refused as refusal:
-            self._set_aside(queue, mail, refusal)
+            self._refuse(queue, mail, refusal)
         else:
             yield report
         self._unfinished = None
         self._broker.post.acknowledge(mail)
 
-    def _set_aside(self, queue: str, mail: Mail, refusal: Refused) -> None:
-        self.refused += 1
-        _log.warning("report.refused", extra={"queue": queue, "size_bytes": len(mail.body), "code": refusal.code})
-        headers = dead_headers(mail.headers, reason=_REFUSED, detail=refusal.message)
-        # Kept only where somebody has made a queue for them: a flood of rubbish must not fill the broker.
-        self._broker.post.send(dead_letter_queue(queue), mail.body, content_type=mail.content_type, headers=headers)
+    def _refuse(self, queue: str, mail: Mail, refusal: Refused) -> None:
+        self.refused[refusal.code] += 1
+        self._untold += 1
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_EVERY_SECONDS:
+            self._tell(f"{len(mail.body)} bytes in {queue} are refused: {refusal}")
+        # Kept only where somebody has made a queue for them, and not all: a flood of rubbish must not fill the broker.
+        if now - self._kept_at >= _KEEP_EVERY_SECONDS:
+            self._kept_at = now
+            headers = dead_headers(mail.headers, reason=_REFUSED, detail=refusal.message)
+            self._broker.post.send(dead_letter_queue(queue), mail.body, content_type=mail.content_type, headers=headers)
 
+    def _tell_rest(self) -> None:
+        """Tell how many more were refused than was said, now that there is time."""
+        if self._untold and time.monotonic() - self._told_at >= _TELL_EVERY_SECONDS:
+            self._tell(f"{self._untold} more messages were refused")
 
-def _default_decoder() -> Callable[[bytes], Report]:
-    from jobqueue.codec import decode_report
-
-    return decode_report
+    def _tell(self, sentence: str) -> None:
+        self._told_at = time.monotonic()
+        self._untold = 0
+        # In it are names that anybody has written.
+        seen = "".join(letter if letter.isprintable() else "?" for letter in sentence)
+        self._on_refused(f"{seen} ({self.refused.total()} in all)")

@@ -70,6 +70,7 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
     )
     device, offer = share.device, _make_offer(settings, share)
     ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None
+    keys = KeyRing(settings.keys_dir)
     return Site(
         worker_id=WorkerId(worker_name),
         node_id=folder.node_id,
@@ -83,8 +84,8 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
             floor_bytes=settings.disk_floor,
             judge_device=lambda: _judge(device, ledger),
         ),
-        keys=KeyRing(settings.keys_dir),
-        outbox=Outbox(broker.post, settings.state_dir / "reports" / quote(worker_name, safe="@")),
+        keys=keys,
+        outbox=Outbox(broker.post, settings.state_dir / "reports" / quote(worker_name, safe="@"), keys=keys),
         offer=offer,
         policy=Policy(
             images=settings.images,

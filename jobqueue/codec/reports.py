@@ -29,6 +29,7 @@ def encode_report(report: Report) -> bytes:
         fault=report.fault.name if report.fault else "",
         exit_code=report.exit_code,
         manifest=_clean(report.manifest),
+        queue=_clean(report.queue),
     )
     if report.experiment_id:
         message.experiment_id.CopyFrom(_text(report.experiment_id))
@@ -38,7 +39,7 @@ def encode_report(report: Report) -> bytes:
 
 
 def decode_report(content: bytes) -> Report:
-    """Return the report that `encode_report`, a newer version of it, or StudioML wrote.
+    """Return the report that `encode_report`, a newer version of it, or StudioML wrote; whose it is, it does not know.
 
     A state, reason or fault that this version does not know reads as None, an unknown severity or task state as the one
     numbered 0, a payload of an unknown kind as an empty text.
@@ -60,6 +61,7 @@ def decode_report(content: bytes) -> Report:
         fault=_word(Fault, message.fault),
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         manifest=message.manifest,
+        queue=message.queue,
     )
 
 

@@ -133,13 +133,15 @@ def revoke(folder: Path, key_id: str) -> None:
 
 
 def ensure_laptop_keys(folder: Path) -> None:
-    """Make, once, what a machine needs that submits to itself: all pairs, trust in its sender. Safe in processes."""
+    """Make, once, what a machine needs that submits to itself: its pairs, trust in its sender. Safe in processes.
+
+    None to seal reports to: who submits from here to a queue of others would keep them from those who listen there.
+    """
     make_folder(folder)
     with _locked(folder):
         entries = list_keys(folder)
-        for reader, make in ((Reader.NODE, make_node_keys), (Reader.REPORTING, make_reporting_keys)):
-            if not _has_whole_pair(entries, reader):
-                make(folder)
+        if not _has_whole_pair(entries, Reader.NODE):
+            make_node_keys(folder)
         if not _signing(entries, Signer.NODE):
             make_node_signer(folder)
         signing = _signing(entries, Signer.SENDER)

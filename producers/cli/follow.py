@@ -8,7 +8,7 @@ import click
 from jobqueue.lifecycle import State
 from producers.cli.arguments import Duration, experiment_argument, experiments_argument, open_client
 from producers.cli.group import EXIT_CANCELLED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_FINISHED
-from producers.cli.output import format_option, write_rows
+from producers.cli.output import format_option, write_output, write_rows
 from producers.cli.records import as_json, as_row
 from producers.timeline import explain
 
@@ -28,7 +28,7 @@ def logs(ctx: click.Context, /, *, experiment: str, follow: bool, stream: str) -
         click.echo(explain(record), err=True)
     try:
         for line in found.logs(follow=follow, stream=stream):
-            click.echo(line)
+            write_output(line)
     except KeyboardInterrupt:
         ctx.exit(EXIT_INTERRUPTED)
 

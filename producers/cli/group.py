@@ -107,11 +107,11 @@ class LazyGroup(click.Group):
             OSError
         ) as error:  # of the user's own disk: a folder that is a file, a full one, one that is not writable
             name = f": {error.filename2 or error.filename}" if error.filename else ""
-            click.echo(f"{click.style('error:', fg='red')} {error.strerror or error}{name}", err=True)
+            _show(f"{error.strerror or error}{name}")
             click.echo("hint: `jobqueue --debug ...` shows where", err=True)
             ctx.exit(EXIT_ERROR)
         except Exception as error:  # noqa: BLE001 - the outer edge: a traceback helps nobody who only typed a command
-            click.echo(f"{click.style('error:', fg='red')} {type(error).__name__}: {error}", err=True)
+            _show(f"{type(error).__name__}: {error}")
             click.echo("hint: this is a fault of jobqueue; `jobqueue --debug ...` shows where", err=True)
             ctx.exit(EXIT_ERROR)
 
@@ -125,12 +125,18 @@ def show_error(error: JobqueueError) -> None:
     """Write what happened and what to do, on stderr."""
     from producers.cli.output import plain
 
-    message = "\n".join(map(plain, error.message.splitlines()))
-    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
+    _show(error.message)
     for line in error.last_lines if isinstance(error, ExperimentFailed) else ():
         click.echo(f"  | {plain(line.expandtabs())}", err=True)
     if hint := _hint(error):
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {plain(hint)}", err=True)
+
+
+def _show(message: str) -> None:
+    from producers.cli.output import plain
+
+    lines = "\n".join(map(plain, message.splitlines()))
+    click.echo(f"{click.style('error:', fg='red')} {lines}", err=True)
 
 
 def _hint(error: JobqueueError) -> str:

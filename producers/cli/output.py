@@ -1,6 +1,7 @@
 """How results are written: aligned columns, JSON or names, on stdout, in full when nobody looks at a terminal."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Final
 import click
 
 _GAP: Final = "  "
+_COLOUR_SEQUENCE: Final = re.compile(r"\x1b\[[0-9;:]*m")
 _AGES: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _COLOURS: Final = {
     "RUNNING": "cyan",
@@ -64,7 +66,26 @@ def write_rows(form: str, *, rows: Sequence[Mapping[str, str]], objects: Sequenc
 
 def write_json(value: Any) -> None:
     """Write JSON, indented, keys as they come."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(to_json(value, indent=2))
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON that drives no terminal: what is no letter to be seen is written as its number."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(letter if letter == "\n" or letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
+
+
+def write_output(line: str, *, err: bool = False) -> None:
+    """Write a line that an experiment has printed: into a file or a pipe as it is, onto a terminal what can be read.
+
+    There colours go, what it would write over comes on a line of its own, and whatever else would drive the terminal
+    becomes a question mark.
+    """
+    if not (sys.stderr if err else sys.stdout).isatty():
+        click.echo(line, err=err, color=True)
+        return
+    for part in _COLOUR_SEQUENCE.sub("", line).split("\r"):
+        click.echo(plain(part.expandtabs()), err=err)
 
 
 def write_fields(fields: Mapping[str, str]) -> None:

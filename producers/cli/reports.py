@@ -1,6 +1,5 @@
 """`jobqueue reports`: what workers tell, as lines or as JSON."""
 
-import json
 import math
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,12 @@ from jobqueue.report import LogEntry, Progress, Report
 from jobqueue.routing import reporting_queue, request_queues
 from producers.cli.arguments import Duration, read_settings
 from producers.cli.group import EXIT_INTERRUPTED
-from producers.cli.output import Format, colour, format_option, plain, write_instant
+from producers.cli.output import Format, colour, format_option, plain, to_json, write_instant
+
+_UNVERIFIED = (
+    "anybody can have written these reports: no node is trusted to report on {} "
+    "(`jobqueue keys trust LINE` with the line of the node's signing key)"
+)
 
 
 @click.group()
@@ -35,13 +39,16 @@ def listen(
 ) -> None:
     """Write each report as it comes, and take it from the queue, until Ctrl-C. JSON is one object to a line.
 
-    Makes the reporting queues that are not there yet: workers report only where somebody listens.
+    Makes the reporting queues that are not there yet: workers report only where somebody listens. Where the keys here
+    trust a node to report on a queue, what no such node has signed is refused, counted and told on stderr.
     """
     from jobqueue.brokers import open_broker
+    from jobqueue.keys import KeyRing
     from producers import listener
 
     settings = read_settings()
-    names = [reporting_queue(queue) for queue in queues or request_queues(settings.project)]
+    requests = queues or request_queues(settings.project)
+    names, keys = [reporting_queue(queue) for queue in requests], KeyRing.of(settings)
     stop = threading.Event()
     left = count or math.inf
 
@@ -56,8 +63,10 @@ def listen(
         for name in names:
             broker.queues.create_plain(name)
         click.echo(f"listening to {', '.join(names)}", err=True)
+        if unverified := [queue for queue in requests if not keys.trusts_nodes(queue)]:
+            click.echo(_UNVERIFIED.format(", ".join(unverified)), err=True)
         try:
-            listener.listen(broker, names, write, stop=stop)
+            listener.listen(broker, names, write, keys=keys, stop=stop, tell=_warn)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 
@@ -77,14 +86,19 @@ def _stopping(stop: threading.Event, *, after: timedelta | None) -> Iterator[Non
             timer.join()
 
 
+def _warn(sentence: str) -> None:
+    click.echo(f"{click.style('warning:', fg='yellow')} {plain(sentence)}", err=True)
+
+
 def _write(report: Report, form: str) -> None:
     if form == Format.JSON:
-        click.echo(json.dumps(as_json(report), ensure_ascii=False))
+        click.echo(to_json(as_json(report)))
     elif form == Format.NAME:
         click.echo(plain(report.experiment_id))
     else:
         at, who = write_instant(report.at), f"{report.experiment_id or '-'} #{report.attempt}.{report.sequence}"
-        click.echo(f"{at}  {plain(who)}  {colour(plain(describe(report)))}")
+        label = "" if report.signed_by else " [not verified]"
+        click.echo(f"{at}  {plain(who)}{label}  {colour(plain(describe(report)))}")
 
 
 def describe(report: Report) -> str:
@@ -119,6 +133,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "fault": report.fault,
         "exit_code": report.exit_code,
         "manifest": report.manifest or None,
+        "queue": report.queue or None,
+        "signed_by": report.signed_by,
         **_payload_as_json(report.payload),
     }
 

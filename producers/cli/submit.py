@@ -14,7 +14,7 @@ import click
 from jobqueue.errors import ExperimentFailed, InvalidSpec, JobqueueError, Problem
 from producers.cli.arguments import open_client
 from producers.cli.group import EXIT_INTERRUPTED, exit_code, show_error
-from producers.cli.output import Format, format_option, write_json, write_left_out
+from producers.cli.output import Format, format_option, write_json, write_left_out, write_output
 
 if TYPE_CHECKING:
     from producers.client import Client
@@ -135,7 +135,7 @@ def copy_output(experiment: "Experiment") -> None:
 def _copy(experiment: "Experiment", stream: str) -> None:
     with suppress(JobqueueError):  # what ended it is told by its result
         for line in experiment.logs(follow=True, stream=stream):
-            click.echo(line, err=stream == "stderr")
+            write_output(line, err=stream == "stderr")
 
 
 def _submit(client: "Client", given: Mapping[str, Any]) -> "Experiment":

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -15,6 +16,7 @@ from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.codec import encode_report
 from jobqueue.ids import ExperimentId, WorkerId
+from jobqueue.keys import KeyRing
 from jobqueue.report import Report
 from producers.listener import listen
 
@@ -56,7 +58,8 @@ def queue(broker: Broker) -> Iterator[str]:
 def listening(url: str, queue: str) -> Iterator[Books]:
     """Listen in a thread, as a program that keeps books does."""
     books, stop, broker = Books(), threading.Event(), open_broker(url, lease=LEASE)
-    thread = threading.Thread(target=listen, args=(broker, [queue], books.reports.append), kwargs={"stop": stop})
+    options = {"keys": KeyRing(Path("/nonexistent")), "stop": stop}
+    thread = threading.Thread(target=listen, args=(broker, [queue], books.reports.append), kwargs=options)
     thread.start()
     try:
         yield books

@@ -19,6 +19,7 @@ from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.codec import decode_report
 from jobqueue.ids import make_experiment_id
+from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import State
 from jobqueue.report import Report
 from jobqueue.routing import reporting_queue
@@ -33,12 +34,14 @@ from pathlib import Path
 from jobqueue.brokers import open_broker
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.lifecycle import Reason, State
-from workers.attempt.reporting import Outbox, Reporter
+from jobqueue.keys import KeyRing
+from workers.attempt.reporting import Addressee, Outbox, Reporter
 
 url, queue, folder, experiment = sys.argv[1:]
-outbox = Outbox(open_broker(url, lease=timedelta(seconds=6)).post, Path(folder))
+outbox = Outbox(open_broker(url, lease=timedelta(seconds=6)).post, Path(folder), keys=KeyRing(Path(folder)))
+to = Addressee(queue=queue)
 reporter = Reporter(
-    outbox, queue=queue, experiment_id=ExperimentId(experiment), worker_id=WorkerId("cpu@test"), attempt=1, token=7
+    outbox, to=to, experiment_id=ExperimentId(experiment), worker_id=WorkerId("cpu@test"), attempt=1, token=7
 )
 reporter.entered(State.PREPARING)
 reporter.entered(State.RUNNING)
@@ -111,7 +114,7 @@ def test_what_a_killed_worker_could_not_send_is_sent_by_its_next_process(
         finally:
             teller.kill()
     assert len(list(folder.glob("*.report"))) == 23
-    outbox = Outbox(server.broker.post, folder)
+    outbox = Outbox(server.broker.post, folder, keys=KeyRing(tmp_path))
     try:
         assert not outbox.flush(timedelta(seconds=1))
         server.process.start()

@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from jobqueue.artifacts import result_key
 from jobqueue.brokers import open_broker
-from jobqueue.brokers.base import Broker
-from jobqueue.codec import decode_report
+from jobqueue.brokers.base import Broker, Mail
 from jobqueue.envelope import Verified, seal, verify
 from jobqueue.header import Header
 from jobqueue.ids import NodeId, WorkerId, make_experiment_id
@@ -23,6 +22,7 @@ from jobqueue.registry.memory import MemoryRegistry
 from jobqueue.report import Report
 from jobqueue.resources import Offer
 from jobqueue.routing import reporting_queue
+from jobqueue.sealed_report import open_report
 from jobqueue.spec import parse_spec
 from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
@@ -102,6 +102,10 @@ class FakeNode:
     def message(self, *, expires_at: datetime | None = None, keys: KeyRing | None = None, **fields: Any) -> Verified:
         """Return a verified message of a new experiment, as the consumer hands it on."""
         sealed, _header = self.seal(expires_at=expires_at, keys=keys, **fields)
+        return self.verify(sealed)
+
+    def verify(self, sealed: bytes) -> Verified:
+        """Return a message as the consumer does."""
         return verify(sealed, keys=self.site.keys, queue=self.queue, now=datetime.now(UTC))
 
     def seal(self, *, expires_at: datetime | None = None, keys: KeyRing | None = None, **fields: Any) -> Any:
@@ -179,14 +183,21 @@ class FakeNode:
         prefix = f"experiments/{message.header.experiment_id}/attempts/"
         return b"".join(data for key, data in sorted(self.stored(prefix).items()) if f"/logs/{stream}/" in key)
 
-    def reports(self) -> list[Report]:
-        """Return all that was reported since the last call."""
+    def mails(self) -> list[Mail]:
+        """Return all that was sent to the reporting queue since the last call."""
         assert self.site.outbox.flush(timedelta(seconds=5))
         found = []
         while mail := self.broker.post.receive(reporting_queue(self.queue), timeout=timedelta(0)):
             self.broker.post.acknowledge(mail)
-            found.append(decode_report(mail.body))
+            found.append(mail)
         return found
+
+    def reports(self) -> list[Report]:
+        """Return all that was reported since the last call, as who shares the node's keys reads it."""
+        return [
+            open_report(mail.body, content_type=mail.content_type, queue=self.queue, keys=self.site.keys)
+            for mail in self.mails()
+        ]
 
 
 @contextmanager
@@ -200,7 +211,8 @@ def open_fake_node(folder: Path) -> Iterator[FakeNode]:
     clock = Clock()
     registry = MemoryRegistry(clock=clock)
     store, runtime = BreakableStore(open_store(f"memory://{queue}")), FakeRuntime()
-    outbox = Outbox(broker.post, folder / "reports")
+    keys = KeyRing(folder / "keys")
+    outbox = Outbox(broker.post, folder / "reports", keys=keys)
     site = Site(
         worker_id=WorkerId("cpu@host"),
         node_id=NodeId("host"),
@@ -209,7 +221,7 @@ def open_fake_node(folder: Path) -> Iterator[FakeNode]:
         store=cast("Store", store),
         runtime=runtime,
         health=NodeHealth(runtime, folder, floor_bytes=0),
-        keys=KeyRing(folder / "keys"),
+        keys=keys,
         outbox=outbox,
         offer=Offer(cpus=4, memory_bytes=8 * 2**30, disk_bytes=2**40),
         policy=Policy(

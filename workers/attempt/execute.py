@@ -116,6 +116,8 @@ class Execution:
         refusal = refuse(spec, policy=site.policy, offer=site.best_offer, find_fault=site.runtime.find_fault)
         if refusal:
             return refusal
+        self._reporter.entered(State.PREPARING)
+        self._note(State.PREPARING, Phase.PULLING)
         turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)
         gpus = turn.take()
         hold = workspace.make_folder(folder)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from jobqueue.codec import decode_report, encode_report
-from jobqueue.errors import BadEnvelope, InvalidSetting
+from jobqueue.errors import BadEnvelope, InvalidSetting, KeyRefused
+from jobqueue.keys import SealingPublicKey, parse_reporting
 from jobqueue.report import Report
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,21 @@ class Letter:
     def name(self) -> str:
         """What its file is called."""
         return f"{self.order:012d}.{self.attempt_id}.{self.sequence}.report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a letter holds.
+
+    Attributes:
+        queue: the request queue that it is about.
+        reporting_key: what it is to be sealed to; None: nobody has named one for it.
+        report: encoded, neither signed nor sealed: that is for the way.
+    """
+
+    queue: str
+    reporting_key: SealingPublicKey | None
+    report: bytes = field(repr=False)
 
 
 class Spool:
@@ -88,9 +104,10 @@ class Spool:
         """Return the number that comes after those of an attempt that an earlier process left; 0 where it left none."""
         return self._next_sequences.get(attempt_id, 0)
 
-    def add(self, queue: str, report: Report) -> None:
-        """Keep a report for a queue; one that the disk does not take is kept in memory."""
-        content = queue.encode() + b"\n" + encode_report(report)
+    def add(self, report: Report, *, reporting_key: SealingPublicKey | None = None) -> None:
+        """Keep a report with what it is to be sealed to; one that the disk does not take is kept in memory."""
+        line = reporting_key.line if reporting_key else ""
+        content = f"{report.queue}\n{line}\n".encode() + encode_report(report)
         self._order += 1
         letter = Letter(
             order=self._order, attempt_id=report.attempt_id, sequence=report.sequence, size_bytes=len(content)
@@ -104,21 +121,24 @@ class Spool:
         self._letters.append(letter)
         self.size_bytes += letter.size_bytes
 
-    def read(self, letter: Letter) -> tuple[str, bytes]:
-        """Return the queue that a letter is for, and its report's bytes.
+    def read(self, letter: Letter) -> Content:
+        """Return what a letter holds.
 
         Raises:
             UnreadableLetterError: the file is not what was written there.
         """
         try:
             content = (self._folder / letter.name).read_bytes() if letter.content is None else letter.content
-            queue, _, body = content.partition(b"\n")
+            queue, _, rest = content.partition(b"\n")
+            line, _, body = rest.partition(b"\n")
             report = decode_report(body)
-        except (OSError, BadEnvelope) as error:
+            reporting_key = parse_reporting(line.decode("ascii")) if line else None
+        except (OSError, BadEnvelope, KeyRefused, UnicodeDecodeError) as error:
             raise UnreadableLetterError(str(error)) from error
-        if not queue.isascii() or (report.attempt_id, report.sequence) != (letter.attempt_id, letter.sequence):
+        found = (report.queue.encode(), report.attempt_id, report.sequence)
+        if found != (queue, letter.attempt_id, letter.sequence):
             raise UnreadableLetterError("it is not the report that its name says")
-        return queue.decode(), body
+        return Content(queue=report.queue, reporting_key=reporting_key, report=body)
 
     def remove(self) -> None:
         """Remove the first letter: the broker has it, or nobody is to have it."""

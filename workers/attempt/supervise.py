@@ -8,7 +8,7 @@ may be interrupted and repeated by the next attempt.
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobqueue.envelope import Verified
 from jobqueue.errors import ArtifactRefused, RegistryUnavailable, StoreUnavailable, Superseded
@@ -16,6 +16,7 @@ from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry import base as registry
 from jobqueue.registry.base import Holder, Lease, Record, Submission
 from jobqueue.resources import Resources
+from jobqueue.storage import scope
 from jobqueue.storage.markers import read_marker
 from workers.attempt.commit import find_end, follow_marker, outcome_of
 from workers.attempt.conclude import LOOK_AGAIN, Ended, PutOff, conclude, doubt, exhausted, give_back
@@ -26,6 +27,7 @@ from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container
 from workers.attempt.site import Site
+from workers.attempt.telling import make_reporter
 from workers.attempt.turn import count_left
 
 __all__ = ["Attempt", "Ended", "Left", "PutOff", "holder_of", "submission_of"]
@@ -60,7 +62,9 @@ class Attempt:
     """
 
     def __init__(self, site: Site, message: Verified) -> None:
-        self._site = site
+        header = message.header
+        store = scope(site.store, queue=header.queue, experiment_id=header.experiment_id)
+        self._site = replace(site, store=store)
         self._message = message
         self._asked: Reason | None = None
         self._execution: Execution | None = None
@@ -161,7 +165,7 @@ class Attempt:
         self, keeper: LeaseKeeper, file: LeaseFile, record: Record, step: Callable[[Reporter], Ended | PutOff]
     ) -> Ended | PutOff:
         """Do a step while the lease is renewed; what the node keeps of it goes with it."""
-        reporter = self._reporter(keeper.lease, file)
+        reporter = make_reporter(self._site, self._message, lease=keeper.lease, file=file)
         keeper.start()
         try:
             return self._hold(keeper, reporter, record, step)
@@ -182,7 +186,8 @@ class Attempt:
         except StoreUnavailable as error:
             return PutOff(delay=LOOK_AGAIN, why=f"it is over, which the store does not know yet: {error.message}")
         outcome = Outcome(reason=record.reason or Reason.SUPERSEDED, detail=record.detail)
-        self._reporter(Lease(experiment_id=record.submission.id, token=0, attempt=0)).ended(
+        nobodys = Lease(experiment_id=record.submission.id, token=0, attempt=0)
+        make_reporter(self._site, self._message, lease=nobodys).ended(
             outcome.reason,
             state=record.state,
             sentence=outcome.sentence,
@@ -252,30 +257,6 @@ class Attempt:
         if self._asked:
             self._execution.ask(self._asked)
         return self._execution.run()
-
-    def _reporter(self, lease: Lease, file: LeaseFile | None = None) -> Reporter:
-        return Reporter(
-            self._site.outbox,
-            queue=self._message.header.queue,
-            experiment_id=lease.experiment_id,
-            worker_id=self._site.worker_id,
-            attempt=lease.attempt,
-            token=lease.token,
-            told=file.kept.reports if file else 0,
-            is_repeating=bool(file and file.kept.ended),
-            on_number=_counting(file),
-        )
-
-
-def _counting(file: LeaseFile | None) -> Callable[[int], None]:
-    """Return what keeps the number of reports, so that a worker that takes over goes on counting."""
-
-    def count(reports: int) -> None:
-        with suppress(OSError):
-            if file and not file.kept.ended:
-                file.update(reports=reports)
-
-    return count
 
 
 def submission_of(message: Verified) -> Submission:

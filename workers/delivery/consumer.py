@@ -22,6 +22,7 @@ from jobqueue.errors import BadEnvelope, BrokerUnavailable, Early, JobqueueError
 from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
 from jobqueue.unprotected import Protection, is_off
+from workers.attempt.telling import answer
 from workers.bootstrap import node_of
 from workers.delivery.absent import Absent
 from workers.delivery.intake import Intake
@@ -217,6 +218,7 @@ class Consumer(CeleryConsumer):
                 self._requeue_unverified(message, f"nobody is trusted for the queue {queue} any more")
         except BadEnvelope as error:
             self._set_aside(message, Reason.BAD_ENVELOPE, error.message)
+            answer(node_of(self.app).site, error, queue=queue)
         except JobqueueError as error:  # this node's own trouble, such as unreadable keys: the message is sound
             self._requeue_unverified(message, str(error))
         else:

@@ -27,8 +27,14 @@ def make_formatter(form: Literal["text", "json"]) -> logging.Formatter:
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             *([structlog.processors.format_exc_info] if form == "json" else []),
             renderer,
+            _without_controls,
         ],
     )
+
+
+def _without_controls(_logger: Any, _method: str, line: Any) -> str:
+    """Return lines that drive no terminal, whoever wrote what stands in them."""
+    return "".join(letter if letter in "\n\t" or letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def _without_celerys_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -125,8 +125,6 @@ def test_show_lists_keys_and_writes_no_private_half(project: str, tmp_path: Path
     assert sorted((row["role"], row["half"]) for row in rows) == [
         *[("node", "private")] * 2,
         *[("node", "public")] * 2,
-        ("reporting", "private"),
-        ("reporting", "public"),
         ("sender", "private"),
         ("sender", "public"),
         ("trusted", "public"),
@@ -185,7 +183,8 @@ def test_reports_are_shown_decoded_and_taken_from_the_queue(project: str) -> Non
     result = _call("reports", "listen", "--queue", f"{project}_cpu", "--count", "6", "--timeout", "10s")
     assert result.exit_code == 0, result.stderr
     lines = [line.split("  ", 2) for line in result.stdout.splitlines()]
-    assert [line[1] for line in lines] == [f"{_ID} #1.{number}" for number in range(6)]
+    assert [line[1] for line in lines] == [f"{_ID} #1.{number} [not verified]" for number in range(6)]
+    assert "anybody can have written these reports" in result.stderr
     assert [line[2] for line in lines] == [
         "Prestart PREPARING",
         "Started RUNNING",
@@ -203,6 +202,7 @@ def test_reports_as_json_are_one_object_to_a_line(project: str) -> None:
     result = _call("reports", "listen", "--queue", f"{project}_cpu", "--count", "6", "-o", "json", "--timeout", "10s")
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [report["sequence"] for report in found] == list(range(6))
+    assert {report["signed_by"] for report in found} == {None}
     assert found[2]["logging"]["message"] == "pulled\x1b[2J"
     assert found[4]["text"] == "a text"
     assert found[5]["progress"] == {"state": "Failed", "json": "", "error": {"msg": "it exited with 3", "code": 3}}
@@ -213,6 +213,7 @@ def test_what_is_no_report_does_not_stop_the_listener(project: str) -> None:
     _send(project, b"\xff\xff", _TOLD[0])
     result = _call("reports", "listen", "--queue", f"{project}_cpu", "--count", "1", "--timeout", "10s")
     assert "Prestart" in result.stdout
+    assert "warning: 2 bytes in" in result.stderr
 
 
 def test_listening_makes_the_queue_that_workers_report_to(project: str) -> None:

@@ -25,7 +25,8 @@ from workers.attempt.ledger import Ledger
 from workers.attempt.planning import make_plan
 from workers.attempt.runtimes.base import Exit, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
-from workers.attempt.supervise import Attempt, submission_of
+from workers.attempt.supervise import submission_of
+from workers.attempt.telling import make_reporter
 from workers.attempt.turn import length_of
 from workers.bootstrap import Node
 from workers.hardware.devices import Device
@@ -490,7 +491,7 @@ def test_an_end_that_may_have_been_told_is_told_again_under_the_same_numbers(pla
     message = place.fake.message()
     place.leave(message).finish()
     place.file.update(ended=Outcome(reason=Reason.EXITED_ZERO))
-    earlier = Attempt(place.site, message)._reporter(place.lease, place.file)
+    earlier = make_reporter(place.site, message, lease=place.lease, file=place.file)
     earlier.ended(Reason.EXITED_ZERO, state=State.SUCCEEDED, sentence="")
     place.janitor.look()
     wait_until(lambda: ended(place), what="its end")

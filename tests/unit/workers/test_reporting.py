@@ -13,10 +13,11 @@ from services.waiting import wait_until
 from jobqueue.codec import decode_report
 from jobqueue.errors import BrokerUnavailable, InvalidSetting
 from jobqueue.ids import WorkerId, make_experiment_id
+from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.report import LogEntry, Progress, Report, TaskState
 from workers.attempt import reporting
-from workers.attempt.reporting import Outbox, Reporter
+from workers.attempt.reporting import Addressee, Outbox, Reporter
 
 SOON = timedelta(seconds=5)
 EXPERIMENT = make_experiment_id()
@@ -50,9 +51,10 @@ class Office:
     @contextmanager
     def opened(self, **options: Any) -> Iterator[tuple[Outbox, Reporter]]:
         """Open it for one process; what it cannot send stays."""
-        outbox = Outbox(self.post, self.folder)  # type: ignore[arg-type]
+        keys = KeyRing(self.folder / "no keys")
+        outbox = Outbox(self.post, self.folder, keys=keys)  # type: ignore[arg-type]
         numbers = {"experiment_id": EXPERIMENT, "attempt": 1, "token": 7, **options}
-        yield outbox, Reporter(outbox, queue="q_cpu", worker_id=WorkerId("cpu@host"), **numbers)
+        yield outbox, Reporter(outbox, to=Addressee(queue="q_cpu"), worker_id=WorkerId("cpu@host"), **numbers)
         outbox.close(timedelta(0))
         outbox._thread.join(SOON.total_seconds())
         outbox.close(timedelta(0))
@@ -265,7 +267,7 @@ def test_a_number_is_noted_before_its_report_may_be_sent(office: Office, post: P
 
 def test_two_processes_cannot_have_one_folder(office: Office) -> None:
     with office.opened(), pytest.raises(InvalidSetting, match="two workers of one name"):
-        Outbox(office.post, office.folder)  # type: ignore[arg-type]
+        Outbox(office.post, office.folder, keys=KeyRing(office.folder))  # type: ignore[arg-type]
     with office.opened():
         pass
 
@@ -364,5 +366,5 @@ def test_a_report_that_nothing_can_send_does_not_end_the_sender(
 def test_a_folder_that_cannot_be_made_is_told_with_what_to_do(post: Post, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidSetting, match="reports cannot be kept") as refused:
-        Outbox(post, tmp_path / "file" / "reports")  # type: ignore[arg-type]
+        Outbox(post, tmp_path / "file" / "reports", keys=KeyRing(tmp_path))  # type: ignore[arg-type]
     assert "JOBQUEUE_STATE_DIR" in refused.value.hint

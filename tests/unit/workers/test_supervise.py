@@ -853,10 +853,10 @@ def test_the_end_has_one_order(node: FakeNode, monkeypatch: pytest.MonkeyPatch) 
 
         return noting
 
-    def note_report(queue: str, report: Any, **options: Any) -> bool:
+    def note_report(report: Any, **options: Any) -> bool:
         if report.state and report.state.is_final:
             order.append("report")
-        return put(queue, report, **options)
+        return put(report, **options)
 
     def note_store(method: str, key: str) -> None:
         if method.startswith("put"):
