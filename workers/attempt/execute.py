@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from workers.attempt.logs import STREAMS, LogWriter
 from workers.attempt.patience import patiently
 from workers.attempt.planning import PROGRESS_FILE, make_plan, refuse
 from workers.attempt.progress import ProgressFile
+from workers.attempt.redaction import forms_of, redact_text
 from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container, Exit
 from workers.attempt.site import Site
@@ -99,13 +100,19 @@ class Execution:
             outcome = stop.outcome
         except JobqueueError as error:
             outcome = outcome_of_error(error)
-            log.warning("attempt.failed", extra={"experiment": self._lease.experiment_id, "error": error.message})
+            message = self._redact(error.message)
+            log.warning("attempt.failed", extra={"experiment": self._lease.experiment_id, "error": message})
         except BaseException as error:  # the last line of defence: no error may end without a reason
             log.exception("attempt.failed", extra={"experiment": self._lease.experiment_id})
             outcome = outcome_of_error(error)
         finally:
             workspace.remove(folder)
+        outcome = replace(outcome, detail=self._redact(outcome.detail))
         return Executed(outcome=outcome, manifest=self._manifest, retries=self._spec.retries if self._spec else 0)
+
+    def _redact(self, text: str) -> str:
+        """Return what may be told of an error: an engine's may repeat what it was asked for."""
+        return redact_text(text, forms_of(self._spec.secrets.values())) if self._spec else text
 
     def _run(self, folder: Path) -> Outcome:
         self._check_waiting()
@@ -116,8 +123,6 @@ class Execution:
         refusal = refuse(spec, policy=site.policy, offer=site.best_offer, find_fault=site.runtime.find_fault)
         if refusal:
             return refusal
-        self._reporter.entered(State.PREPARING)
-        self._note(State.PREPARING, Phase.PULLING)
         turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)
         gpus = turn.take()
         hold = workspace.make_folder(folder)
@@ -165,7 +170,7 @@ class Execution:
     def _supervise(self, container: Container, spec: ExperimentSpec, folder: Path) -> Outcome:
         was = self._record.state if self._left else State.PREPARING
         now = State.FINALIZING if was is State.FINALIZING else State.RUNNING
-        secrets = tuple(value.encode() for value in spec.secrets.values())
+        secrets = forms_of(spec.secrets.values())
         progress = ProgressRelay(
             self._site.registry.leases,
             self._keeper,

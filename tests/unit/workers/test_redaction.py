@@ -1,0 +1,98 @@
+"""Secrets are found in a stream, whatever they are and wherever it is cut."""
+
+import base64
+import itertools
+import json
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from workers.attempt.redaction import REDACTED, Redactor, forms_of, redact_text
+
+# None of the letters of the mark, so that it can be told from what an experiment wrote; few, so that secrets overlap.
+LETTERS = "ab\n\0\u00fc"
+VALUES = st.lists(st.text(LETTERS, min_size=1, max_size=12).map(str.encode), min_size=1, max_size=4).map(tuple)
+
+
+def redacted(secrets: tuple[bytes, ...], *pieces: bytes) -> bytes:
+    redactor = Redactor(secrets)
+    return b"".join([*map(redactor.feed, pieces), redactor.flush()])
+
+
+def by_hand(secrets: tuple[bytes, ...], text: bytes) -> bytes:
+    """Return what is left: a byte stays unless it belongs to a secret; secrets that overlap are one."""
+    starts = {start for secret in secrets for start in range(len(text)) if text.startswith(secret, start)}
+    clean, done = b"", 0
+    for place in range(len(text)):
+        if place in starts:
+            clean += REDACTED if place >= done else b""
+            done = max(done, *(place + len(secret) for secret in secrets if text.startswith(secret, place)))
+        clean += text[place : place + 1] if place >= done else b""
+    return clean
+
+
+@pytest.mark.security_case("secrets in a stream")
+@given(secrets=VALUES, text=st.text(LETTERS, max_size=60), cuts=st.lists(st.integers(0, 60), max_size=12))
+@example(secrets=(b"abcdef", b"abc"), text="abcdef", cuts=[3])
+@example(secrets=(b"abc", b"bcd"), text="abcd", cuts=[2, 3])
+@example(secrets=(b"aa",), text="aaaaaaa", cuts=[1, 2, 3, 4, 5, 6])
+@example(secrets=(b"abab", b"ba\nb"), text="ababa\nb", cuts=[4])
+@example(secrets=("a\u00fcb".encode(),), text="a\u00fcb", cuts=[2])
+def test_no_secret_comes_out_whatever_it_is_and_wherever_the_stream_is_cut(
+    secrets: tuple[bytes, ...], text: str, cuts: list[int]
+) -> None:
+    """Secrets printed in pieces: short ones, some that overlap or contain others, with line ends, NUL or half letters.
+
+    Refused: none of them, nor the rest of one that overlaps another, leaves the node; everything else does.
+    Evidence: over random secrets, texts and borders, what comes out is what a search of the whole text leaves.
+    Red before: of two secrets that overlap, or begin alike, the end of the longer one was left.
+    """
+    content = text.encode()
+    borders = sorted({0, len(content), *(min(cut, len(content)) for cut in cuts)})
+    out = redacted(secrets, *(content[first:last] for first, last in itertools.pairwise(borders)))
+    assert not any(secret in out for secret in secrets)
+    assert out == by_hand(secrets, content)
+
+
+@given(secret=st.text(LETTERS, min_size=1, max_size=12), text=st.text(LETTERS, max_size=30))
+def test_a_text_is_redacted_as_a_stream_is(secret: str, text: str) -> None:
+    secrets = (secret.encode(),)
+    assert redact_text(text, secrets) == by_hand(secrets, text.encode()).decode(errors="replace")
+
+
+def test_memory_is_bounded_by_the_longest_secret() -> None:
+    redactor = Redactor((b"a" * 100, b"aa"))
+    out = [redactor.feed(b"a" * 1000) for _ in range(50)]
+    assert len(redactor._rest) < 100
+    assert b"".join(out) == REDACTED
+
+
+@pytest.mark.security_case("secrets in other forms")
+@pytest.mark.parametrize(
+    "secret", ['pa"ss w\u00f6rd/+1', "-----BEGIN KEY-----\nfirst line\nsecond line\n", " padded-value\n"]
+)
+def test_a_secret_is_found_in_the_forms_that_programs_print(secret: str) -> None:
+    """A secret that a program prints in quotes, as JSON, in a URL, in base64, without its line end or line by line.
+
+    Refused: these forms are looked for as the value itself is.
+    Evidence: nothing of them is left in what comes out.
+    Red before: the value itself was looked for alone.
+    """
+    plain = secret.strip()
+    printed = [
+        secret, plain, json.dumps(secret), json.dumps({"x": plain}, ensure_ascii=False), repr(secret), f"{plain!r}",
+        f"https://host/?key={quote(plain)}", f"https://host/?key={quote(secret, safe='')}",
+        base64.b64encode(secret.encode()).decode(), base64.urlsafe_b64encode(plain.encode()).decode(),
+        "\n".join(f"| {line}" for line in plain.splitlines()),
+    ]  # fmt: skip
+    forms = forms_of([secret])
+    left = redacted(forms, "\0".join(printed).encode()).decode()
+    words = {*plain.splitlines(), json.dumps(plain)[1:-1], quote(plain, safe=""), repr(plain)[1:-1]}
+    words |= {base64.b64encode(text.encode()).decode().rstrip("=") for text in (secret, plain)}
+    assert [word for word in words if word in left] == []
+
+
+def test_what_is_short_is_looked_for_as_it_is_alone() -> None:
+    assert forms_of(["", "a", "x y"]) == (b"a", b"x y")
