@@ -17,6 +17,7 @@ from jobqueue.errors import JobqueueError, StoreUnavailable
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.lifecycle import Reason
 from jobqueue.resources import Resources
+from jobqueue.storage import scope
 from jobqueue.storage.base import check_store
 from workers.attempt.health import NodeHealth
 from workers.attempt.lease import RENEWALS_PER_LEASE
@@ -123,7 +124,7 @@ class Node:
         if runtime.notice:
             log.warning("runtime.notice", extra={"runtime": runtime.name, "notice": runtime.notice})
         try:
-            check_store(self.site.store)
+            check_store(scope(self.site.store, queue=next(iter(self.queues), "")))
         except StoreUnavailable as error:
             log.warning("store.unavailable", extra={"error": error.message})
         self.presence.compare_clocks()

@@ -71,6 +71,7 @@ def conclude(
         outcome,
         state=outcome.reason.verdict.state or State.FAILED,
         manifest=executed.manifest,
+        manifest_sha256=executed.manifest_sha256,
         store=site.store,
         leases=site.registry.leases,
         reporter=reporter,

@@ -1,15 +1,12 @@
 """The steps under one lease: open the spec, prepare, run the container, collect. Every error becomes an outcome."""
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from jobqueue.artifacts import attempt_prefix, manifest_key
 from jobqueue.envelope import Verified, open_sealed
@@ -17,7 +14,10 @@ from jobqueue.errors import JobqueueError, RegistryUnavailable, RuntimeFailure, 
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.base import Record
 from jobqueue.spec import ExperimentSpec
+from jobqueue.storage import show_permit
+from jobqueue.storage.manifests import digest_manifest
 from workers.attempt import workspace
+from workers.attempt.aside import run_aside
 from workers.attempt.ending import outcome_of_error, outcome_of_exit
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
 from workers.attempt.lease_files import LeaseFile
@@ -32,12 +32,10 @@ from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container, Exit
 from workers.attempt.site import Site
 from workers.attempt.turn import Stopped, Turn
-from workers.attempt.watch import ProgressRelay, Watch
+from workers.attempt.watch import TICKS_PER_LEASE, ProgressRelay, Watch
 
 log = logging.getLogger(__name__)
 
-TICKS_PER_LEASE = 12
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +43,13 @@ class Executed:
     """How the attempt went.
 
     Attributes:
-        manifest: the store key of its outputs' manifest; empty when none was written.
+        manifest, manifest_sha256: store key and digest of its outputs' manifest; empty when none was written.
         retries: what the spec allows; 0 when it could not be opened.
     """
 
     outcome: Outcome
     manifest: str = ""
+    manifest_sha256: str = ""
     retries: int = 0
 
 
@@ -81,7 +80,7 @@ class Execution:
         self._asked: Reason | None = None
         self._watch: Watch | None = None
         self._spec: ExperimentSpec | None = None
-        self._manifest = ""
+        self._manifest = self._manifest_sha256 = ""
         self._tick_seconds = site.lease.total_seconds() / TICKS_PER_LEASE
 
     def ask(self, reason: Reason) -> None:
@@ -108,7 +107,9 @@ class Execution:
         finally:
             workspace.remove(folder)
         outcome = replace(outcome, detail=self._redact(outcome.detail))
-        return Executed(outcome=outcome, manifest=self._manifest, retries=self._spec.retries if self._spec else 0)
+        retries = self._spec.retries if self._spec else 0
+        left = {"manifest": self._manifest, "manifest_sha256": self._manifest_sha256}
+        return Executed(outcome=outcome, retries=retries, **left)
 
     def _redact(self, text: str) -> str:
         """Return what may be told of an error: an engine's may repeat what it was asked for."""
@@ -116,17 +117,19 @@ class Execution:
 
     def _run(self, folder: Path) -> Outcome:
         self._check_waiting()
-        self._reporter.entered(State.PREPARING)
-        self._note(State.PREPARING, Phase.PULLING)
         site = self._site
-        spec = self._spec = open_sealed(self._message, keys=site.keys).spec
+        spec = self._open()
         refusal = refuse(spec, policy=site.policy, offer=site.best_offer, find_fault=site.runtime.find_fault)
         if refusal:
             return refusal
+        self._reporter.entered(State.PREPARING)
+        self._note(State.PREPARING, Phase.PULLING)
         turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)
         gpus = turn.take()
         hold = workspace.make_folder(folder)
-        image = self._watching(lambda: site.runtime.resolve(spec.image, hold=hold))
+        image = run_aside(
+            lambda: site.runtime.resolve(spec.image, hold=hold), check=self._check, every_seconds=self._tick_seconds
+        )
         self._check()
         self._note(State.PREPARING, Phase.STAGING)
         staged = workspace.stage_in(
@@ -154,13 +157,19 @@ class Execution:
         finally:
             self._remove(container)
 
+    def _open(self) -> ExperimentSpec:
+        opened = open_sealed(self._message, keys=self._site.keys)
+        show_permit(self._site.store, opened.permit, attempt=self._lease.attempt, token=self._lease.token)
+        self._spec = opened.spec
+        return opened.spec
+
     def _go_on(self, folder: Path) -> Outcome:
         """Supervise to the end what an earlier worker has started, as if nothing had happened."""
         kept, container = self._file.kept, self._left
         try:
-            spec = self._spec = open_sealed(self._message, keys=self._site.keys).spec
+            spec = self._open()
             if kept.ended or container is None:
-                self._manifest = kept.manifest
+                self._manifest, self._manifest_sha256 = kept.manifest, kept.manifest_sha256
                 return kept.ended or Outcome(reason=Reason.WORKER_LOST)
             return self._supervise(container, spec, workspace.workspace_folder(folder))
         finally:
@@ -196,7 +205,7 @@ class Execution:
             logs=logs,
             progress=progress,
             grace=self._site.grace,
-            tick=timedelta(seconds=self._tick_seconds),
+            folder=folder,
             file=self._file,
         )
         self._watch = watch
@@ -220,16 +229,16 @@ class Execution:
             outcome = self._finalize(spec, folder, ended, watch=watch, logs=logs)
         # Before the container goes, without which a worker that takes over could not tell that there was an end.
         with suppress(OSError):
-            self._file.update(ended=outcome, manifest=self._manifest)
+            self._file.update(ended=outcome, manifest=self._manifest, manifest_sha256=self._manifest_sha256)
         return outcome
 
     def _finalize(self, spec: ExperimentSpec, folder: Path, ended: Exit, *, watch: Watch, logs: LogWriter) -> Outcome:
         patiently(StoreUnavailable, logs.close)
-        patiently(
+        left = patiently(
             StoreUnavailable,
             lambda: workspace.stage_out(spec, folder, store=self._site.store, prefix=self._prefix),
         )
-        self._manifest = manifest_key(self._prefix)
+        self._manifest, self._manifest_sha256 = manifest_key(self._prefix), digest_manifest(left)
         return outcome_of_exit(
             ended,
             stopped=watch.stopped,
@@ -277,14 +286,6 @@ class Execution:
             time.sleep(self._tick_seconds)
         self._check()
 
-    def _watching(self, step: Callable[[], Result]) -> Result:
-        """Do a step that may take long on another thread; it is left behind when the attempt should not go on."""
-        future: Future[Result] = Future()
-        threading.Thread(target=_fulfil, args=(future, step), name="step", daemon=True).start()
-        while not wait([future], timeout=self._tick_seconds).done:
-            self._check()
-        return future.result()
-
     def _remove(self, container: Container) -> None:
         try:
             container.remove()
@@ -292,10 +293,3 @@ class Execution:
             log.warning(
                 "container.not_removed", extra={"experiment": self._lease.experiment_id, "error": error.message}
             )
-
-
-def _fulfil(future: "Future[Result]", step: Callable[[], Result]) -> None:
-    try:
-        future.set_result(step())
-    except BaseException as error:  # noqa: BLE001 - handed to the waiting thread as it is
-        future.set_exception(error)
