@@ -145,7 +145,7 @@ class Consumer(CeleryConsumer):
 
     def _learn(self) -> None:
         scout = scout_of(self.app)
-        self._intake.learn(scout.selection.names, scout.found)
+        self._intake.learn(scout.selection.names, scout.found, closed=scout.paused)
 
     def create_task_handler(self, promise: Any = None) -> Callable[[Any], None]:
         """Return what is called with each message, on the main thread."""

@@ -48,6 +48,7 @@ class Intake:
         self._turns, self._absent, self._stopped = turns, absent, stopped
         self._source: object = None
         self._named: Collection[str] = ()
+        self._closed: Collection[str] = ()
         self._waiting: dict[str, int | None] = {}
         self._precedence = Precedence()
         self._listened: set[str] = set()
@@ -58,14 +59,17 @@ class Intake:
         """Whether a message that comes now can be run."""
         return self._node.is_taking and self._has_place()
 
-    def learn(self, named: Collection[str], found: Mapping[str, int | None]) -> None:
+    def learn(
+        self, named: Collection[str], found: Mapping[str, int | None], *, closed: Collection[str] = frozenset()
+    ) -> None:
         """Learn which request queues may be served.
 
         Args:
             named: those that are listened at whenever they are there.
             found: how many messages wait in each of the others, as far as it is known; a new mapping is news.
+            closed: those from which nothing is to be taken for now, on all nodes.
         """
-        self._named = named
+        self._named, self._closed = named, closed
         if found is not self._source:
             self._source, self._waiting = found, dict(found)
 
@@ -130,7 +134,8 @@ class Intake:
 
     def _choose(self) -> list[str]:
         known = {**self._waiting, **dict.fromkeys(self._named)}
-        waiting = {name: count for name, count in known.items() if name not in self._stopped}
+        barred = {*self._stopped, *self._closed}
+        waiting = {name: count for name, count in known.items() if name not in barred}
         return choose(waiting, turns=self._turns, named=self._named, is_charging=self._node.broker.is_charging)
 
     def _listen_at_new(self, chosen: Collection[str]) -> None:

@@ -40,12 +40,14 @@ class Scout:
         refresh: how often it looks.
 
     Attributes:
+        paused: the request queues from which an operator wants nothing taken, as the registry said last.
         found: how many messages wait in each queue that the patterns find and that it may serve now; None: it is not
             known. A new mapping after each look.
     """
 
     def __init__(self, node: Node, selection: Selection, *, refresh: timedelta) -> None:
         self.selection = selection
+        self.paused: frozenset[str] = frozenset()
         self.found: Mapping[str, int | None] = {}
         self._node, self._refresh = node, refresh
         self._view = SharedView(
@@ -86,6 +88,7 @@ class Scout:
             BrokerUnavailable: what is known is that of before.
             KeyRefused: the same; a key's file cannot be used.
         """
+        self._learn_pauses()
         self._share_needs()
         if not self.selection.patterns:
             return
@@ -115,6 +118,17 @@ class Scout:
             log.exception("queues.not_looked_for")
         else:
             self._is_in_doubt = False
+
+    def _learn_pauses(self) -> None:
+        """Learn what is paused; while the registry is away, what was paused stays so."""
+        try:
+            paused = frozenset(self._node.site.registry.pauses.paused())
+        except RegistryUnavailable as error:
+            log.debug("pauses.unknown", extra={"error": error.message})
+            return
+        if paused != self.paused:
+            log.info("queues.paused", extra={"now": _some(paused), "resumed": _some(self.paused - paused)})
+            self.paused = paused
 
     def _share_needs(self) -> None:
         """Exchange with the registry what queues ask for; while it is away nothing is known, and all is served."""
@@ -181,7 +195,9 @@ def _tell(seen: Seen) -> str:
 
 
 def _log_change(before: AbstractSet[str], after: AbstractSet[str]) -> None:
-    def some(names: AbstractSet[str]) -> str:
-        return ",".join(sorted(names)[:_NAMED]) + (",..." if len(names) > _NAMED else "")
+    new, gone = _some(after - before), _some(before - after)
+    log.info("queues.found", extra={"found": len(after), "new": new, "gone": gone})
 
-    log.info("queues.found", extra={"found": len(after), "new": some(after - before), "gone": some(before - after)})
+
+def _some(names: AbstractSet[str]) -> str:
+    return ",".join(sorted(names)[:_NAMED]) + (",..." if len(names) > _NAMED else "")

@@ -92,7 +92,7 @@ def test_every_wrong_field_is_named_at_once(client: Client) -> None:
             inputs={"data": "/nowhere/else", "bad name!": "store:x", "web": "ftp://example.org/x"},
             secrets=["NOT_SET_ANYWHERE"],
             queue="x_dead",
-            priority="fast",
+            priority="urgent",
         )
 
     paths = {problem.path for problem in caught.value.problems}

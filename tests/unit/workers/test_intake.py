@@ -303,6 +303,16 @@ def test_a_queue_that_an_operator_has_stopped_is_not_consumed_until_he_says_so()
     assert site.rearrange() == {A, B}
 
 
+def test_a_queue_that_is_paused_is_not_consumed_until_it_is_resumed() -> None:
+    site = Situation(free=1)
+    site.intake.learn((A, B), {}, closed={A})
+    assert site.rearrange() == {B}
+    site.intake.learn((A, B), {}, closed={A, B})
+    assert site.rearrange() == set()
+    site.intake.learn((A, B), {})
+    assert site.rearrange() == {A, B}
+
+
 def test_what_turned_out_to_be_empty_leaves_its_place_to_others() -> None:
     site = Situation(free=1, named=())
     found = {f"q{number:02d}": 1 for number in range(20)}

@@ -17,6 +17,7 @@ from jobqueue.errors import BrokerUnavailable, RegistryUnavailable
 from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
 from jobqueue.keys import make_sender_keys, revoke, trust
+from jobqueue.registry.pauses import Pause
 from jobqueue.resources import Resources
 from jobqueue.routing import Selection, parse_selection
 from workers.delivery.scout import Scout
@@ -250,3 +251,25 @@ def test_what_nobody_has_refreshed_for_long_is_asked_for_by_each(
     with closing(world.scout("named_cpu", "lab_*")) as other:
         other.look()
         assert (dict(other.found), world.looks) == ({"lab_a": 2}, 2)
+
+
+def test_what_is_paused_is_known_and_stays_so_while_the_registry_is_away(
+    world: World, scout: Scout, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.registry.pauses.pause(Pause(queue="lab_a", at=datetime.now(UTC), by="ann@desk"))
+    with caplog.at_level(logging.INFO):
+        scout.look()
+        scout.look()
+    assert scout.paused == {"lab_a"}
+    assert [record.message for record in caplog.records].count("queues.paused") == 1
+
+    def be_away() -> dict[str, Pause]:
+        raise RegistryUnavailable("away")
+
+    world.registry.pauses.resume("lab_a")
+    with monkeypatch.context() as patched:
+        patched.setattr(world.registry.pauses, "paused", be_away)
+        scout.look()
+    assert scout.paused == {"lab_a"}
+    scout.look()
+    assert scout.paused == frozenset()
