@@ -51,7 +51,7 @@ class LeaseKeeper:
     Args:
         leases: the registry's port.
         lease: as granted just now.
-        ttl: how long it lasts from each renewal.
+        ttl: how long it lasts from each renewal; an attribute too.
         granted_at_seconds: `clock_seconds()` before `acquire`, or the renewal that took it over, was sent.
         holder: who holds it; a registry that has forgotten the lease gives it back to nobody else.
         file: where the deadline is kept on disk.
@@ -80,7 +80,7 @@ class LeaseKeeper:
         self._file = file
         self._leases = leases
         self._holder = holder
-        self._ttl = ttl
+        self.ttl = ttl
         self._cancel_reason = cancel_reason
         self._is_lost = False
         self._closed = threading.Event()
@@ -118,21 +118,21 @@ class LeaseKeeper:
     @property
     def _interval(self) -> timedelta:
         """How long to wait between renewals: short enough that a cancel is seen soon."""
-        return min(self._ttl / RENEWALS_PER_LEASE, LONGEST_INTERVAL)
+        return min(self.ttl / RENEWALS_PER_LEASE, LONGEST_INTERVAL)
 
     def _renew(self) -> None:
         sent_at_seconds = clock_seconds()
         is_in_doubt = sent_at_seconds >= self._deadline_seconds
         holder = replace(self._holder, is_in_doubt=is_in_doubt) if self._holder else None
         try:
-            self._cancel_reason = self._leases.renew(self.lease, ttl=self._ttl, holder=holder)
+            self._cancel_reason = self._leases.renew(self.lease, ttl=self.ttl, holder=holder)
         except Superseded:
             self._is_lost = True
             log.warning("lease.lost", extra={"experiment": self.lease.experiment_id, "token": self.lease.token})
         except RegistryUnavailable as error:
             log.warning("lease.renewal_failed", extra={"experiment": self.lease.experiment_id, "error": error.message})
         else:
-            self._hold_until(local_deadline(sent_at_seconds, self._ttl))
+            self._hold_until(local_deadline(sent_at_seconds, self.ttl))
 
     def _hold_until(self, deadline_seconds: float) -> None:
         """Move the deadline: on disk first, so that what the guard froze before that is known to be frozen."""

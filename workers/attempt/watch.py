@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from jobqueue.errors import JobqueueError, RuntimeFailure, Superseded
@@ -15,6 +16,7 @@ from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.registry.base import Leases
 from jobqueue.spec import ExperimentSpec
+from workers.attempt.disk_use import DiskMeter
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
 from workers.attempt.lease_files import LeaseFile
 from workers.attempt.logs import LogWriter
@@ -25,6 +27,7 @@ from workers.attempt.runtimes.base import Container, ContainerRuntime, Exit
 
 log = logging.getLogger(__name__)
 
+TICKS_PER_LEASE: Final = 12
 LONGEST_TICK: Final = timedelta(seconds=1)
 PROGRESS_EVERY: Final = timedelta(seconds=1)
 DRAIN_OUTPUT: Final = timedelta(seconds=10)
@@ -90,8 +93,8 @@ class Watch:
     Args:
         container: started.
         grace: between SIGTERM and SIGKILL.
-        tick: how often to look, at least.
         file: of its lease; says when it was started and why it was told to end, maybe by an earlier worker.
+        folder: its workspace, as the node sees it.
 
     Attributes:
         stopped: why it was told to end; None when it was not.
@@ -109,8 +112,8 @@ class Watch:
         logs: LogWriter,
         progress: ProgressRelay,
         grace: timedelta,
-        tick: timedelta,
         file: LeaseFile,
+        folder: Path,
     ) -> None:
         self.stopped: Outcome | None = None
         self.is_judged = True
@@ -118,10 +121,11 @@ class Watch:
         self._container, self._runtime, self._spec = container, runtime, spec
         self._keeper, self._logs = keeper, logs
         self._progress = progress
-        self._grace, self._tick = grace, min(tick, LONGEST_TICK)
+        self._grace, self._tick = grace, min(keeper.ttl / TICKS_PER_LEASE, LONGEST_TICK)
         self._is_paused = False
         self._lapses = 0
         self._file = file
+        self._disk = DiskMeter(folder, limit_bytes=spec.disk)
         self._follower = threading.Thread(target=self._follow, name="output", daemon=True)
 
     def ask(self, reason: Reason) -> None:
@@ -136,6 +140,17 @@ class Watch:
             RuntimeFailure: the engine has lost it.
         """
         self._follower.start()
+        self._disk.start()
+        try:
+            ended = self._await_end()
+        finally:
+            self._disk.close()
+        self.is_judged &= self._keeper.standing in (Standing.HELD, Standing.CANCELLED)
+        self._drain_output()
+        self._take_progress(now=True)
+        return ended
+
+    def _await_end(self) -> Exit:
         ended: Exit | None = None
         while ended is None:
             try:
@@ -146,9 +161,6 @@ class Watch:
                     raise
                 self.is_judged = False
                 time.sleep(self._tick.total_seconds())
-        self.is_judged &= self._keeper.standing in (Standing.HELD, Standing.CANCELLED)
-        self._drain_output()
-        self._take_progress(now=True)
         return ended
 
     def _follow(self) -> None:
@@ -230,10 +242,13 @@ class Watch:
             self._stop(Reason.TIMED_OUT, f"its timeout is {format_duration(self._spec.timeout)}")
         elif self._logs.is_over_limit:
             self._stop(Reason.LIMIT_EXCEEDED, f"more than {describe_size(self._logs.limit_bytes)} of output")
+        elif self._disk.excess:
+            # At once: in a grace it would go on to fill the disk.
+            self._stop(Reason.LIMIT_EXCEEDED, self._disk.excess, grace=timedelta(0))
         elif self._spec.stall_timeout and self._logs.silence_seconds >= self._spec.stall_timeout.total_seconds():
             self._stop(Reason.STALLED, f"silent for {format_duration(self._spec.stall_timeout)}")
 
-    def _stop(self, reason: Reason, detail: str = "") -> None:
+    def _stop(self, reason: Reason, detail: str = "", *, grace: timedelta | None = None) -> None:
         """Have it end for a reason that stays, also for a worker that takes over; what has ended by itself has none."""
         if not self._file.kept.stopping and self._container.wait(timedelta(0)):
             return
@@ -243,5 +258,5 @@ class Watch:
         with suppress(OSError):
             self._file.update(stopping=why)
         # Thawed it could run beside another attempt: what is frozen is killed as it is.
-        self._container.stop(timedelta(0) if self._is_paused else self._grace)
+        self._container.stop(timedelta(0) if self._is_paused else self._grace if grace is None else grace)
         self.stopped = why

@@ -420,6 +420,19 @@ def test_it_is_stopped_when_it_prints_more_than_is_allowed(node: FakeNode) -> No
     assert len(node.output(message)) < 2**20 + 100
 
 
+def test_it_is_killed_at_once_when_its_workspace_is_over_its_disk(node: FakeNode) -> None:
+    message = node.message(disk="1MiB")
+    node.runtime.script = HELD
+    running = node.start(message)
+    container = node.container()
+    (container.plan.workspace / "file").write_bytes(bytes(2 * 2**20))
+    result = running.join()
+    assert isinstance(result, Ended)
+    assert result.outcome.reason is Reason.LIMIT_EXCEEDED
+    assert "1 MiB in its workspace" in result.outcome.sentence
+    assert container.grace == timedelta(0)
+
+
 @pytest.mark.parametrize("ignores", [False, True])
 def test_a_cancel_stops_what_runs(node: FakeNode, *, ignores: bool) -> None:
     message = node.message(retries=3)
