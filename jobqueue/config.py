@@ -73,6 +73,8 @@ class Settings(BaseSettings):
         tls_ca: the CAs that the certificates of all these servers are checked with, in PEM; empty: this machine's.
         tls_cert, tls_key: what is shown to servers that ask for a certificate, in PEM.
         keys: folder with a sub-folder for each role.
+        keys_passphrase: that private keys are encrypted under; better as `JOBQUEUE_KEYS_PASSPHRASE_FILE`.
+        weakest_suite: nothing is sealed with a weaker suite, and nothing that was is opened.
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
         oci_runtime: the one of the engine's that containers are started with, such as `runsc`; empty: its default.
         accepted_gaps: what an engine may lack all the same; docs/nodes.md names them.
@@ -116,6 +118,8 @@ class Settings(BaseSettings):
     tls_key: _Folder | None = None
     project: _Name = "default"
     keys: _Folder | None = None
+    keys_passphrase: str = Field(default="", repr=False)
+    weakest_suite: Literal["x25519", "mlkem768-x25519"] = "x25519"
     runtime: Literal["auto", "docker", "process"] = "auto"
     oci_runtime: str = ""
     accepted_gaps: _Words = ()

@@ -39,12 +39,11 @@ from jobqueue.errors import (
 from jobqueue.header import Header
 from jobqueue.keys import KeyRing, SealingPublicKey, SigningPublicKey, Suite, parse_reporting
 from jobqueue.permit import Permit, make_permit, uris_of
-from jobqueue.spec import ExperimentSpec
+from jobqueue.spec import MAX_EXPIRES, ExperimentSpec
 
 CONTENT_TYPE: Final = "application/vnd.jobqueue.envelope"
 VERSION: Final = 1
 MAX_ENVELOPE_BYTES: Final = 256 * 1024
-WEAKEST_SUITE: Final = Suite.X25519
 CLOCK_TOLERANCE: Final = timedelta(seconds=60)
 
 _NONCE_BYTES = 16
@@ -133,13 +132,16 @@ def verify(message: bytes, *, keys: KeyRing, queue: str, now: datetime) -> Verif
     if len(message) > MAX_ENVELOPE_BYTES:
         raise BadEnvelope(f"{len(message)} bytes long, {MAX_ENVELOPE_BYTES} are allowed")
     envelope = decode_envelope(message)
-    _check_version(envelope)
+    _check_version(envelope, weakest=keys.weakest)
     sender = _find_sender(envelope, keys=keys, queue=queue)
     if not sender.has_signed(_signed_bytes(envelope), envelope.signature):
         raise Untrusted("the signature does not hold")
     header = _read_header(envelope)
     if header.queue != queue:
         raise Untrusted(f"sent to the queue {header.queue}, found in {queue}")
+    if header.expires_at - header.submitted_at > MAX_EXPIRES:
+        told = f"expires {header.expires_at - header.submitted_at} after it was submitted, {MAX_EXPIRES} is allowed"
+        raise BadEnvelope(told, experiment_id=header.experiment_id)
     early = header.submitted_at - now
     if early > CLOCK_TOLERANCE:
         told = f"submitted at {header.submitted_at:%Y-%m-%dT%H:%M:%SZ}, which is still to come"
@@ -167,11 +169,12 @@ def open_sealed(verified: Verified, *, keys: KeyRing) -> Opened:
     return opened
 
 
-def _check_version(envelope: SealedEnvelope) -> None:
+def _check_version(envelope: SealedEnvelope, *, weakest: Suite) -> None:
     if envelope.version != VERSION:
         raise BadEnvelope(f"of version {envelope.version}, this node reads {VERSION}", hint="update this node")
-    if envelope.suite not in {suite for suite in Suite if suite >= WEAKEST_SUITE}:
-        raise BadEnvelope(f"sealed with the suite {envelope.suite}, which is not accepted", hint="update the sender")
+    if envelope.suite not in {suite for suite in Suite if suite >= weakest}:
+        told = f"sealed with the suite {envelope.suite}, which is not accepted"
+        raise BadEnvelope(told, hint=f"the sender needs a node's key of the suite {weakest.word}")
     if len(envelope.nonce) != _NONCE_BYTES:
         raise BadEnvelope(f"has a nonce of {len(envelope.nonce)} bytes, {_NONCE_BYTES} are asked for")
 
@@ -210,14 +213,20 @@ def _open(verified: Verified, *, keys: KeyRing) -> Opened:
         sender_key_id=inside.sender_key_id,
         signature=inside.permit,
     )
-    return Opened(spec=spec, reporting_key=_reporting_key(inside.reporting_key), permit=permit)
+    reporting_key = _reporting_key(inside.reporting_key, weakest=keys.weakest)
+    return Opened(spec=spec, reporting_key=reporting_key, permit=permit)
 
 
-def _reporting_key(line: str) -> SealingPublicKey | None:
+def _reporting_key(line: str, *, weakest: Suite) -> SealingPublicKey | None:
+    if not line:
+        return None
     try:
-        return parse_reporting(line) if line else None
+        key = parse_reporting(line)
     except KeyRefused as error:
         raise BadEnvelope(f"names a key for its reports that cannot be used: {error.message}") from None
+    if key.suite < weakest:
+        raise BadEnvelope(f"names a key for its reports of the suite {key.suite.word}, {weakest.word} is asked for")
+    return key
 
 
 def _contradictions(spec: ExperimentSpec, header: Header) -> list[Problem]:

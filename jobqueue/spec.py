@@ -24,6 +24,7 @@ from jobqueue.resources import Resources
 WORKSPACE: Final = PurePosixPath("/workspace")
 DEFAULT_OUTPUTS: Final = "outputs/"
 MAX_PROJECT: Final = 64
+MAX_EXPIRES: Final = timedelta(days=30)
 MAX_COMMAND_BYTES: Final = 64 * 1024
 MAX_ENV_BYTES: Final = 64 * 1024
 
@@ -205,7 +206,7 @@ class ExperimentSpec(BaseModel):
     shm_size: _PositiveSize = 64 * 2**20
     timeout: _Duration = timedelta(hours=24)
     stall_timeout: _Duration | None = None
-    expires: _Duration = timedelta(days=7)
+    expires: _Duration = Field(default=timedelta(days=7), le=MAX_EXPIRES)
     retries: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=100)
     network: Literal["none", "egress", "bridge"] = "none"
     project: _Project = "default"

@@ -11,7 +11,7 @@ from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.quantities import MAX_BYTES, MAX_DURATION
 from jobqueue.report import LogEntry, Progress, Report, Severity, TaskState
 from jobqueue.resources import Resources
-from jobqueue.spec import ExperimentSpec, parse_spec
+from jobqueue.spec import MAX_EXPIRES, ExperimentSpec, parse_spec
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -96,7 +96,7 @@ def specs(draw: st.DrawFn) -> ExperimentSpec:
         "disk": sizes,
         "timeout": durations,
         "stall_timeout": durations,
-        "expires": durations,
+        "expires": st.timedeltas(min_value=timedelta(microseconds=1), max_value=MAX_EXPIRES),
         "retries": st.integers(min_value=0, max_value=100),
         "network": st.sampled_from(["none", "egress", "bridge"]),
         "project": names,

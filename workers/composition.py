@@ -70,7 +70,7 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
     )
     device, offer = share.device, _make_offer(settings, share)
     ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None
-    keys = KeyRing(settings.keys_dir)
+    keys = KeyRing.of(settings)
     return Site(
         worker_id=WorkerId(worker_name),
         node_id=folder.node_id,

@@ -10,20 +10,17 @@
 
 The longest prefix wins alone, in every folder: who is trusted for every queue is not trusted for one that has keys of
 its own. Two keys of one prefix are valid side by side, which is how keys are rotated. A key id is the fingerprint of
-the public key.
+the public key. Of what is signed with or sealed to, the newest is used; one whose time is still to come is not yet.
 """
 
-from jobqueue.keys.folder import (
-    KeyEntry,
+from jobqueue.keys.folder import KeyEntry, list_keys, revoke, trust, trust_lines
+from jobqueue.keys.making import (
     ensure_laptop_keys,
-    list_keys,
     make_node_keys,
     make_node_signer,
+    make_pair,
     make_reporting_keys,
     make_sender_keys,
-    revoke,
-    trust,
-    trust_lines,
 )
 from jobqueue.keys.parsing import parse_key, parse_reporting
 from jobqueue.keys.ring import KeyRing
@@ -44,6 +41,7 @@ __all__ = [
     "list_keys",
     "make_node_keys",
     "make_node_signer",
+    "make_pair",
     "make_reporting_keys",
     "make_sender_keys",
     "parse_key",

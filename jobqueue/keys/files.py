@@ -13,6 +13,7 @@ PUBLIC_SUFFIX: Final = ".pub"
 _FOLDER_MODE = 0o700
 _MODES = {PRIVATE_SUFFIX: 0o600, PUBLIC_SUFFIX: 0o644}
 _MAX_BYTES = 64 * 1024
+_GROUP, _OTHERS = 0o070, 0o007
 
 
 def make_folder(folder: Path) -> None:
@@ -21,10 +22,18 @@ def make_folder(folder: Path) -> None:
 
 
 def write_key(path: Path, line: str) -> None:
-    """Write a line to its file in one step; readers see all of it or nothing, and a crash leaves nothing half."""
-    make_folder(path.parent.parent)
-    make_folder(path.parent)
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+    """Write a line to its file in one step; readers see all of it or nothing, and a crash leaves nothing half.
+
+    Raises:
+        KeyRefused: there can be none: the folder is not ours, or a secret that is mounted read-only.
+    """
+    try:
+        make_folder(path.parent.parent)
+        make_folder(path.parent)
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+    except OSError as error:
+        told = f"no key can be put into {path.parent}: {error.strerror}"
+        raise KeyRefused(told, hint="set JOBQUEUE_KEYS to a folder of yours") from None
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(f"{line}\n")
@@ -40,6 +49,9 @@ def write_key(path: Path, line: str) -> None:
 def read_key(path: Path) -> str:
     """Return the text of a key file.
 
+    Of a secret that is mounted read-only, as by Kubernetes, the group may read private keys: who is in it is the pod's
+    to say, whose process does not own the file.
+
     Raises:
         KeyRefused: it cannot be read, or others can read a private or write a public one; the hint is what to run.
         FileNotFoundError: it has gone.
@@ -47,14 +59,16 @@ def read_key(path: Path) -> str:
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            is_mounted = bool(os.fstatvfs(file.fileno()).f_flag & os.ST_RDONLY)
             content = file.read(_MAX_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise KeyRefused(f"{path} cannot be read: {error.strerror}", hint="run as its owner") from None
-    if path.suffix == PRIVATE_SUFFIX and mode & 0o077:
-        raise KeyRefused(f"others can read the private key {path} (mode {mode:o})", hint=f"chmod 600 {path}")
-    if mode & 0o022:
+    if path.suffix == PRIVATE_SUFFIX and mode & (_OTHERS if is_mounted else _GROUP | _OTHERS):
+        hint = "mount the secret with defaultMode: 0440" if is_mounted else f"chmod 600 {path}"
+        raise KeyRefused(f"others can read the private key {path} (mode {mode:o})", hint=hint)
+    if mode & 0o022 and not is_mounted:
         raise KeyRefused(f"others can replace the key {path} (mode {mode:o})", hint=f"chmod go-w {path}")
     return content.decode("ascii", "replace")
 

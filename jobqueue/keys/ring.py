@@ -3,18 +3,39 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from jobqueue.errors import NotFound
+from jobqueue.errors import KeyRefused, NotFound
 from jobqueue.ids import KeyId
 from jobqueue.keys.files import stamp
 from jobqueue.keys.folder import NODE, REPORTING, SENDER, TRUSTED, KeyEntry, read_role
-from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey
+from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 
 _LOOK_AGAIN_SECONDS = 1.0
 _Public = TypeVar("_Public", SealingPublicKey, SigningPublicKey)
+_Any = TypeVar("_Any", SealingPublicKey, SigningKey)
+
+
+class KeySettings(Protocol):
+    """Where the keys are, and what is asked of them."""
+
+    @property
+    def keys_dir(self) -> Path:
+        """The folder."""
+        ...
+
+    @property
+    def keys_passphrase(self) -> str:
+        """That private keys are under; empty: none is."""
+        ...
+
+    @property
+    def weakest_suite(self) -> str:
+        """The name of the weakest suite that is accepted."""
+        ...
 
 
 class KeyRing:
@@ -25,15 +46,31 @@ class KeyRing:
 
     Args:
         folder: with a sub-folder for each role; it need not exist.
+        passphrase: that private keys are under; empty: none is.
+        weakest: nothing is sealed with a weaker suite, and nothing that was is opened.
         clock: seconds that only grow; files are looked at once a second at most.
+        now: aware; a new key may be made for a later time.
     """
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.folder = folder
-        self._node = _Watched(folder / NODE, clock=clock)
-        self._sender = _Watched(folder / SENDER, clock=clock)
-        self._trusted = _Watched(folder / TRUSTED, clock=clock)
-        self._reporting = _Watched(folder / REPORTING, clock=clock)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        passphrase: str = "",
+        weakest: Suite = Suite.X25519,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.folder, self.weakest, self._now = folder, weakest, now
+        self._node, self._sender, self._trusted, self._reporting = (
+            _Watched(folder / role, passphrase=passphrase, clock=clock) for role in (NODE, SENDER, TRUSTED, REPORTING)
+        )
+
+    @classmethod
+    def of(cls, settings: KeySettings) -> "KeyRing":
+        """Return the keys that settings name."""
+        suite = Suite.of(settings.weakest_suite)
+        return cls(settings.keys_dir, passphrase=settings.keys_passphrase, weakest=suite)
 
     def recipient(self, queue: str) -> SealingPublicKey:
         """Return what to seal to for a queue: the newest node key with the longest matching prefix."""
@@ -43,7 +80,14 @@ class KeyRing:
                 f"no node's key to seal to for the queue {queue}, in {self.folder / NODE}",
                 hint="`jobqueue keys new node` on the node, then `jobqueue keys trust LINE` here",
             )
-        return found[-1]
+        strong = [key for key in found if key.suite >= self.weakest]
+        if not strong:
+            raise KeyRefused(
+                f"the node's key {found[-1].key_id} for the queue {queue} is of the suite {found[-1].suite.word}, "
+                f"{self.weakest.word} is asked for",
+                hint="`jobqueue keys rotate node` on the node, then `jobqueue keys trust LINE` here",
+            )
+        return self._current(strong)
 
     def sender(self) -> SigningKey:
         """Return what to sign with: the newest sender key."""
@@ -53,7 +97,7 @@ class KeyRing:
                 f"no key to sign with, in {self.folder / SENDER}",
                 hint="`jobqueue keys new sender`, then `jobqueue keys trust LINE` on the nodes",
             )
-        return keys[-1]
+        return self._current(keys)
 
     def node_signer(self) -> SigningKey:
         """Return what this node signs reports with: the newest one."""
@@ -63,7 +107,7 @@ class KeyRing:
                 f"no key to sign reports with, in {self.folder / NODE}",
                 hint="`jobqueue keys new node`, then `jobqueue keys trust LINES` where reports are read",
             )
-        return keys[-1]
+        return self._current(keys)
 
     def node_key(self, key_id: KeyId) -> SealingKey:
         """Return the private node key with this id."""
@@ -94,22 +138,31 @@ class KeyRing:
     def reporting(self, queue: str) -> SealingPublicKey | None:
         """Return what to seal a queue's reports to where a spec names nothing, if anything."""
         found = _most_specific(_sealing(self._reporting.entries(), Reader.REPORTING), queue)
-        return found[-1] if found else None
+        return self._strongest_current(found)
 
     def own_reporting(self) -> SealingPublicKey | None:
         """Return what the specs of this sender name for their reports: the newest one that can be opened here."""
         entries = self._reporting.entries()
         own = {entry.key_id for entry in entries if isinstance(entry.key, SealingKey)}
         found = [key for _, key in _sealing(entries, Reader.REPORTING) if key.key_id in own]
-        return found[-1] if found else None
+        return self._strongest_current(found)
 
     def reporting_key(self, key_id: KeyId) -> SealingKey:
         """Return the private key for reports with this id."""
         found = _private_sealing(self._reporting.entries(), Reader.REPORTING, key_id)
-        if found is None:
-            told = f"no key {key_id:.40} for reports, in {self.folder / REPORTING}"
+        if found is None or found.suite < self.weakest:
+            told = f"no key {key_id:.40} for reports that may be used, in {self.folder / REPORTING}"
             raise NotFound(told, hint="`jobqueue keys new reporting` makes one, for what is submitted from then on")
         return found
+
+    def _strongest_current(self, keys: Iterable[SealingPublicKey]) -> SealingPublicKey | None:
+        strong = [key for key in keys if key.suite >= self.weakest]
+        return self._current(strong) if strong else None
+
+    def _current(self, keys: Sequence[_Any]) -> _Any:
+        """Return the newest whose time has come; the oldest where clocks differ and none has."""
+        now = self._now()
+        return ([key for key in keys if key.created_at <= now] or keys[:1])[-1]
 
     def check_node(self, queues: Iterable[str]) -> None:
         """Return when a node can open messages and sign reports, and trusts somebody for each queue that it serves.
@@ -168,8 +221,8 @@ def _private_sealing(entries: Iterable[KeyEntry], reader: Reader, key_id: KeyId)
 class _Watched:
     """One role's folder, read again when its files have changed."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, passphrase: str, clock: Callable[[], float]) -> None:
+        self._folder, self._passphrase = folder, passphrase
         self._clock = clock
         self._lock = threading.Lock()
         self._looked_at = float("-inf")
@@ -188,5 +241,5 @@ class _Watched:
     def _look(self) -> None:
         found = stamp(self._folder)
         if found != self._stamp:
-            self._entries = read_role(self._folder)
+            self._entries = read_role(self._folder, passphrase=self._passphrase)
             self._stamp = found

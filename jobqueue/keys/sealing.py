@@ -34,6 +34,11 @@ class Suite(IntEnum):
         """Its name in settings and in keys."""
         return self.name.lower().replace("_", "-")
 
+    @classmethod
+    def of(cls, word: str) -> "Suite":
+        """Return the suite with this name."""
+        return cls[word.upper().replace("-", "_")]
+
 
 class Reader(StrEnum):
     """For whom is sealed: a node reads specs, with `reporting` reports are read. Never one in place of the other."""

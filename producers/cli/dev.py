@@ -68,7 +68,7 @@ def prepare(settings: "Settings") -> None:
     from jobqueue.brokers import open_broker
     from jobqueue.keys import ensure_laptop_keys
 
-    ensure_laptop_keys(settings.keys_dir)
+    ensure_laptop_keys(settings.keys_dir, passphrase=settings.keys_passphrase)
     broker = open_broker(settings.broker, lease=settings.lease)
     try:
         for queue in request_queues(settings.project):

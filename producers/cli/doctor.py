@@ -164,8 +164,8 @@ def _check_keys(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.routing import request_queues
 
     folder = settings.keys_dir
-    entries = list_keys(folder)  # refuses a private key that others can read
-    ring = KeyRing(folder)
+    entries = list_keys(folder, passphrase=settings.keys_passphrase)  # refuses a private key that others can read
+    ring = KeyRing.of(settings)
     try:
         ring.sender()
         ring.recipient(request_queues(settings.project)[0])

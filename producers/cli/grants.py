@@ -33,7 +33,7 @@ def serve() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(message)s")
     settings = read_settings()
     name = f"{socket.gethostname()}:{os.getpid()}"
-    keys = KeyRing(settings.keys_dir)
+    keys = KeyRing.of(settings)
     with closing(open_registry(settings.registry)) as registry, _stopping() as stop:
         clerk = open_clerk(settings, registry, keys=keys, name=name)
         registry.ping()

@@ -1,18 +1,19 @@
 """`jobqueue keys`: the keys that messages are signed with, sealed to and trusted by."""
 
 import sys
-from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobqueue.errors import NotFound
-from producers.cli.arguments import read_settings
+from producers.cli.arguments import Duration, read_settings
 from producers.cli.output import format_option, write_instant, write_rows
 
 if TYPE_CHECKING:
-    from jobqueue.keys import KeyEntry, SealingPublicKey, SigningPublicKey
+    from jobqueue.config import Settings
+    from jobqueue.keys import KeyEntry
 
 _NEXT = {
     "node": "where experiments are submitted and reports read:  jobqueue keys trust '<these lines>' [--queue PREFIX]",
@@ -20,6 +21,7 @@ _NEXT = {
     "reporting": "experiments submitted from here name it; for others, on each node:  "
     "jobqueue keys trust '<this line>' --queue PREFIX",
 }
+_OVERLAP = timedelta(hours=1)
 
 
 @click.group()
@@ -28,33 +30,72 @@ def keys() -> None:
 
 
 @keys.command()
-@click.argument("role", type=click.Choice(["node", "sender", "reporting", "laptop"]))
+@click.argument("role", type=click.Choice([*_NEXT, "laptop"]))
 def new(*, role: str) -> None:
     """Make the keys of a ROLE, the newest from now on, and write their public lines.
 
-    Older ones stay valid until they are revoked: a new pair is the first half of a rotation. A `node` opens specs and
-    signs reports, a `sender` signs specs, with `reporting` reports are opened. `laptop` makes what a machine needs that
-    submits to itself, unless it is there: all of them, and trust in that sender.
+    A `node` opens specs and signs reports, a `sender` signs specs, with `reporting` reports are opened. `laptop` makes
+    what a machine needs that submits to itself, unless it is there: a node's and a sender's keys, and trust in that
+    sender. Where JOBQUEUE_KEYS_PASSPHRASE or its _FILE is set, private keys are encrypted under it.
     """
     from jobqueue.keys import ensure_laptop_keys
 
-    folder = read_settings().keys_dir
+    settings = read_settings()
     if role == "laptop":
-        ensure_laptop_keys(folder)
-        click.echo(f"a node's and a sender's keys that know each other are in {folder}", err=True)
+        ensure_laptop_keys(settings.keys_dir, passphrase=settings.keys_passphrase)
+        click.echo(f"a node's and a sender's keys that know each other are in {settings.keys_dir}", err=True)
         return
-    for made in _make(role, folder):
-        click.echo(made.line)
-        click.echo(f"made {role} key {made.key_id} in {folder / role}", err=True)
+    _make(role, settings)
     click.echo(_NEXT[role], err=True)
 
 
-def _make(role: str, folder: Path) -> "Sequence[SealingPublicKey | SigningPublicKey]":
-    from jobqueue.keys import make_node_keys, make_node_signer, make_reporting_keys, make_sender_keys
+@keys.command()
+@click.argument("role", type=click.Choice(list(_NEXT)))
+@click.option(
+    "--after",
+    type=Duration(),
+    default=_OVERLAP,
+    show_default="1h",
+    help="Use it only then, so that it can be trusted elsewhere before.",
+)
+def rotate(*, role: str, after: timedelta) -> None:
+    """Make new keys of a ROLE beside the old ones, write their public lines, and tell what comes next.
 
-    if role == "node":
-        return [make_node_keys(folder), make_node_signer(folder)]
-    return [make_sender_keys(folder) if role == "sender" else make_reporting_keys(folder)]
+    Nothing is lost on the way: until the time of the new keys has come the old ones are used, and they stay valid until
+    they are revoked.
+    """
+    from jobqueue.keys import list_keys
+    from jobqueue.spec import MAX_EXPIRES
+
+    settings = read_settings()
+    before = list_keys(settings.keys_dir, passphrase=settings.keys_passphrase)
+    old = sorted({entry.key_id for entry in before if entry.role == role and entry.key is not entry.public})
+    used_from = datetime.now(UTC) + after
+    _make(role, settings, used_from=used_from)
+    click.echo(f"used from {write_instant(used_from)} on; before that, {_NEXT[role]}", err=True)
+    if role != "sender":
+        click.echo(
+            f"first of all, where others share these keys:  copy the folder {settings.keys_dir / role}", err=True
+        )
+    last = write_instant(used_from + MAX_EXPIRES)
+    for key_id in old:
+        told = f"{key_id} stays valid; from {last} on nothing needs it, here or where it is trusted"
+        click.echo(f"{told}:  jobqueue keys revoke {key_id}", err=True)
+
+
+def _make(role: str, settings: "Settings", *, used_from: datetime | None = None) -> None:
+    from jobqueue.keys import Reader, Signer, make_pair
+
+    owners: dict[str, list[Reader | Signer]] = {
+        "node": [Reader.NODE, Signer.NODE],
+        "sender": [Signer.SENDER],
+        "reporting": [Reader.REPORTING],
+    }
+    folder, passphrase = settings.keys_dir, settings.keys_passphrase
+    for owner in owners[role]:
+        made = make_pair(folder, owner, passphrase=passphrase, used_from=used_from)
+        click.echo(made.line)
+        click.echo(f"made {role} key {made.key_id} in {folder / role}", err=True)
 
 
 @keys.command()
@@ -64,8 +105,9 @@ def show(*, key_id: str | None, form: str) -> None:
     """List the keys; with a KEY_ID, write the public line of that one."""
     from jobqueue.keys import list_keys
 
-    folder = read_settings().keys_dir
-    entries = list_keys(folder)
+    settings = read_settings()
+    folder = settings.keys_dir
+    entries = list_keys(folder, passphrase=settings.keys_passphrase)
     if key_id:
         entries = [entry for entry in entries if entry.key_id == key_id]
         if not entries:
@@ -101,7 +143,8 @@ def revoke(*, key_id: str) -> None:
     """Take the key KEY_ID out of use; a node still opens what was sealed to it before."""
     from jobqueue.keys import revoke as take_out
 
-    take_out(read_settings().keys_dir, key_id)
+    settings = read_settings()
+    take_out(settings.keys_dir, key_id, passphrase=settings.keys_passphrase)
     click.echo(key_id)
 
 
@@ -122,7 +165,7 @@ def _as_row(entry: "KeyEntry") -> dict[str, str]:
         "KEY": entry.key_id,
         "HALF": "public" if entry.key is entry.public else "private",
         "QUEUES": f"{entry.queue_prefix}*",
-        "MADE": write_instant(entry.key.created_at),
+        "USED FROM": write_instant(entry.key.created_at),
         "FILE": str(entry.path),
     }
 

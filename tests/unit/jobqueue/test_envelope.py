@@ -15,10 +15,28 @@ from jobqueue import envelope
 from jobqueue.artifacts import Artifact
 from jobqueue.codec import SealedEnvelope, SealedSpec, decode_envelope, encode_envelope, encode_sealed_spec, encode_spec
 from jobqueue.envelope import MAX_ENVELOPE_BYTES, open_sealed, seal, verify
-from jobqueue.errors import BadEnvelope, Early, InvalidSpec, JobqueueError, NotFound, Undecryptable, Untrusted
+from jobqueue.errors import (
+    BadEnvelope,
+    Early,
+    InvalidSpec,
+    JobqueueError,
+    KeyRefused,
+    NotFound,
+    Undecryptable,
+    Untrusted,
+)
 from jobqueue.header import Header
 from jobqueue.ids import KeyId, make_experiment_id
-from jobqueue.keys import KeyRing, Suite, ensure_laptop_keys, make_node_keys, make_sender_keys, trust
+from jobqueue.keys import (
+    KeyRing,
+    Suite,
+    ensure_laptop_keys,
+    make_node_keys,
+    make_reporting_keys,
+    make_sender_keys,
+    revoke,
+    trust,
+)
 from jobqueue.resources import Resources
 from jobqueue.spec import ExperimentSpec, parse_spec
 
@@ -108,8 +126,14 @@ def test_two_messages_of_one_spec_have_nothing_to_compare(keys: KeyRing) -> None
     assert first.ciphertext != second.ciphertext
 
 
+@pytest.mark.security_case("header changed, ciphertext changed, signature changed")
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
 def test_a_change_of_any_byte_is_noticed_before_it_is_opened(keys: KeyRing, flip: int) -> None:
+    """One byte of a message is flipped, at every position.
+
+    Refused: dropped or set aside, unanswered, before a private key is touched.
+    Evidence: verify raises at each position, and names no experiment that could be answered.
+    """
     spec = spec_of()
     message = seal(spec, header_of(spec), keys=keys)
     for position in range(len(message)):
@@ -120,7 +144,13 @@ def test_a_change_of_any_byte_is_noticed_before_it_is_opened(keys: KeyRing, flip
         assert getattr(caught.value, "experiment_id", None) == "", position
 
 
+@pytest.mark.security_case("ciphertext changed")
 def test_a_message_that_is_cut_or_has_something_behind_it_is_refused(keys: KeyRing) -> None:
+    """A message is cut short, or bytes are put behind it.
+
+    Refused: it is not the one encoding of an envelope, or its signature does not hold.
+    Evidence: verify raises for every length and suffix that is tried.
+    """
     spec = spec_of()
     message = seal(spec, header_of(spec), keys=keys)
     for changed in (*(message[:end] for end in range(0, len(message), 7)), message + b"\0", message + message[:2]):
@@ -128,7 +158,13 @@ def test_a_message_that_is_cut_or_has_something_behind_it_is_refused(keys: KeyRi
             verify(changed, keys=keys, queue=QUEUE, now=NOW)
 
 
+@pytest.mark.security_case("header of one on body of another")
 def test_every_field_is_signed(keys: KeyRing) -> None:
+    """The header, body, nonce or signature of one message is put onto another of the same sender.
+
+    Refused: the signature covers every field.
+    Evidence: verify raises Untrusted for each field that was exchanged.
+    """
     spec = spec_of()
     sealed = decode_envelope(seal(spec, header_of(spec), keys=keys))
     other = decode_envelope(seal(spec, header_of(spec), keys=keys))
@@ -143,14 +179,26 @@ def test_every_field_is_signed(keys: KeyRing) -> None:
         verify(_with(sealed, signature=b""), keys=keys, queue=QUEUE, now=NOW)
 
 
+@pytest.mark.security_case("wrong key")
 def test_a_sender_who_is_not_trusted_is_refused(keys: KeyRing, tmp_path: Path) -> None:
+    """A sender whom the node does not trust signs a sound message.
+
+    Refused: dropped, never answered.
+    Evidence: verify raises Untrusted, before the signature is looked at.
+    """
     stranger = _sender(tmp_path / "stranger", node=keys)
     spec = spec_of()
     with pytest.raises(Untrusted, match="not trusted"):
         verify(seal(spec, header_of(spec), keys=stranger), keys=keys, queue=QUEUE, now=NOW)
 
 
+@pytest.mark.security_case("right key, wrong queue")
 def test_a_sender_who_is_trusted_for_another_queue_is_refused(keys: KeyRing, tmp_path: Path) -> None:
+    """A sender who is trusted for one queue prefix sends to another one.
+
+    Refused: the longest prefix wins alone.
+    Evidence: both senders are accepted for their own queue and refused for the other's.
+    """
     team = _sender(tmp_path / "team", node=keys)
     trust(keys.folder, team.sender().public.line, queue_prefix="team_")
     keys = KeyRing(keys.folder)
@@ -169,14 +217,26 @@ def test_a_sender_who_is_trusted_for_another_queue_is_refused(keys: KeyRing, tmp
                 verify(message, keys=keys, queue=queue, now=NOW)
 
 
+@pytest.mark.security_case("right key, wrong queue")
 def test_a_message_that_was_moved_to_another_queue_is_refused(keys: KeyRing) -> None:
+    """The broker's operator moves a sound message to another queue.
+
+    Refused: the queue is in the signed header.
+    Evidence: verify raises Untrusted, which names both queues.
+    """
     spec = spec_of()
     message = seal(spec, header_of(spec), keys=keys)
     with pytest.raises(Untrusted, match="found in default_gpu"):
         verify(message, keys=keys, queue="default_gpu", now=NOW)
 
 
+@pytest.mark.security_case("clock skewed sender")
 def test_a_message_from_the_future_is_early_but_not_within_the_tolerance(keys: KeyRing) -> None:
+    """A sender's clock is ahead of the node's.
+
+    Refused: up to 60 seconds are let pass; what is later is put off until its time, not lost.
+    Evidence: verify raises Early with the time that is left.
+    """
     spec = spec_of()
     header = header_of(spec)
     message = seal(spec, header, keys=keys)
@@ -187,6 +247,7 @@ def test_a_message_from_the_future_is_early_but_not_within_the_tolerance(keys: K
     assert (caught.value.experiment_id, caught.value.remaining) == (header.experiment_id, timedelta(seconds=1))
 
 
+@pytest.mark.security_case("unknown suite")
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -200,22 +261,150 @@ def test_a_message_from_the_future_is_early_but_not_within_the_tolerance(keys: K
 def test_what_this_version_does_not_read_is_refused_even_when_signed(
     keys: KeyRing, change: dict[str, object], match: str
 ) -> None:
+    """A trusted sender signs an envelope of an unknown version or suite, or with a nonce that is too short.
+
+    Refused: set aside unopened.
+    Evidence: verify raises BadEnvelope.
+    """
     with pytest.raises(BadEnvelope, match=match):
         verify(_signed_anew(keys, lambda sealed: replace(sealed, **change)), keys=keys, queue=QUEUE, now=NOW)  # type: ignore[arg-type]
 
 
-def test_a_suite_below_the_floor_is_refused(keys: KeyRing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.security_case("suite below the floor")
+def test_a_suite_below_the_floor_is_refused(keys: KeyRing, tmp_path: Path) -> None:
+    """A trusted sender seals with a suite that is weaker than the operator's floor.
+
+    Refused: set aside unopened; the floor is JOBQUEUE_WEAKEST_SUITE.
+    Evidence: verify raises BadEnvelope under the higher floor, and takes the same bytes under the lower one.
+    """
     make_node_keys(tmp_path, suite=Suite.X25519)
     trust(tmp_path, make_sender_keys(tmp_path).line)
-    weak = KeyRing(tmp_path)
     spec = spec_of()
-    monkeypatch.setattr(envelope, "WEAKEST_SUITE", Suite.MLKEM768_X25519)
+    message = seal(spec, header_of(spec), keys=KeyRing(tmp_path))
     with pytest.raises(BadEnvelope, match="suite"):
-        verify(seal(spec, header_of(spec), keys=weak), keys=weak, queue=QUEUE, now=NOW)
-    assert verify(seal(spec, header_of(spec), keys=keys), keys=keys, queue=QUEUE, now=NOW)
+        verify(message, keys=KeyRing(tmp_path, weakest=Suite.MLKEM768_X25519), queue=QUEUE, now=NOW)
+    assert verify(message, keys=KeyRing(tmp_path), queue=QUEUE, now=NOW)
 
 
+@pytest.mark.security_case("suite below the floor")
+def test_nothing_is_sealed_below_the_senders_own_floor(tmp_path: Path) -> None:
+    """A sender is given a node's key of a weaker suite than its own floor.
+
+    Refused: nothing is sealed to it; a stronger key that is older is taken instead.
+    Evidence: sealing raises KeyRefused with what to run, and no message is made.
+    """
+    make_node_keys(tmp_path, suite=Suite.X25519)
+    make_sender_keys(tmp_path)
+    strict = KeyRing(tmp_path, weakest=Suite.MLKEM768_X25519)
+    spec = spec_of()
+    with pytest.raises(KeyRefused, match="keys rotate node"):
+        seal(spec, header_of(spec), keys=strict)
+    strong = make_node_keys(tmp_path)
+    make_node_keys(tmp_path, suite=Suite.X25519)
+    assert KeyRing(tmp_path, weakest=Suite.MLKEM768_X25519).recipient(QUEUE) == strong
+
+
+@pytest.mark.security_case("downgrade")
+def test_a_message_cannot_be_taken_for_one_of_another_suite(keys: KeyRing) -> None:
+    """The suite of a message is changed, by the broker's operator or by its own sender after sealing.
+
+    Refused: the suite is under the signature, and the ciphertext only opens with it.
+    Evidence: the changed message raises Untrusted; signed anew it raises Undecryptable; sealed for one suite and named
+    as another it does not open even with the right key.
+    """
+    message = seal(spec_of(), header_of(spec_of()), keys=keys)
+    with pytest.raises(Untrusted, match="signature"):
+        verify(_with(decode_envelope(message), suite=Suite.X25519), keys=keys, queue=QUEUE, now=NOW)
+    signed_anew = _signed_anew(keys, lambda sealed: replace(sealed, suite=Suite.X25519))
+    with pytest.raises(Undecryptable):
+        open_sealed(verify(signed_anew, keys=keys, queue=QUEUE, now=NOW), keys=keys)
+    sealed = decode_envelope(message)
+    key = keys.node_key(sealed.node_key_id)
+    assert key.open(sealed.ciphertext, info=envelope._sealing_context(sealed))
+    with pytest.raises(Undecryptable):
+        key.open(sealed.ciphertext, info=envelope._sealing_context(replace(sealed, suite=Suite.X25519)))
+
+
+@pytest.mark.security_case("suite below the floor")
+def test_a_key_for_reports_below_the_floor_is_not_sealed_to(keys: KeyRing) -> None:
+    """A spec names a key for its reports whose suite is weaker than the node's floor.
+
+    Refused: the experiment ends as BAD_SPEC; nothing is sealed to the key.
+    Evidence: opening raises BadEnvelope under the higher floor only.
+    """
+    weak = make_reporting_keys(keys.folder, suite=Suite.X25519)
+    sender = KeyRing(keys.folder)
+    spec = spec_of()
+    message = seal(spec, header_of(spec), keys=sender)
+    verified = verify(message, keys=keys, queue=QUEUE, now=NOW)
+    assert open_sealed(verified, keys=keys).reporting_key == weak
+    strict = KeyRing(keys.folder, weakest=Suite.MLKEM768_X25519)
+    with pytest.raises(BadEnvelope, match="mlkem768"):
+        open_sealed(verified, keys=strict)
+    assert (strict.own_reporting(), strict.reporting(QUEUE)) == (None, None)
+    with pytest.raises(NotFound):
+        strict.reporting_key(weak.key_id)
+
+
+@pytest.mark.security_case("replayed after expiry")
+def test_a_message_that_would_be_good_for_ever_is_refused(keys: KeyRing) -> None:
+    """A trusted sender signs a message that expires later than is allowed, so that it could be replayed for ever.
+
+    Refused: set aside; 30 days after submission is the latest.
+    Evidence: verify raises BadEnvelope for one microsecond more, and takes 30 days.
+    Red before: any time up to the year 9999 was taken.
+    """
+    spec = spec_of()
+    longest = seal(spec, header_of(spec, expires_at=NOW + timedelta(days=30)), keys=keys)
+    assert verify(longest, keys=keys, queue=QUEUE, now=NOW)
+    longer = seal(spec, header_of(spec, expires_at=NOW + timedelta(days=30, microseconds=1)), keys=keys)
+    with pytest.raises(BadEnvelope, match="30 days"):
+        verify(longer, keys=keys, queue=QUEUE, now=NOW)
+    with pytest.raises(InvalidSpec, match="expires"):
+        spec_of(expires="31d")
+
+
+@pytest.mark.security_case("revoked key")
+def test_a_revoked_sender_is_refused_within_seconds(keys: KeyRing, tmp_path: Path) -> None:
+    """A sender's key is revoked on the node while it goes on sending.
+
+    Refused: within 10 seconds, without a restart; here the keys are looked at once a second.
+    Evidence: the same message is taken before, and raises Untrusted once the second is over.
+    """
+    seconds = [0.0]
+    ring = KeyRing(keys.folder, clock=lambda: seconds[0])
+    other = make_sender_keys(tmp_path / "other")
+    trust(keys.folder, other.line)
+    spec = spec_of()
+    message = seal(spec, header_of(spec), keys=keys)
+    assert verify(message, keys=ring, queue=QUEUE, now=NOW)
+    revoke(keys.folder, keys.sender().public.key_id)
+    seconds[0] += 1
+    with pytest.raises(Untrusted, match="not trusted"):
+        verify(message, keys=ring, queue=QUEUE, now=NOW)
+
+
+@pytest.mark.security_case("unsigned")
+def test_a_message_without_a_signature_is_refused(keys: KeyRing) -> None:
+    """A message of a trusted sender comes without its signature, or with one of zeros.
+
+    Refused: dropped, never answered.
+    Evidence: verify raises Untrusted without an experiment's id.
+    """
+    sealed = decode_envelope(seal(spec_of(), header_of(spec_of()), keys=keys))
+    for signature in (b"", bytes(64)):
+        with pytest.raises(Untrusted, match="signature") as caught:
+            verify(_with(sealed, signature=signature), keys=keys, queue=QUEUE, now=NOW)
+        assert caught.value.experiment_id == ""
+
+
+@pytest.mark.security_case("wrong key")
 def test_a_message_sealed_to_another_node_is_answered_as_undecryptable(keys: KeyRing, tmp_path: Path) -> None:
+    """A trusted sender seals to a key that this node does not have.
+
+    Refused: the experiment ends as UNDECRYPTABLE.
+    Evidence: opening raises Undecryptable with the experiment's id.
+    """
     other = _sender(tmp_path / "other", node=None)
     trust(keys.folder, other.sender().public.line)
     spec = spec_of()
@@ -226,7 +415,13 @@ def test_a_message_sealed_to_another_node_is_answered_as_undecryptable(keys: Key
     assert caught.value.experiment_id == header.experiment_id
 
 
+@pytest.mark.security_case("re-signing by another sender")
 def test_nobody_can_sign_a_strangers_ciphertext_as_their_own(keys: KeyRing, tmp_path: Path) -> None:
+    """A trusted sender strips another one's signature and signs the ciphertext as its own.
+
+    Refused: the sealing is bound to the sender's key id: it does not open.
+    Evidence: opening raises Undecryptable.
+    """
     thief = _sender(tmp_path / "thief", node=keys)
     trust(keys.folder, thief.sender().public.line)
     keys = KeyRing(keys.folder)
@@ -237,13 +432,25 @@ def test_nobody_can_sign_a_strangers_ciphertext_as_their_own(keys: KeyRing, tmp_
         open_sealed(verified, keys=keys)
 
 
+@pytest.mark.security_case("re-signing by another sender")
 def test_the_sender_inside_is_the_one_outside(keys: KeyRing) -> None:
+    """A sender seals a spec in somebody else's name.
+
+    Refused: the sender inside is not the one who signed.
+    Evidence: opening raises Untrusted.
+    """
     message = _signed_anew(keys, lambda sealed: _sealed_again(keys, sealed, sender_key_id=KeyId("somebody else")))
     with pytest.raises(Untrusted, match="another sender"):
         open_sealed(verify(message, keys=keys, queue=QUEUE, now=NOW), keys=keys)
 
 
+@pytest.mark.security_case("header changed")
 def test_a_header_that_asks_for_less_than_its_spec_is_refused(keys: KeyRing) -> None:
+    """A trusted sender asks for less in the header than in the spec, to be let in where it does not fit.
+
+    Refused: the experiment ends as BAD_SPEC.
+    Evidence: opening raises InvalidSpec that names each field.
+    """
     spec = spec_of(gpus=4)
     small = Resources(cpus=1, memory_bytes=1, disk_bytes=1, shm_bytes=1)
     message = seal(spec, header_of(spec, resources=small, project="other"), keys=keys)
@@ -276,12 +483,20 @@ def test_a_sealed_part_that_names_no_key_for_its_reports_is_answered(keys: KeyRi
         assert caught.value.experiment_id == verified.header.experiment_id
 
 
+@pytest.mark.security_case("oversize by 1 byte")
 def test_a_message_that_is_too_large_is_refused_by_both_sides(keys: KeyRing) -> None:
+    """A message is one byte longer than allowed.
+
+    Refused: refused before anything of it is parsed.
+    Evidence: verify raises BadEnvelope for the size; one of exactly the size gets as far as its form.
+    """
     spec = spec_of(secrets={f"S{number}": "x" * 10_000 for number in range(30)})
     with pytest.raises(InvalidSpec, match="bytes as a message"):
         seal(spec, header_of(spec), keys=keys)
     with pytest.raises(BadEnvelope, match="bytes long"):
         verify(b"\0" * (MAX_ENVELOPE_BYTES + 1), keys=keys, queue=QUEUE, now=NOW)
+    with pytest.raises(BadEnvelope, match="not a SealedEnvelope"):
+        verify(b"\0" * MAX_ENVELOPE_BYTES, keys=keys, queue=QUEUE, now=NOW)
 
 
 def test_the_digest_tells_a_redelivery_from_another_message(keys: KeyRing) -> None:
@@ -298,7 +513,13 @@ def test_without_keys_nothing_is_sealed_and_the_error_says_what_to_run(tmp_path:
         seal(spec, header_of(spec), keys=KeyRing(tmp_path))
 
 
+@pytest.mark.security_case("unsigned")
 def test_any_bytes_are_refused_with_an_error_of_ours(keys: KeyRing) -> None:
+    """Random bytes of any length come as a message.
+
+    Refused: refused with an error of this project.
+    Evidence: verify raises nothing else.
+    """
     for size in range(0, 3000, 11):
         with pytest.raises(JobqueueError):
             verify(os.urandom(size), keys=keys, queue=QUEUE, now=NOW)
