@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobqueue.brokers import open_broker
 from jobqueue.config import Settings
+from jobqueue.dashboard import guard_dashboard
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -25,7 +26,7 @@ def make_app(settings: Settings) -> "Celery":
 
     Worker parts are named as text, so that a producer's process never loads them.
     """
-    from celery import Celery
+    from celery import Celery, signals
     from click import Option
     from kombu.serialization import register
 
@@ -38,6 +39,7 @@ def make_app(settings: Settings) -> "Celery":
         **broker.celery_settings(),
     )
     app.conf.jobqueue_settings = settings
+    signals.import_modules.connect(guard_dashboard, dispatch_uid=guard_dashboard.__qualname__)
     for name, said in _WORKER_OPTIONS.items():
         app.user_options["worker"].add(Option((name,), help=said))
     return app

@@ -88,6 +88,7 @@ class Settings(BaseSettings):
         device_locks: where a machine's workers lock its devices; empty: `jobqueue-devices` beside `state_dir`.
         exit_when_idle: a worker ends once nothing has run on its node for so long; none: never.
         max_experiments: a worker ends once it has run so many; none: never.
+        remote_control: whether workers obey Celery's remote control, which knows no senders: who may publish, may stop.
         lease: how long a worker may be silent before another one may take over.
         networks, images: what specs may ask of this node; an image pattern is a shell pattern.
         input_hosts: what `https://` inputs may be read from, such as `data.example.org,*.example.org`; empty: none.
@@ -133,6 +134,7 @@ class Settings(BaseSettings):
     device_locks: _Folder | None = None
     exit_when_idle: _PositiveDuration | None = None
     max_experiments: Annotated[int, Field(gt=0)] | None = None
+    remote_control: bool = True
     lease: _PositiveDuration = timedelta(seconds=60)
     networks: _Words = ("none",)
     images: _Words = ("*",)

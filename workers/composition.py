@@ -11,6 +11,7 @@ from jobqueue.keys import KeyRing
 from jobqueue.registry import open_registry
 from jobqueue.resources import Offer
 from jobqueue.storage import Allowed, open_store, own_bucket
+from jobqueue.storage.granted import GrantedStore
 from jobqueue.storage.hosts import parse_hosts
 from workers.attempt.health import NodeHealth
 from workers.attempt.input_cache import InputCache
@@ -70,13 +71,14 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
     )
     device, offer = share.device, _make_offer(settings, share)
     ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None
-    keys = KeyRing.of(settings)
+    keys, registry = KeyRing.of(settings), open_registry(settings.registry)
+    granted = GrantedStore(registry.calls.ask, keys, ca=str(settings.tls_ca or ""))
     return Site(
         worker_id=WorkerId(worker_name),
         node_id=folder.node_id,
-        registry=open_registry(settings.registry),
+        registry=registry,
         deliveries=broker.deliveries,
-        store=open_store(settings.storage, endpoint=settings.store_endpoint),
+        store=open_store(settings.storage, endpoint=settings.store_endpoint, granted=granted),
         runtime=runtime,
         health=NodeHealth(
             runtime,
