@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import resource
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -116,6 +117,8 @@ class Node:
             NotFound, KeyRefused: a key is missing, or not to be used.
         """
         self.site.keys.check_node(self.queues)
+        # Its memory has keys, and the secrets of what runs.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         runtime = self.site.runtime
         runtime.vet()
         for network in self.settings.networks:
