@@ -4,7 +4,7 @@ Celery publishes and consumes request messages; these ports create queues, put d
 poison aside, and carry reports. Queues are created by producers and operators only, never by a worker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -122,12 +122,22 @@ class Queues(Protocol):
 
 
 class Survey(Protocol):
-    """What lies where, in few requests however many queues there are. Used by one thread at a time."""
+    """What lies where, as fast as it can be told of many queues. Used by one thread at a time."""
 
     def look(self, selection: Selection) -> Seen:
         """Return the request queues that a selection's patterns find now; companions and foreign queues are not there.
 
         Where each queue has to be asked, some are asked at each call, and the others answered for as they were last.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer.
+        """
+        ...
+
+    def depths(self, queues: Collection[str]) -> dict[str, Depth]:
+        """Return how much lies in each of these queues, as `Queues.depth` tells it; what does not exist is left out.
+
+        Of many, it may be what lay there some seconds ago.
 
         Raises:
             BrokerUnavailable: the broker does not answer.

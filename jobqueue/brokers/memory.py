@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from queue import Empty, Queue
 from typing import Any, Final, cast
@@ -111,6 +111,11 @@ class MemorySurvey:
         """Return the request queues that a selection's patterns find."""
         waiting = {queue: _count(queue) for queue in sorted(_records) if selection.finds(queue)}
         return Seen(waiting=waiting, others=tuple(sorted(_records.keys() - waiting)))
+
+    def depths(self, queues: Collection[str]) -> dict[str, Depth]:
+        """Return how much lies in each of these queues."""
+        known = MemoryQueues()
+        return {queue: known.depth(queue) for queue in queues if known.exists(queue)}
 
 
 class MemoryDeliveries:

@@ -16,7 +16,7 @@ from jobqueue.brokers.links import PERSISTENT, Link, Links, receiving_url, tls_o
 from jobqueue.brokers.rabbitmq_ledger import LEDGER, Ledger
 from jobqueue.brokers.rabbitmq_management import parse_management
 from jobqueue.brokers.rabbitmq_post import RabbitPost
-from jobqueue.brokers.rabbitmq_survey import RabbitSurvey
+from jobqueue.brokers.rabbitmq_survey import RabbitSurvey, look_at_all
 from jobqueue.routing import dead_letter_queue, deferred_queue, first_queue
 from jobqueue.tls import split_certificates
 
@@ -141,15 +141,10 @@ class RabbitQueues:
 
     def depth(self, queue: str) -> Depth:
         """Return how much lies in it and was put off; only operators can ask for unacknowledged ones."""
-
-        def look(link: Link) -> list[Any]:
-            return [link.look(name) for name in (queue, first_queue(queue), deferred_queue(queue))]
-
-        own, *companions = self._links.run(look)
-        if own is None:
+        depths = self._links.run(lambda link: look_at_all(link, [queue]))
+        if queue not in depths:
             raise missing_queue(queue)
-        put_off = sum(companion.message_count for companion in companions if companion)
-        return Depth(ready=own.message_count + put_off, consumers=own.consumer_count)
+        return depths[queue]
 
     def delete(self, queue: str) -> None:
         """Delete a queue first, so that nothing comes back into it, then its companions."""

@@ -2,15 +2,23 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from jobqueue.brokers.asking import Askings
-from jobqueue.brokers.base import QueueRecord, Seen
+from jobqueue.brokers.base import Depth, QueueRecord, Seen
 from jobqueue.brokers.links import Link, Links
 from jobqueue.brokers.rabbitmq_management import Management
 from jobqueue.errors import BrokerUnavailable
-from jobqueue.routing import Selection, dead_letter_queue, first_queue
+from jobqueue.routing import (
+    DEFERRED,
+    FIRST,
+    Selection,
+    dead_letter_queue,
+    deferred_queue,
+    first_queue,
+    is_request_queue,
+)
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +29,8 @@ _LISTED_SECONDS: Final = 30.0
 _HINT: Final = "set JOBQUEUE_MANAGEMENT_URL, and give its user the tag `monitoring` or `management`"
 # A passive declaration costs a fifth of a millisecond.
 _ASKED_AT_ONCE: Final = 100
+# More than that are not looked at one by one where the HTTP API answers.
+_MANY: Final = 100
 
 
 class RabbitSurvey:
@@ -50,6 +60,14 @@ class RabbitSurvey:
         queues = [name for name in counts if dead_letter_queue(name) in counts]
         waiting = {name: counts[name] + counts.get(first_queue(name), 0) for name in queues if selection.finds(name)}
         return Seen(waiting=waiting, others=tuple(sorted(name for name in queues if name not in waiting)))
+
+    def depths(self, queues: Collection[str]) -> dict[str, Depth]:
+        """Return how much lies in each of these queues: of few now, of many as the HTTP API told some seconds ago."""
+        counts = self._ask_management() if len(queues) > _MANY else None
+        if counts is None:
+            return self._links.run(lambda link: look_at_all(link, queues))
+        put_off = {name: sum(counts.get(of(name), 0) for of in (first_queue, deferred_queue)) for name in queues}
+        return {name: Depth(ready=counts[name] + put_off[name]) for name in queues if name in counts}
 
     def _ask_management(self) -> Mapping[str, int] | None:
         if time.monotonic() < self._silent_until:
@@ -96,3 +114,26 @@ class RabbitSurvey:
             waiting={name: count for name, count in waiting.items() if name not in self._gone},
             others=tuple(name for name in names if name not in wanted),
         )
+
+
+def look_at_all(link: Link, queues: Collection[str]) -> dict[str, Depth]:
+    """Return the depths of queues, each looked at once; what goes ahead and what was put off counts, too."""
+    names = dict.fromkeys(name for queue in queues for name in (queue, first_queue(queue), deferred_queue(queue)))
+    found = {name: seen for name in names if _may_exist(name) and (seen := link.look(name)) is not None}
+
+    def count(name: str) -> int:
+        return found[name].message_count if name in found else 0
+
+    return {
+        queue: Depth(
+            ready=count(queue) + count(first_queue(queue)) + count(deferred_queue(queue)),
+            consumers=found[queue].consumer_count,
+        )
+        for queue in queues
+        if queue in found
+    }
+
+
+def _may_exist(name: str) -> bool:
+    """Tell whether there may be such a queue: a companion has none, and to ask for a missing one costs a channel."""
+    return not name.endswith((FIRST, DEFERRED)) or is_request_queue(name.removesuffix(FIRST).removesuffix(DEFERRED))

@@ -30,16 +30,14 @@ from jobqueue.brokers.redis_server import (
     mail_index,
     mail_keys,
 )
-from jobqueue.brokers.redis_survey import RedisSurvey
+from jobqueue.brokers.redis_survey import DEFERRED, UNACKED_INDEX, RedisSurvey, read_depths
 from jobqueue.routing import dead_letter_queue, first_queue
 from jobqueue.tls import split_certificates
 
 # Names of our own: a Celery application beside us in the same database has another visibility timeout.
 _UNACKED: Final = "jobqueue:unacked"
-_UNACKED_INDEX: Final = "jobqueue:unacked_index"
 _UNACKED_MUTEX: Final = "jobqueue:unacked_mutex"
 _RECORDS: Final = "jobqueue:queue_records"
-_DEFERRED: Final = "jobqueue:deferred:"
 
 _SCHEME: Final = "jobqueue-redis"
 _TRANSPORT: Final = "jobqueue.brokers.redis_transport:Transport"
@@ -84,7 +82,7 @@ class RedisBroker:
             "broker_transport_options": {
                 "visibility_timeout": math.ceil(self._visibility.total_seconds()),
                 "unacked_key": _UNACKED,
-                "unacked_index_key": _UNACKED_INDEX,
+                "unacked_index_key": UNACKED_INDEX,
                 "unacked_mutex_key": _UNACKED_MUTEX,
                 "unacked_mutex_expire": _MUTEX_SECONDS,
                 "unacked_restore_interval": _SWEEP_SECONDS,
@@ -160,29 +158,25 @@ class RedisQueues:
 
     def depth(self, queue: str) -> Depth:
         """Return how much lies in it under any priority and in what is served before it, and how much was put off."""
-        with self._server.translated() as client, client.pipeline() as pipe:
-            pipe.sismember(QUEUES, queue)
-            self._server.count_deferred(keys=[_DEFERRED + queue, _UNACKED_INDEX], client=pipe)
-            for key in (*lists_of(queue), *lists_of(first_queue(queue))):
-                pipe.llen(key)
-            known, *counts = pipe.execute()
-        if not known:
+        with self._server.translated() as client:
+            depths = read_depths(self._server, client, [queue])
+        if queue not in depths:
             raise missing_queue(queue)
-        return Depth(ready=sum(counts))
+        return depths[queue]
 
     def delete(self, queue: str) -> None:
         """Delete a queue, its companions, and what was put off."""
         names = (queue, first_queue(queue), dead_letter_queue(queue))
         with self._server.translated() as client:
-            put_off = client.zrange(_DEFERRED + queue, 0, -1)
+            put_off = client.zrange(DEFERRED + queue, 0, -1)
             with client.pipeline() as pipe:
                 pipe.srem(QUEUES, *names)
                 pipe.hdel(_RECORDS, queue)
-                pipe.delete(_DEFERRED + queue)
+                pipe.delete(DEFERRED + queue)
                 for name in names:
                     pipe.delete(*lists_of(name), mail_hash(name), mail_index(name))
                 if put_off:
-                    pipe.zrem(_UNACKED_INDEX, *put_off)
+                    pipe.zrem(UNACKED_INDEX, *put_off)
                     pipe.hdel(_UNACKED, *put_off)
                 pipe.execute()
 
@@ -197,7 +191,7 @@ class RedisDeliveries:
     def keep_alive(self, properties: Mapping[str, Any]) -> None:
         """Make it a delivery of now."""
         with self._server.translated() as client:
-            client.zadd(_UNACKED_INDEX, {properties["delivery_tag"]: time.time()}, xx=True)
+            client.zadd(UNACKED_INDEX, {properties["delivery_tag"]: time.time()}, xx=True)
 
     def defer(self, message: Any, *, queue: str, delay: timedelta) -> None:
         """Make it a delivery of the past that becomes visible after `delay`, and free its place at this consumer."""
@@ -205,10 +199,10 @@ class RedisDeliveries:
 
         received = time.time() + delay.total_seconds() - self._visibility_seconds
         with self._server.translated() as client, client.pipeline() as pipe:
-            pipe.zadd(_UNACKED_INDEX, {message.delivery_tag: received}, xx=True)
-            pipe.zadd(_DEFERRED + queue, {message.delivery_tag: received})
+            pipe.zadd(UNACKED_INDEX, {message.delivery_tag: received}, xx=True)
+            pipe.zadd(DEFERRED + queue, {message.delivery_tag: received})
             pipe.zremrangebyscore(
-                _DEFERRED + queue, "-inf", time.time() - self._visibility_seconds - SURELY_BACK_SECONDS
+                DEFERRED + queue, "-inf", time.time() - self._visibility_seconds - SURELY_BACK_SECONDS
             )
             pipe.execute()
         # Only the consumer's own bookkeeping: the transport's `ack` would remove the message itself.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-from jobqueue.brokers.base import Depth, QueueRecord
+from jobqueue.brokers.base import Depth, QueueRecord, missing_queue
 from jobqueue.brokers.queue_records import record_from_json, record_to_json
 from jobqueue.brokers.sqs_client import Refusal, SqsServer
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
@@ -82,12 +82,19 @@ class SqsQueues:
 
         What was put off counts as delivered and not acknowledged.
         """
-        depth = self._count(queue)
+        depth = self.count(queue)
+        if depth is None:
+            raise missing_queue(queue)
+        return add_depths(depth, self.count(first_queue(queue)))
+
+    def count(self, queue: str) -> Depth | None:
+        """Return about how much lies in this one alone; None: it does not exist."""
         try:
-            first = self._count(first_queue(queue))
+            answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=list(_COUNTS))
         except NoSuchQueue:
-            return depth
-        return Depth(ready=depth.ready + first.ready, unacked=(depth.unacked or 0) + (first.unacked or 0))
+            return None
+        ready, delayed, hidden = (int(answer["Attributes"].get(name, 0)) for name in _COUNTS)
+        return Depth(ready=ready + delayed, unacked=hidden)
 
     def delete(self, queue: str) -> None:
         """Delete a queue and its companions."""
@@ -95,11 +102,6 @@ class SqsQueues:
             if self._server.exists(name):
                 self._server.on_queue("delete_queue", name)
                 self._server.exists(name)
-
-    def _count(self, queue: str) -> Depth:
-        answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=list(_COUNTS))
-        ready, delayed, hidden = (int(answer["Attributes"].get(name, 0)) for name in _COUNTS)
-        return Depth(ready=ready + delayed, unacked=hidden)
 
     def _create(self, queue: str, tags: dict[str, str]) -> None:
         if self._server.exists(queue):
@@ -124,6 +126,13 @@ class SqsQueues:
             return dict(self._server.on_queue("list_queue_tags", queue).get("Tags", {}))
         except NoSuchQueue:
             return {}
+
+
+def add_depths(own: Depth, further: Depth | None) -> Depth:
+    """Return what lies in a queue and in another one, if that is there."""
+    if further is None:
+        return own
+    return Depth(ready=own.ready + further.ready, unacked=(own.unacked or 0) + (further.unacked or 0))
 
 
 def _to_tags(record: QueueRecord) -> dict[str, str]:

@@ -3,13 +3,14 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from jobqueue.brokers.asking import Askings
-from jobqueue.brokers.base import Seen
+from jobqueue.brokers.base import Depth, Seen
 from jobqueue.brokers.sqs_client import SqsServer
-from jobqueue.brokers.sqs_queues import SqsQueues
+from jobqueue.brokers.sqs_queues import SqsQueues, add_depths
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import Selection, dead_letter_queue, first_queue
 
@@ -19,6 +20,9 @@ _COUNT: Final = "ApproximateNumberOfMessages"
 _LONGEST_SECONDS: Final = 10.0
 # What was put off there comes back to it, while the request queue itself stays empty.
 _FIRST_EVERY: Final = 4
+# What SQS lists is up to a minute old: few queues are asked for whether they are there or not.
+_MANY: Final = 50
+_AT_ONCE: Final = 12
 
 
 class SqsSurvey:
@@ -57,6 +61,16 @@ class SqsSurvey:
         self._silent &= wanted
         waiting = {name: count for name, count in answers.items() if name in answered or name not in self._silent}
         return Seen(waiting=waiting, others=tuple(sorted(queues - waiting.keys())))
+
+    def depths(self, queues: Collection[str]) -> dict[str, Depth]:
+        """Return about how much lies in each of these queues; several are asked at a time."""
+        names = dict.fromkeys(name for queue in queues for name in (queue, first_queue(queue)))
+        if len(names) > _MANY:  # to ask for each one that is missing would cost a request, too
+            names = dict.fromkeys(name for name in self._queues.names() if name in names)
+        with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+            counts = dict(zip(names, pool.map(self._queues.count, names), strict=True))
+        found = {queue: counts.get(queue) for queue in queues}
+        return {queue: add_depths(own, counts.get(first_queue(queue))) for queue, own in found.items() if own}
 
     def _allowed(self) -> int:
         now = time.monotonic()

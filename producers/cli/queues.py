@@ -15,7 +15,7 @@ from producers.cli.output import format_option, write_instant, write_rows
 from producers.cli.standing import Standing, as_cells, as_values, read_standings
 
 if TYPE_CHECKING:
-    from jobqueue.brokers.base import Broker, Depth, QueueRecord
+    from jobqueue.brokers.base import Broker, QueueRecord
     from jobqueue.config import Settings
     from jobqueue.registry.base import Experiments
     from jobqueue.storage.base import Store
@@ -47,8 +47,9 @@ def ls(*, names: tuple[str, ...], is_all: bool, form: str) -> None:
     with closing(_open(settings)) as broker:
         records = {record.queue: record for record in broker.queues.listed()}
         wanted = names or (sorted(records) if is_all else request_queues(settings.project))
-        found = {name: _depth(broker, name) for queue in wanted for name in _all(queue)}
-    there = {name: depth for name, depth in found.items() if depth}
+        asked = list(dict.fromkeys(name for queue in wanted for name in _all(queue)))
+        depths = broker.survey.depths(asked)
+    there = {name: depths[name] for name in asked if name in depths}
     if missing := [name for name in names if name not in there]:
         raise NoSuchQueue(f"no such queue: {', '.join(missing)}")
     if not there:
@@ -228,13 +229,6 @@ def _open(settings: "Settings") -> "Broker":
 
 def _all(queue: str) -> tuple[str, ...]:
     return (queue, *(queue + suffix for suffix in COMPANIONS)) if is_request_queue(queue) else (queue,)
-
-
-def _depth(broker: "Broker", name: str) -> "Depth | None":
-    try:
-        return broker.queues.depth(name)
-    except NoSuchQueue:
-        return None
 
 
 def _count(number: int | None) -> str:

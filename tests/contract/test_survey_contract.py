@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from uuid import uuid4
 
 import pytest
-from services.broker_client import LEASE, SOON, Consumer, publish
+from services.broker_client import LEASE, SOON, Consumer, patiently, publish
 from services.waiting import wait_until
 
 from jobqueue.brokers import open_broker
@@ -34,12 +35,12 @@ def project(broker: Broker) -> Iterator[str]:
     """Two request queues, what looks like one, and one that a pattern leaves out."""
     name = f"p{uuid4().hex[:8]}"
     for queue in ("lab_a", "lab_b", "lab_private"):
-        broker.queues.create(f"{name}_{queue}")
-    broker.queues.create_plain(f"{name}_lab_a_reporting")
-    broker.queues.create_plain(f"{name}_lab_foreign")
+        patiently(partial(broker.queues.create, f"{name}_{queue}"))
+    for queue in ("lab_a_reporting", "lab_foreign"):
+        patiently(partial(broker.queues.create_plain, f"{name}_{queue}"))
     yield name
     for queue in ("lab_a", "lab_b", "lab_private", "lab_a_reporting", "lab_foreign"):
-        broker.queues.delete(f"{name}_{queue}")
+        patiently(partial(broker.queues.delete, f"{name}_{queue}"))
 
 
 def labs(project: str) -> Selection:
@@ -87,6 +88,26 @@ def test_what_is_served_first_counts(broker: Broker, project: str) -> None:
         return  # this broker needs none
     publish(broker, first)
     wait_until(lambda: broker.survey.look(labs(project)).waiting[queue] == 1, what="one that waits", within=SETTLED)
+
+
+def test_the_depths_of_many_queues_are_told_at_once_as_of_each_alone(broker: Broker, project: str) -> None:
+    queues = [f"{project}_lab_{name}" for name in ("a", "b", "missing", "a_dead", "a_first", "a_reporting", "foreign")]
+    for queue in (queues[0], queues[0], queues[4], queues[6]):
+        publish(broker, queue)
+    depths = broker.survey.depths(queues)
+    assert {queue: depth.ready for queue, depth in depths.items()} == {
+        queues[0]: 3, queues[1]: 0, queues[3]: 0, queues[4]: 1, queues[5]: 0, queues[6]: 1,
+    }  # fmt: skip
+    assert depths == {queue: broker.queues.depth(queue) for queue in depths}
+    assert broker.survey.depths([]) == {}
+    many = [*queues, *(f"{project}_lab_missing{number}" for number in range(100))]
+
+    def told() -> bool:
+        return {queue: depth.ready for queue, depth in broker.survey.depths(many).items()} == {
+            queue: depth.ready for queue, depth in depths.items()
+        }
+
+    wait_until(told, what="the same of many", within=timedelta(minutes=1))
 
 
 def test_a_broker_that_is_away_says_so() -> None:
