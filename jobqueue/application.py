@@ -65,6 +65,7 @@ def _general(settings: Settings) -> dict[str, Any]:
         "worker_consumer": "workers.delivery.consumer:Consumer",
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,
+        "worker_enable_remote_control": settings.remote_control,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_prefetch_count_reduction": False,
         "worker_disable_rate_limits": True,
