@@ -108,7 +108,13 @@ def test_to_repeat_it_is_harmless(workspace: Path, store: Store) -> None:
     assert out(workspace, store) == out(workspace, store)
 
 
+@pytest.mark.security_case("symlink outputs")
 def test_links_are_never_followed(workspace: Path, store: Store, secret: Path) -> None:
+    """Outputs that are links: to a file or folder of the node, to `/proc/self/environ`, to `/`, to themselves.
+
+    Refused: no link is followed, wherever it leads; it is left out, and named.
+    Evidence: the manifest, and no byte of the node's own file in the store.
+    """
     write(workspace, "outputs/real/file")
     for name, target in {
         "absolute": "/etc/passwd", "relative": "../../../secrets/key", "folder": str(secret), "self": "self",
@@ -122,7 +128,13 @@ def test_links_are_never_followed(workspace: Path, store: Store, secret: Path) -
     assert "the node's own" not in str([b"".join(store.get(found.key)) for found in store.list("")])
 
 
+@pytest.mark.security_case("symlink outputs")
 def test_a_link_on_the_way_to_a_named_output_is_not_followed(workspace: Path, store: Store, secret: Path) -> None:
+    """A folder on the way to an output that is a link to a folder of the node, `outputs` itself too.
+
+    Refused: a path is opened one name at a time, and none of them may be a link.
+    Evidence: nothing but the manifest is in the store.
+    """
     (workspace / "metrics").symlink_to(secret)
     (workspace / "model.pt").symlink_to(secret / "key")
     (workspace / "outputs").rmdir()
@@ -142,8 +154,14 @@ def test_a_workspace_that_became_a_link_is_not_followed(workspace: Path, store: 
         out(workspace, store, ".")
 
 
+@pytest.mark.security_case("output that is a pipe, socket or device")
 @pytest.mark.timeout(20)
 def test_pipes_sockets_and_devices_are_left_out_without_waiting(workspace: Path, store: Store) -> None:
+    """Outputs that are a pipe without a writer, a socket, or a device, `result.json` too.
+
+    Refused: what is no file or folder is left out; nobody waits for the other end of a pipe.
+    Evidence: the manifest names each, and the test does not hang.
+    """
     os.mkfifo(workspace / "outputs" / "pipe")
     os.mkfifo(workspace / "outputs" / "result.json")
     os.mknod(workspace / "outputs" / "socket", stat.S_IFSOCK | 0o600)
@@ -157,15 +175,25 @@ def test_pipes_sockets_and_devices_are_left_out_without_waiting(workspace: Path,
     )
 
 
+@pytest.mark.security_case("sparse output")
 def test_a_sparse_bomb_is_left_out_and_an_honest_sparse_file_is_not(workspace: Path, store: Store) -> None:
-    with (workspace / "outputs" / "bomb").open("wb") as file:
-        file.truncate(900 * MEBIBYTE)
+    """An output that says it has a terabyte, and takes no room on the disk.
+
+    Refused: what is over `disk=`, and what is almost only a hole, is left out.
+    Evidence: the manifest names it with its size; an honest file with holes is stored.
+    """
+    for name, size_bytes in (("bomb", 900 * MEBIBYTE), ("tebibyte", 1 << 40)):
+        with (workspace / "outputs" / name).open("wb") as file:
+            file.truncate(size_bytes)
     with (workspace / "outputs" / "honest").open("wb") as file:
         file.write(os.urandom(MEBIBYTE))
         file.truncate(4 * MEBIBYTE)
     manifest = out(workspace, store)
     assert paths(manifest) == ["outputs/honest"]
-    assert manifest.left_out == ("outputs/bomb: it says it has 900 MiB, but almost all of it is a hole",)
+    assert manifest.left_out == (
+        "outputs/bomb: it says it has 900 MiB, but almost all of it is a hole",
+        "outputs/tebibyte: it says it has 1 TiB, but almost all of it is a hole",
+    )
 
 
 def test_more_than_the_disk_is_left_out_and_smaller_files_still_fit(workspace: Path, store: Store) -> None:
@@ -177,7 +205,13 @@ def test_more_than_the_disk_is_left_out_and_smaller_files_still_fit(workspace: P
     assert manifest.left_out == ("outputs/b: with its 600 B the outputs are larger than disk=",)
 
 
+@pytest.mark.security_case("a million outputs")
 def test_more_files_than_the_limit_are_left_out(workspace: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More files than anybody could want, to keep the node busy.
+
+    Refused: no more names are looked at than the bound says; the rest is left out.
+    Evidence: how many are stored, and the line that tells of the rest.
+    """
     monkeypatch.setattr("workers.attempt.outputs.MAX_TREE_ENTRIES", 50)
     write(workspace, *(f"outputs/{number:03d}" for number in range(80)))
     manifest = out(workspace, store)
@@ -192,7 +226,13 @@ def test_a_flood_of_empty_folders_is_bounded(workspace: Path, store: Store, monk
     assert "more than 50" in out(workspace, store).left_out[0]
 
 
+@pytest.mark.security_case("a million outputs")
 def test_folders_that_are_too_deep_are_left_out(workspace: Path, store: Store) -> None:
+    """Folders in folders in folders, to exhaust the walk.
+
+    Refused: what lies more than 32 folders deep is left out.
+    Evidence: the manifest names the folder; what lies beside it is stored.
+    """
     (workspace / "outputs").joinpath(*["d"] * 200).mkdir(parents=True)
     write(workspace, "outputs/a")
     manifest = out(workspace, store)
@@ -201,7 +241,13 @@ def test_folders_that_are_too_deep_are_left_out(workspace: Path, store: Store) -
     assert manifest.left_out[0].endswith("it lies more than 32 folders deep")
 
 
+@pytest.mark.security_case("terminal escapes in output names")
 def test_names_that_no_store_takes_are_left_out_and_can_be_printed(workspace: Path, store: Store) -> None:
+    """Outputs whose names drive a terminal, forge a line of a log, are no text, or are too long.
+
+    Refused: such a name is left out, and told of in a form that can be printed.
+    Evidence: every line of the manifest is printable, and it can be read again.
+    """
     for name in (b"a\xff", b"b\n::jobqueue::", b"c\x1b[2J", b"d" * 255):
         (workspace / "outputs" / os.fsdecode(name)).write_text("")
     long = workspace / "outputs" / ("e" * 250) / ("f" * 250) / ("g" * 250) / ("h" * 250)
