@@ -17,7 +17,7 @@ _ENTRIES: Final = {
     "wait": Entry(target=f"{_HERE}.follow:wait", summary="Wait until experiments are over."),
     "cancel": Entry(target=f"{_HERE}.act:cancel", summary="Cancel experiments."),
     "get": Entry(target=f"{_HERE}.act:get", summary="Download an experiment's outputs."),
-    "queues": Entry(target=f"{_HERE}.queues:queues", summary="List, create, delete and sweep request queues."),
+    "queues": Entry(target=f"{_HERE}.queues:queues", summary="List, create, delete, pause and sweep request queues."),
     "dlq": Entry(target=f"{_HERE}.dlq:dlq", summary="List, show, replay and purge dead letters."),
     "nodes": Entry(target=f"{_HERE}.nodes:nodes", summary="List nodes; drain and resume them."),
     "keys": Entry(target=f"{_HERE}.keys:keys", summary="Make, show and trust keys."),

@@ -12,6 +12,7 @@ from jobqueue.errors import InvalidSetting, InvalidSpec, NoSuchQueue, Problem, R
 from jobqueue.routing import COMPANIONS, dead_letter_queue, is_request_queue, reporting_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
 from producers.cli.output import format_option, write_instant, write_rows
+from producers.cli.pausing import open_whole_registry, pause, resume
 from producers.cli.standing import Standing, as_cells, as_values, read_standings
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ _LETTERS_AT_ONCE: Final = 1000
 @click.group()
 def queues() -> None:
     """Request queues. Workers never make one: here is where that is done."""
+
+
+queues.add_command(pause)
+queues.add_command(resume)
 
 
 @queues.command()
@@ -131,6 +136,7 @@ def delete(*, names: tuple[str, ...], yes: bool) -> None:
             if not yes:
                 click.confirm(f"delete {name} and the {waiting} messages in it?", abort=True, err=True)
             done = delete_queue(name, broker=broker, experiments=experiments, store=_store(settings))
+            _forget_pause(name)
             click.echo(name)
             _tell(name, done)
 
@@ -153,6 +159,7 @@ def sweep(*, force: bool, dry_run: bool, form: str) -> None:
             verdict = _judge(record, broker, experiments, force=force)
             if verdict == _EXPIRED and not dry_run:
                 done = delete_queue(record.queue, broker=broker, experiments=experiments, store=_store(settings))
+                _forget_pause(record.queue)
                 _tell(record.queue, done)
             elif verdict != _EXPIRED:
                 removed = _remove_old_letters(record, broker, dry_run=dry_run)
@@ -188,6 +195,12 @@ def _remove_old_letters(record: "QueueRecord", broker: "Broker", *, dry_run: boo
         for letter in () if dry_run else old:
             pile.remove(letter)
     return len(old)
+
+
+def _forget_pause(queue: str) -> None:
+    """Let a queue of that name that is made later be served."""
+    with open_whole_registry() as registry:
+        registry.pauses.resume(queue)
 
 
 def _tell(queue: str, done: "Deleted") -> None:

@@ -11,6 +11,7 @@ from producers.cli.output import describe_age, write_instant
 
 if TYPE_CHECKING:
     from jobqueue.registry.base import Registry
+    from jobqueue.registry.pauses import Pause
     from jobqueue.resources import Resources
 
 _COUNTED: Final = 10_000
@@ -25,6 +26,7 @@ class Standing:
         workers: how many serve it now.
         waiting, running: experiments, of the newest ten thousand that are not over.
         oldest_at: when the one was submitted that has waited longest; None: none waits.
+        pause: who wants nothing taken from it, and since when; None: nobody.
         needs: the least that its messages were seen to ask for lately; None: nobody has seen one.
     """
 
@@ -33,6 +35,7 @@ class Standing:
     running: int
     oldest_at: datetime | None
     needs: "Resources | None"
+    pause: "Pause | None" = None
 
 
 def read_standings(registry: "Registry", queues: Sequence[str]) -> dict[str, Standing]:
@@ -42,6 +45,7 @@ def read_standings(registry: "Registry", queues: Sequence[str]) -> dict[str, Sta
         RegistryUnavailable: the registry does not answer.
     """
     workers, needs = registry.workers.present(), registry.needs.known(queues) if queues else {}
+    pauses = registry.pauses.paused()
     standings = {}
     for queue in queues:
         records = registry.experiments.find(queue=queue, limit=_COUNTED)
@@ -52,6 +56,7 @@ def read_standings(registry: "Registry", queues: Sequence[str]) -> dict[str, Sta
             running=len(records) - len(waiting),
             oldest_at=min(waiting, default=None),
             needs=needs.get(queue),
+            pause=pauses.get(queue),
         )
     return standings
 
@@ -59,11 +64,13 @@ def read_standings(registry: "Registry", queues: Sequence[str]) -> dict[str, Sta
 def as_cells(standing: Standing | None) -> dict[str, str]:
     """Return the cells of one line of `queues ls`; a companion has no standing of its own."""
     if standing is None:
-        return dict.fromkeys(("WORKERS", "RUNNING", "OLDEST", "NEEDS"), _UNKNOWN)
+        return dict.fromkeys(("WORKERS", "RUNNING", "OLDEST", "PAUSED", "NEEDS"), _UNKNOWN)
+    pause = standing.pause
     return {
         "WORKERS": str(standing.workers),
         "RUNNING": str(standing.running),
         "OLDEST": describe_age(standing.oldest_at) if standing.oldest_at else _UNKNOWN,
+        "PAUSED": f"{describe_age(pause.at)} by {pause.by}" if pause else _UNKNOWN,
         "NEEDS": _describe(standing.needs) if standing.needs else _UNKNOWN,
     }
 
@@ -72,11 +79,13 @@ def as_values(standing: Standing | None) -> Mapping[str, Any]:
     """Return the same as JSON values; sizes are bytes."""
     if standing is None:
         return {}
+    pause = standing.pause
     return {
         "workers": standing.workers,
         "waiting": standing.waiting,
         "running": standing.running,
         "oldest_waiting_at": write_instant(standing.oldest_at) or None,
+        "paused": {"at": write_instant(pause.at), "by": pause.by, "reason": pause.reason} if pause else None,
         "needs": asdict(standing.needs) if standing.needs else None,
     }
 

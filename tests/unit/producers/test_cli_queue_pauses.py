@@ -1,0 +1,55 @@
+"""`queues pause` and `resume`, and what `queues ls` says of a paused queue."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobqueue.brokers import open_broker
+from jobqueue.registry import open_registry
+from producers.cli import jobqueue
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    project = f"p{uuid4().hex}"
+    for variable, value in {"BROKER_URL": "memory://", "STATE_DIR": str(tmp_path), "PROJECT": project}.items():
+        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
+    with closing(open_broker("memory://", lease=timedelta(seconds=1))) as broker:
+        broker.queues.create(f"{project}_cpu")
+        yield f"{project}_cpu"
+        broker.queues.delete(f"{project}_cpu")
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(jobqueue, ["queues", *words])
+
+
+def test_a_paused_queue_is_shown_with_who_paused_it_until_it_is_resumed(queue: str) -> None:
+    done = call("pause", queue, "--reason", "a new image")
+    assert (done.exit_code, done.stdout) == (0, f"{queue}\n")
+    (row, *_) = json.loads(call("ls", queue, "-o", "json").stdout)
+    assert row["paused"]["reason"] == "a new image"
+    assert row["paused"]["by"] in call("ls", queue).stdout
+    assert "was paused already, by" in call("pause", queue).stderr
+    assert call("resume", queue).stdout == f"{queue}\n"
+    assert json.loads(call("ls", queue, "-o", "json").stdout)[0]["paused"] is None
+    assert "was not paused" in call("resume", queue).stderr
+
+
+def test_what_is_no_queue_cannot_be_paused(queue: str) -> None:
+    done = call("pause", queue, "nobody_cpu", f"{queue}_dead")
+    assert f"no such request queue: nobody_cpu, {queue}_dead" in done.stderr
+    assert done.exit_code
+    assert queue not in open_registry("memory://").pauses.paused()
+
+
+def test_a_queue_that_was_deleted_is_not_paused_when_it_is_made_again(queue: str) -> None:
+    call("pause", queue)
+    assert call("delete", queue, "--yes").exit_code == 0
+    assert queue not in open_registry("memory://").pauses.paused()
