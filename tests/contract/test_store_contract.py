@@ -194,8 +194,14 @@ BAD_KEYS = (
 )
 
 
+@pytest.mark.security_case("huge body, slow client, path traversal in ids")
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_a_key_that_not_every_store_can_hold_is_refused(store: Store, key: str) -> None:
+    """A store key leads out of its prefix, or holds what some store reads as another key.
+
+    Refused: by every kind of store, for reading and writing alike.
+    Evidence: the error of each call, on S3, a folder and memory.
+    """
     for call in (store.get, store.size, lambda key: store.put(key, b""), lambda key: store.put_if_absent(key, b"")):
         with pytest.raises(ArtifactRefused, match="not a storage key"):
             call(key)

@@ -328,7 +328,13 @@ def test_the_short_text_asks_nobody(client: Client, exp: Experiment, monkeypatch
     assert repr(exp) == f"<Experiment {exp.id} 'mine'>"
 
 
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
 def test_the_table_is_static_and_escaped(client: Client) -> None:
+    """The name of an experiment is HTML that runs a script.
+
+    Refused: the handle's table shows it as text, and holds no script.
+    Evidence: the HTML of the handle.
+    """
     exp = client.submit(**SPEC, name="<script>alert(1)</script>")
 
     text = exp._repr_html_()

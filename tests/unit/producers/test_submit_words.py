@@ -245,16 +245,28 @@ def test_what_names_no_experiment_is_said_to_name_none(client: Client, text: Any
         client.get(text)
 
 
+@pytest.mark.security_case("huge body, slow client, path traversal in ids")
 @pytest.mark.parametrize("text", ["exp-", "exp-../../x", "../../etc/passwd", "exp-*", "*", "\0", "\ud800", "x" * 10**6])
 def test_what_only_looks_like_an_id_is_not_found(client: Client, text: str) -> None:
+    """What is typed for an id is a path, a pattern, half a character, or a megabyte.
+
+    Refused: there is no such experiment, said in a short sentence.
+    Evidence: the error of the call that every command makes.
+    """
     client.submit(**SPEC)
     with pytest.raises(NotFound) as caught:
         client.get(text)
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.security_case("huge body, slow client, path traversal in ids")
 @pytest.mark.parametrize("text", ["", "last", "exp-../../x", "../../etc"])
 def test_a_handle_is_made_of_an_id_only(client: Client, text: str) -> None:
+    """A program is given a path for an id, and makes a handle of it that would read the store there.
+
+    Refused: a handle is made of an id alone.
+    Evidence: the error.
+    """
     with pytest.raises(InvalidSpec, match="not an experiment id"):
         client.handle(ExperimentId(text))
 
