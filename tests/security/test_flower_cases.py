@@ -24,7 +24,6 @@ from jobqueue.application import make_app
 from jobqueue.dashboard import check_options
 from jobqueue.errors import InvalidSetting
 
-CASE = "Flower and API without token"
 SHOWN = (
     "/",
     "/workers",
@@ -89,7 +88,7 @@ def ask(
         return 0, ""
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("Flower and API without token")
 @pytest.mark.parametrize("passwords", [("", "a:wrong", "a:", ":", "b:right", "a:right ")])
 def test_who_has_not_the_password_sees_and_stops_nothing(site: Site, passwords: tuple[str, ...]) -> None:
     """Somebody without Flower's password, or with a wrong one, opens its pages, its API and its numbers.
@@ -110,7 +109,7 @@ def test_who_has_not_the_password_sees_and_stops_nothing(site: Site, passwords: 
         assert worker.running
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("Flower and API without token")
 def test_no_other_site_has_a_browser_stop_a_worker(site: Site) -> None:
     """A page of another site has the browser of an operator, who is logged in, send a form to Flower.
 
@@ -192,7 +191,7 @@ def options(**changes: object) -> SimpleNamespace:
     return SimpleNamespace(**{"address": "", "unix_socket": "", "basic_auth": None, "auth": "", **changes})
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("Flower and API without token")
 @pytest.mark.parametrize(
     ("changes", "variable"),
     [
@@ -229,7 +228,7 @@ def test_flower_starts_where_nobody_else_can_use_it(changes: dict[str, object]) 
     check_options(options(**changes), environment={"FLOWER_UNAUTHENTICATED_API": "false"})
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("Flower and API without token")
 def test_flower_without_a_password_does_not_start(site: Site) -> None:
     """Flower is started as in its own manual, without address and password.
 
@@ -252,7 +251,7 @@ def test_flower_without_a_password_does_not_start(site: Site) -> None:
     assert ask(f"http://127.0.0.1:{port}/")[0] == 0
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("Flower and API without token")
 @pytest.mark.parametrize(
     "address",
     ["evil@corp.com.attacker.net", "evil@corp.com\n", "x@corp.com@attacker.net", "evil@xcorp.com", "@corp.com.x"],

@@ -29,7 +29,6 @@ from workers.attempt.runtimes.base import Exit
 from workers.attempt.runtimes.fake import Script
 from workers.delivery.lines import make_formatter
 
-CASE = "terminal escape and HTML in names, logs and errors"
 # Clears the screen, names the window, rings, begins a line anew, turns the writing, and has a browser run something.
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202e\x08\x7f<script>alert(1)</script>'\"><img src=x onerror=alert(1)>"
 SECONDS = timedelta(minutes=1)
@@ -82,7 +81,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experim
         yield submission.id
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
 @pytest.mark.parametrize(
     "words",
     [
@@ -105,7 +104,7 @@ def test_no_command_writes_what_would_drive_a_terminal(hostile: ExperimentId, wo
         assert json.loads(result.stdout)["name"] == HOSTILE
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
 def test_a_notebook_shows_markup_as_text(hostile: ExperimentId) -> None:
     """Name, labels, progress, worker and the reason of an end hold HTML that runs a script.
 
@@ -123,7 +122,7 @@ def test_a_notebook_shows_markup_as_text(hostile: ExperimentId) -> None:
         client.close()
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
 def test_what_an_experiment_prints_cannot_drive_the_terminal_that_shows_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -150,7 +149,7 @@ def fail() -> None:
     raise ValueError(HOSTILE)
 
 
-@pytest.mark.security_case(CASE)
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_log_line_of_a_worker_is_one_line_that_drives_nothing(form: str) -> None:
     """What a stranger wrote stands in a worker's log: as a field, as a message, in an error.
