@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jobqueue.registry.presence import Drain, Gauge, WorkerRecord, Workers
 
 _UNKNOWN: Final = "-"
+_RUNTIMES: Final = {"process": "process (trusted code)"}
 
 
 @click.group()
@@ -147,6 +148,7 @@ def _row(worker: "WorkerRecord", gauge: "Gauge | None") -> dict[str, str]:
         "CPUS": f"{worker.offer.cpus:g}",
         "MEMORY": describe_size(worker.offer.memory_bytes),
         "DISK": _UNKNOWN if worker.free_disk_bytes is None else describe_size(worker.free_disk_bytes),
+        "RUNTIME": _RUNTIMES.get(worker.runtime, worker.runtime),
         "AGE": _describe_age(worker),
     }
 

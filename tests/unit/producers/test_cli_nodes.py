@@ -69,16 +69,16 @@ def test_each_slot_has_a_row_with_what_it_runs_and_on_what(host: str, announce: 
 
     shown = call("ls", host).stdout.splitlines()
 
-    columns = "NODE WORKER STATE EXPERIMENT DEVICE USE GPU MEMORY CPUS MEMORY DISK AGE"
+    columns = "NODE WORKER STATE EXPERIMENT DEVICE USE GPU MEMORY CPUS MEMORY DISK RUNTIME AGE"
     assert " ".join(shown[0].split()) == columns
     cpu, gpu = shown[1:]
     assert cpu.split() == [
         *(f"{host}-1a2b", f"cpu@{host}", "OK", first, "+1", "-", "-", "-"),
-        *("4", "16", "GiB", "2", "GiB", "3h"),
+        *("4", "16", "GiB", "2", "GiB", "docker", "3h"),
     ]
     assert gpu.split() == [
         *(f"{host}-1a2b", f"gpu0@{host}", "UNHEALTHY(GPU_XID)", "-", "X200", "97%"),
-        *("8", "GiB", "of", "32", "GiB", "4", "16", "GiB", "-", "-"),
+        *("8", "GiB", "of", "32", "GiB", "4", "16", "GiB", "-", "docker", "-"),
     ]
 
 

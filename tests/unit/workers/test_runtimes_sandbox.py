@@ -33,10 +33,10 @@ def find(words: tuple[str, ...], *wanted: str) -> bool:
 
 
 def test_the_sandbox_shows_the_containers_folders_and_nothing_of_the_home(tmp_path: Path) -> None:
-    options = make_confined_start(make_plan(tmp_path), tmp_path / "tmp").options
+    options = make_confined_start(make_plan(tmp_path)).options
     assert find(options, "--bind", str(tmp_path / "workspace"), "/workspace")
     assert find(options, "--ro-bind", str(tmp_path / "data"), "/inputs/data")
-    assert find(options, "--bind", str(tmp_path / "tmp"), "/tmp")
+    assert find(options, "--size", str(2**29), "--tmpfs", "/tmp")
     assert find(options, "--remount-ro", "/")
     assert find(options, "--ro-bind", sys.prefix, sys.prefix)
     shown = {options[at + 1] for at, word in enumerate(options) if word in ("--bind", "--ro-bind", "--ro-bind-try")}
@@ -44,22 +44,22 @@ def test_the_sandbox_shows_the_containers_folders_and_nothing_of_the_home(tmp_pa
 
 
 def test_the_environment_stands_in_no_argument(tmp_path: Path) -> None:
-    start = make_confined_start(make_plan(tmp_path), tmp_path)
+    start = make_confined_start(make_plan(tmp_path))
     assert "secret" not in repr(start)
     assert "secret" not in " ".join((*start.argv, *start.env.values()))
     assert find(start.options, "--setenv", "TOKEN", "secret")
 
 
 def test_the_network_is_closed_unless_it_is_asked_for(tmp_path: Path) -> None:
-    assert "--unshare-net" in make_confined_start(make_plan(tmp_path), tmp_path).options
-    assert "--unshare-net" not in make_confined_start(make_plan(tmp_path, network="bridge"), tmp_path).options
+    assert "--unshare-net" in make_confined_start(make_plan(tmp_path)).options
+    assert "--unshare-net" not in make_confined_start(make_plan(tmp_path, network="bridge")).options
 
 
 def test_root_gives_its_privileges_up_and_lets_nothing_be_loaded_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    start = make_confined_start(make_plan(tmp_path, env={"LD_PRELOAD": "/workspace/x.so", "A": "b"}), tmp_path)
+    start = make_confined_start(make_plan(tmp_path, env={"LD_PRELOAD": "/workspace/x.so", "A": "b"}))
     assert find(start.argv, "--reuid", "65534")
     assert "LD_PRELOAD" not in start.options
     assert "--unshare-user" not in start.options
@@ -67,7 +67,7 @@ def test_root_gives_its_privileges_up_and_lets_nothing_be_loaded_before(
 
 def test_another_user_takes_a_user_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    start = make_confined_start(make_plan(tmp_path), tmp_path)
+    start = make_confined_start(make_plan(tmp_path))
     assert "--unshare-user" in start.options
     assert "setpriv" not in start.argv
 

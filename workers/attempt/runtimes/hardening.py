@@ -142,10 +142,13 @@ def _make_env(plan: Plan) -> list[str]:
     ]
 
 
+def size_tmp(plan: Plan) -> int:
+    """Return the bytes of a /tmp: half of the memory that it is charged to: a full one is an error of its own."""
+    return max(plan.resources.memory_bytes // 2, _SMALLEST_TMP_BYTES)
+
+
 def _make_tmpfs(plan: Plan, volumes: Collection[str]) -> dict[str, str]:
-    # Half of the memory that it is charged to: a full /tmp is an error of its own, not the end of the container.
-    size = max(plan.resources.memory_bytes // 2, _SMALLEST_TMP_BYTES)
-    options = f"rw,nosuid,nodev,size={size},nr_inodes={_TMP_FILES},mode=1777"
+    options = f"rw,nosuid,nodev,size={size_tmp(plan)},nr_inodes={_TMP_FILES},mode=1777"
     taken = (WORKSPACE, INPUTS, "/tmp", "/dev", "/proc", "/sys")  # noqa: S108 - the container's own
     free = [path for path in sorted(volumes) if not any(f"{path}/".startswith(f"{other}/") for other in taken)]
     return dict.fromkeys(["/tmp", *free], options)  # noqa: S108 - the container's own

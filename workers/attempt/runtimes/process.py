@@ -3,11 +3,13 @@
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -19,7 +21,15 @@ from workers.attempt.runtimes.hardening import make_name, run_as
 from workers.attempt.runtimes.process_container import ProcessContainer, open_listener
 from workers.attempt.runtimes.process_spool import STREAMS, pipe_path
 from workers.attempt.runtimes.process_tree import count_threads_of
-from workers.attempt.runtimes.sandbox import OPTIONS, Start, find_obstacle, make_bare_start, make_confined_start
+from workers.attempt.runtimes.sandbox import (
+    FILTER,
+    OPTIONS,
+    Start,
+    find_obstacle,
+    make_bare_start,
+    make_confined_start,
+)
+from workers.attempt.runtimes.syscalls import make_filter
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +42,7 @@ _PATIENCE_SECONDS = 3600.0
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from workers.attempt.runtimes.shim import main; main()"
 _PACKAGES = Path(__file__).parents[3]
 _LABELS = "labels.json"
+_CORES = "cores.json"
 
 
 class ProcessRuntime:
@@ -62,9 +73,12 @@ class ProcessRuntime:
     @cached_property
     def notice(self) -> str:
         """What a process lacks of a container."""
-        weaker = "experiments run as processes of this machine, not in containers: the image is not used"
+        weaker = (
+            "FOR TRUSTED CODE ONLY: experiments run as processes of this machine, not in containers, without an image"
+        )
         if self._is_confined:
-            return f"{weaker}; they are confined by bubblewrap, with memory limits that are measured and not enforced"
+            kept = "" if make_filter() else ", and no system call is refused on this kind of machine"
+            return f"{weaker}; they are confined by bubblewrap, with memory limits that are measured{kept}"
         why = self._obstacle or "it was asked for"
         return f"{weaker}, and nothing keeps them from this user's files or from the network ({why})"
 
@@ -120,18 +134,24 @@ class ProcessRuntime:
         return found
 
     def _start(self, plan: Plan, folder: Path) -> ProcessContainer:
-        scratch = folder / "tmp"
-        scratch.mkdir(mode=0o700)
         if self._is_confined:
-            if os.geteuid() == 0:
-                os.chown(scratch, *run_as())
-            start = make_confined_start(plan, scratch)
+            start = make_confined_start(plan)
         else:
+            scratch = folder / "tmp"
+            scratch.mkdir(mode=0o700)
             start = make_bare_start(plan, scratch)
-        order = _make_order(start, plan) | {"patience_seconds": self._patience_seconds}
+        cores = self._choose_cores(plan.resources.cpus)
+        (folder / _CORES).write_text(json.dumps(cores))
+        order = _make_order(start, plan) | {"patience_seconds": self._patience_seconds, "cores": cores}
         # Before there is anything to be found.
         (folder / _LABELS).write_text(json.dumps(asdict(plan.labels)))
         return ProcessContainer(plan.labels, folder, supervisor=_start_supervisor(start, order, folder))
+
+    def _choose_cores(self, cpus: float) -> list[int]:
+        """Return as many whole cores as `cpus` takes, those first that the fewest other containers have."""
+        there = os.sched_getaffinity(0)
+        taken = Counter(core for path in self._folder.glob(f"*/{_CORES}") for core in _read_cores(path))
+        return sorted(there, key=lambda core: (taken[core], core))[: max(1, math.ceil(cpus))]
 
     def close(self) -> None:
         """Nothing is open; containers go on until they are removed or this process ends."""
@@ -143,6 +163,12 @@ class ProcessRuntime:
     @cached_property
     def _is_confined(self) -> bool:
         return self._asked is not False and not self._obstacle
+
+
+def _read_cores(path: Path) -> list[int]:
+    with suppress(OSError, ValueError):
+        return [int(core) for core in json.loads(path.read_text())]
+    return []  # it is just being written, or removed
 
 
 def _read_labels(path: Path) -> Labels | None:
@@ -161,7 +187,9 @@ def _start_supervisor(start: Start, order: dict[str, object], folder: Path) -> "
         listener = handed.enter_context(open_listener(folder))
         pipes = [_make_pipe(folder, stream, handed) for stream in STREAMS]
         options = _write_file(handed, "\0".join((*start.options, "")).encode())
-        argv = [str(options) if word == OPTIONS else word for word in start.argv]
+        refused = _write_file(handed, make_filter())
+        numbers = {OPTIONS: str(options), FILTER: str(refused)}
+        argv = [numbers.get(word, word) for word in start.argv]
         number = _write_file(handed, json.dumps(order | {"argv": argv}).encode())
         words = (_PACKAGES, listener.fileno(), number, *(reader for reader, _ in pipes))
         return subprocess.Popen(  # noqa: S603 - our own program
@@ -169,7 +197,7 @@ def _start_supervisor(start: Start, order: dict[str, object], folder: Path) -> "
             stdin=subprocess.DEVNULL,
             stdout=pipes[0][1],
             stderr=pipes[1][1],
-            pass_fds=[listener.fileno(), number, options, *(reader for reader, _ in pipes)],
+            pass_fds=[listener.fileno(), number, options, refused, *(reader for reader, _ in pipes)],
             env={},
             start_new_session=True,
         )

@@ -19,6 +19,9 @@ _STATE, _THREADS, _PAGES = 0, 17, 21
 _ROUNDS = 500
 _ROUND_SECONDS = 0.001
 _STILL = "TtZX"
+_IN_MEMORY = ("tmp", "dev/shm")
+# What the kernel takes for a file without content.
+_ENTRY_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +61,30 @@ def read_members(root: int) -> list[Member]:
     return [member for member in members if member is not None and member.state not in "ZX"]
 
 
-def weigh(members: Iterable[Member]) -> int:
-    """Return the bytes in use by all members, with what they share counted once; dearer than adding up."""
-    return sum(_read_proportional_bytes(member) for member in members)
+def weigh(members: Iterable[Member], kept_bytes: int = 0) -> int:
+    """Return the bytes in use by all members, with what they share counted once; dearer than adding up.
+
+    Args:
+        members: of the tree.
+        kept_bytes: of the files that they have in memory; those that are mapped are counted once, too.
+    """
+    read = [_read_proportional_bytes(member) for member in members]
+    shared = sum(size for _, size in read)
+    return sum(size for size, _ in read) - shared + max(shared, kept_bytes)
+
+
+def weigh_files(pid: int) -> int:
+    """Return the bytes that the files in memory of a confined process take, with their entries; 0 for another one."""
+    total = 0
+    for place in _IN_MEMORY:
+        with suppress(OSError):
+            there = _PROCESSES / str(pid) / "root" / place
+            # Until it is confined it sees the folders of the machine.
+            if there.stat().st_dev != Path("/", place).stat().st_dev:
+                found = os.statvfs(there)
+                total += (found.f_blocks - found.f_bfree) * found.f_frsize
+                total += (found.f_files - found.f_ffree) * _ENTRY_BYTES
+    return total
 
 
 def count_threads_of(user: int) -> int:
@@ -120,9 +144,11 @@ def _read_member(pid: int) -> Member | None:
     return None
 
 
-def _read_proportional_bytes(member: Member) -> int:
+def _read_proportional_bytes(member: Member) -> tuple[int, int]:
+    """Return all that a process has in use, and how much of it is of files in memory."""
     with suppress(OSError):
-        for line in (_PROCESSES / str(member.pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return member.resident_bytes
+        lines = (_PROCESSES / str(member.pid) / "smaps_rollup").read_text().splitlines()
+        sizes = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss")}
+        if "Pss:" in sizes:
+            return sizes["Pss:"], sizes.get("Pss_Shmem:", 0)
+    return member.resident_bytes, 0

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.attempt.runtimes.base import Plan
-from workers.attempt.runtimes.hardening import INPUTS, WORKSPACE, run_as
+from workers.attempt.runtimes.hardening import INPUTS, WORKSPACE, run_as, size_tmp
+from workers.attempt.runtimes.syscalls import make_filter
 
 TMP = "/tmp"  # noqa: S108 - the container's own
 
-# Stands in `argv` for the number of the file with the options.
-OPTIONS = "{options}"
+# Stand in `argv` for the numbers of the files with the options, and with the filter of system calls.
+OPTIONS, FILTER = "{options}", "{filter}"
 
 _PROBE_SECONDS = 10
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -59,7 +60,7 @@ def make_bare_start(plan: Plan, scratch: Path) -> Start:
     return Start(argv=(*_RUN, *plan.command), env=moved, folder=str(plan.workspace))
 
 
-def make_confined_start(plan: Plan, scratch: Path) -> Start:
+def make_confined_start(plan: Plan) -> Start:
     """Return the start in namespaces of its own, which shows the experiment what a container would show it."""
     env = {"HOME": TMP} | _make_env(plan)
     dropping: tuple[str, ...] = ()
@@ -68,11 +69,12 @@ def make_confined_start(plan: Plan, scratch: Path) -> Start:
         words = f"setpriv --reuid {user} --regid {group} --clear-groups --inh-caps=-all --bounding-set=-all --"
         dropping = tuple(words.split())
         env = {name: value for name, value in env.items() if not name.startswith(_LOADER)}
-    options = [*_isolate(plan), *_show_system(), *_show_plan(plan, scratch)]
+    options = [*_isolate(plan), *_show_system(), *_show_plan(plan)]
     for name, value in env.items():
         options += ["--setenv", name, value]
     program = shutil.which("bwrap") or "bwrap"
-    argv = (program, "--args", OPTIONS, "--", *dropping, *_RUN_IN_WORKSPACE, *plan.command)
+    filtered = ("--seccomp", FILTER) if make_filter() else ()
+    argv = (program, "--args", OPTIONS, *filtered, "--", *dropping, *_RUN_IN_WORKSPACE, *plan.command)
     return Start(argv=argv, env={"PATH": _SYSTEM_PATH}, folder="/", options=tuple(options), depth=2)
 
 
@@ -138,8 +140,8 @@ def _show_system() -> Iterator[str]:
         yield from ("--ro-bind-try", name, name)
 
 
-def _show_plan(plan: Plan, scratch: Path) -> Iterator[str]:
-    yield from ("--bind", str(scratch), TMP)
+def _show_plan(plan: Plan) -> Iterator[str]:
+    yield from ("--perms", "1777", "--size", str(size_tmp(plan)), "--tmpfs", TMP)
     yield from _show_interpreter()
     yield from ("--bind", str(plan.workspace), WORKSPACE)
     for name, path in sorted(plan.inputs.items()):

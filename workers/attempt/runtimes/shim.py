@@ -52,8 +52,8 @@ class _Supervisor:
     Args:
         listener: where workers connect.
         order: `argv`, `env`, `folder`, `limits` (by name of the resource limit), `memory_bytes`, `threads` (most of
-            them), `depth` (how many processes stand between this one and the experiment's own) and `patience_seconds`
-            (how long it may be without a worker).
+            them), `depth` (how many processes stand between this one and the experiment's own), `cores` (those that it
+            may use) and `patience_seconds` (how long it may be without a worker).
         pipe: the number of one of its pipes, which tells whether its folder is still there.
     """
 
@@ -167,8 +167,9 @@ class _Supervisor:
         """Keep the limits that the kernel does not keep here."""
         members = process_tree.read_members(os.getpid())
         resident = sum(member.resident_bytes for member in members)
+        kept, limit = process_tree.weigh_files(self._find_main()), self._order["memory_bytes"]
         self._peak_bytes = max(self._peak_bytes, resident)
-        if resident > self._order["memory_bytes"] and process_tree.weigh(members) > self._order["memory_bytes"]:
+        if resident + kept > limit and process_tree.weigh(members, kept) > limit:
             self._verdict = {"is_out_of_memory": True}
         if sum(member.threads for member in members) > self._order["threads"]:
             self._verdict = {"error": "it had more processes and threads than its limit allows, and was killed"}
@@ -204,6 +205,9 @@ def _become(order: dict[str, Any]) -> NoReturn:
             file.write(_OOM_SCORE)
         for name, value in order["limits"].items():
             _limit(getattr(resource, name), value)
+        # A core may have gone offline meanwhile.
+        with suppress(OSError):
+            os.sched_setaffinity(0, order["cores"])
         # Python ignores both, and what it starts would inherit that.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
