@@ -37,7 +37,6 @@ from workers.attempt.watch import TICKS_PER_LEASE, ProgressRelay, Watch
 log = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Executed:
     """How the attempt went.
