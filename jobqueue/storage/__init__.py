@@ -149,8 +149,8 @@ def own_bucket(url: str) -> tuple[str, ...]:
 def _require_bucket(bucket: str, buckets: tuple[str, ...]) -> None:
     if not any(fnmatchcase(bucket, pattern) for pattern in buckets):
         raise ArtifactRefused(
-            f"this node reads nothing from the bucket {bucket}",
-            hint="upload it, or have its operator add it to JOBQUEUE_INPUT_BUCKETS",
+            f"this node reads nothing from the bucket {bucket}, which its JOBQUEUE_INPUT_BUCKETS does not name",
+            hint="upload it, or ask the node's operator",
         )
 
 

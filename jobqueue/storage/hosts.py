@@ -159,7 +159,8 @@ def find_host(target: Target, hosts: Sequence[Host]) -> Host:
         if host.covers(target):
             return host
     raise ArtifactRefused(
-        f"this node reads nothing from {target.origin}", hint=f"upload it, or have its operator add it to {SETTING}"
+        f"this node reads nothing from {target.origin}, which its {SETTING} does not name",
+        hint="upload it, or ask the node's operator",
     )
 
 

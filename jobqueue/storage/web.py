@@ -123,8 +123,8 @@ def _resolve(target: Target, host: Host) -> list[tuple[socket.AddressFamily, tup
     for _, (address, _) in addresses:
         if not host.allows(ipaddress.ip_address(address)):
             raise ArtifactRefused(
-                f"{target.name} leads to {address}, which this node does not read from",
-                hint=f"where that is meant, have its operator add {target.name}={address} to {SETTING}",
+                f"{target.name} leads to {address}, where this node reads nothing unless {SETTING} says so",
+                hint=f"where that is meant, have its operator add {target.name}={address}",
             )
     return list(addresses)
 

@@ -19,9 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from services.place import open_place
+from services.redis import RedisServer
 
 from jobqueue.artifacts import Artifact
-from jobqueue.errors import ArtifactRefused, InvalidSetting, NotFound, StoreUnavailable
+from jobqueue.errors import ArtifactRefused, ExperimentFailed, InvalidSetting, NotFound, StoreUnavailable
 from jobqueue.spec import parse_spec
 from jobqueue.storage import Allowed, check_address, locate, open_store
 from jobqueue.storage.hosts import is_public, parse_hosts
@@ -411,6 +413,28 @@ def test_an_endless_answer_is_cut_at_what_was_declared_or_the_disk(
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "cache.lock"] == []
 
 
+@pytest.mark.security_case("SSRF: slow and endless answers")
+def test_inputs_of_unknown_size_share_the_disk(secure: Server, tmp_path: Path) -> None:
+    """Many inputs whose size nobody has declared, each of them as large as the disk that was asked for.
+
+    Refused: what has arrived counts, so that all inputs together are bounded by disk=.
+    Evidence: the second of two is refused by its name, and does not fit in what the first has left.
+    Red before: an input without a declared size counted as nothing.
+    """
+    secure.answers["/"] = text(bytes(600))
+    uri = f"https://localhost:{secure.port}/"
+    allowed = Allowed(hosts=parse_hosts([f"localhost:{secure.port}=127.0.0.0/8"]))
+    inputs = {name: Artifact(uri=f"{uri}?{name}") for name in ("first", "second")}
+    with pytest.raises(ArtifactRefused, match="input 'second': it does not fit in 400 B"):
+        stage_in(
+            parse_spec({"image": "any", "command": "any", "inputs": inputs, "disk": 1000}),
+            tmp_path / "attempt",
+            store=open_store("memory://"),
+            cache=InputCache(folder=tmp_path / "cache", size_bytes=1 << 20),
+            allowed=allowed,
+        )
+
+
 @pytest.mark.security_case("SSRF: wrong content")
 def test_other_content_than_was_declared_is_refused_while_it_arrives(secure: Server, tmp_path: Path) -> None:
     """A server that has other bytes under the address than the submitter declared.
@@ -507,6 +531,24 @@ def test_a_bucket_that_the_operator_did_not_name_is_not_read_with_the_nodes_righ
         with pytest.raises(ArtifactRefused, match="not the address"):
             locate(uri, default=open_store("memory://"), allowed=allowed)
     assert locate("s3://data-1/key", default=open_store("memory://"), allowed=allowed)[1] == "key"
+
+
+def test_an_input_from_an_allowed_host_reaches_the_experiment(
+    redis_server: RedisServer, plain: Server, tmp_path: Path
+) -> None:
+    plain.answers["/data.csv"] = text(b"from the web")
+    host = f"http://127.0.0.1:{plain.port}"
+    with (
+        open_place(
+            tmp_path, broker=redis_server.url, registry=redis_server.url, engine=None, input_hosts=host
+        ) as place,
+        place.make_worker(),
+    ):
+        good = place.submit("cat /inputs/data", inputs={"data": f"{host}/data.csv?signature=x"})
+        assert good.result(timeout=60) == {"exit_code": 0}
+        assert list(good.logs()) == ["from the web"]
+        with pytest.raises(ExperimentFailed, match="JOBQUEUE_INPUT_HOSTS does not name"):
+            place.submit("true", inputs={"data": "http://127.0.0.1:1/x"}).result(timeout=60)
 
 
 def test_an_address_with_a_signature_is_shown_without_it() -> None:

@@ -111,13 +111,20 @@ def stage_in(
         with _named(f"input {name!r}"):
             fetch = fetch_tree if artifact.is_tree else fetch_file
             inputs[name] = fetch(source(artifact), cache, folder / _INPUTS / name)
-            left -= max(artifact.size_bytes, artifact.unpacked_bytes)
+            left -= max(artifact.size_bytes, artifact.unpacked_bytes) or _weigh(inputs[name])
     _make_expected_folders(spec, workspace)
     if os.geteuid() == 0:
         uid, gid = run_as()
         own(workspace, uid=uid, gid=gid)
     _log.info("workspace.staged", extra={"folder": folder.name, "inputs": len(inputs), "bytes": spec.disk - left})
     return Staged(workspace=workspace, inputs=inputs)
+
+
+def _weigh(path: Path) -> int:
+    """Return the sum of the files of an input whose size nobody has declared."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _make_expected_folders(spec: ExperimentSpec, workspace: Path) -> None:
