@@ -145,7 +145,7 @@ def _check_inputs(given: dict[str, Any], problems: list[Problem], packed: Packed
         if isinstance(value, Artifact):
             artifacts[name] = value
         elif isinstance(value, str) and ("://" in value or value.startswith("store:")):
-            artifacts[name] = Artifact(uri=value)
+            artifacts[name] = _read_address(value)
         else:
             try:
                 paths[name] = _locate(value)
@@ -156,6 +156,12 @@ def _check_inputs(given: dict[str, Any], problems: list[Problem], packed: Packed
                 problems += packed.check(paths[name], name=f"inputs.{name}")
     given["inputs"] = artifacts
     return paths
+
+
+def _read_address(text: str) -> Artifact:
+    """Return what lies at an address; behind it may stand `#sha256=` with the digest that it must have."""
+    uri, mark, digest = text.rpartition("#sha256=")
+    return Artifact(uri=uri, sha256=digest.lower() or "none") if mark else Artifact(uri=text)
 
 
 def _check_addresses(inputs: Mapping[str, Artifact], check_address: Callable[[str], object]) -> list[Problem]:

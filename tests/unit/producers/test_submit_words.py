@@ -74,12 +74,15 @@ def test_a_workspace_and_inputs_are_uploaded_and_addresses_are_kept(client: Clie
     table = tmp_path / "table.csv"
     table.write_text("a,b")
 
-    client.submit(**SPEC, workspace=folder, inputs={"table": str(table), "far": "store:inputs/abc"})
+    digest = "ab" * 32
+    web = f"https://example.org/x?signature=1#sha256={digest.upper()}"
+    client.submit(**SPEC, workspace=folder, inputs={"table": str(table), "far": "store:inputs/abc", "web": web})
 
     spec = open_message(client, f"{client.settings.project}_cpu")
     assert spec.workspace is not None
     assert client._connections.store.size(spec.workspace.uri.removeprefix("store:")) == spec.workspace.size_bytes
     assert spec.inputs["far"] == Artifact(uri="store:inputs/abc")
+    assert spec.inputs["web"] == Artifact(uri="https://example.org/x?signature=1", sha256=digest)
     assert client._connections.store.size(spec.inputs["table"].uri.removeprefix("store:")) == 3
 
 
@@ -89,14 +92,28 @@ def test_every_wrong_field_is_named_at_once(client: Client) -> None:
             image="NOT AN IMAGE",
             memory="8 potatoes",
             workspace="/nowhere/at/all",
-            inputs={"data": "/nowhere/else", "bad name!": "store:x", "web": "ftp://example.org/x"},
+            inputs={
+                "data": "/nowhere/else",
+                "bad name!": "store:x",
+                "web": "ftp://example.org/x",
+                "w": "s3://a/b#sha256=1",
+            },
             secrets=["NOT_SET_ANYWHERE"],
             queue="x_dead",
             priority="urgent",
         )
 
     paths = {problem.path for problem in caught.value.problems}
-    assert {"image", "command", "memory", "inputs.data", "inputs.web", "secrets.NOT_SET_ANYWHERE", "priority"} <= paths
+    assert {
+        "image",
+        "command",
+        "memory",
+        "inputs.data",
+        "inputs.web",
+        "inputs.w",
+        "secrets.NOT_SET_ANYWHERE",
+        "priority",
+    } <= paths
     assert {"inputs.bad name!", "workspace"} <= paths
 
 
