@@ -115,7 +115,10 @@ class Connections:
     def _open_keys(self) -> KeyRing:
         if not self.settings.broker_url or self.settings.broker.startswith("memory"):
             ensure_laptop_keys(self.settings.keys_dir, passphrase=self.settings.keys_passphrase)
-        return KeyRing.of(self.settings)
+        return KeyRing.of(self.settings, shown=self._read_directory)
+
+    def _read_directory(self) -> dict[str, bytes]:
+        return self.registry.directory.documents()
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Return what `make` made the first time that `name` was asked for in this process.

@@ -7,13 +7,17 @@
     trusted/   [<prefix>.]<key id>.pub  whose messages a node accepts, for queues that begin with the prefix
     reporting/ <key id>.key             what the reports of what was submitted here are opened with
                [<prefix>.]<key id>.pub  what a node seals reports to, for queues of that prefix whose specs name none
+    operator/  <key id>.key             what an operator signs the keys with that it publishes through the registry
+               [<prefix>.]<key id>.pub  whose published keys a sender seals to, for queues of that prefix
+               <key id>.published       the newest list of that operator that was seen here
 
 The longest prefix wins alone, in every folder: who is trusted for every queue is not trusted for one that has keys of
 its own. Two keys of one prefix are valid side by side, which is how keys are rotated. A key id is the fingerprint of
 the public key. Of what is signed with or sealed to, the newest is used; one whose time is still to come is not yet.
 """
 
-from jobqueue.keys.folder import KeyEntry, list_keys, revoke, trust, trust_lines
+from jobqueue.keys.directory import Published, sign_list
+from jobqueue.keys.folder import KeyEntry, check_prefix, list_keys, revoke, trust, trust_lines
 from jobqueue.keys.making import (
     ensure_laptop_keys,
     make_node_keys,
@@ -22,7 +26,7 @@ from jobqueue.keys.making import (
     make_reporting_keys,
     make_sender_keys,
 )
-from jobqueue.keys.parsing import parse_key, parse_reporting
+from jobqueue.keys.parsing import parse_key, parse_lines, parse_reporting
 from jobqueue.keys.ring import KeyRing
 from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
@@ -30,6 +34,7 @@ from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 __all__ = [
     "KeyEntry",
     "KeyRing",
+    "Published",
     "Reader",
     "SealingKey",
     "SealingPublicKey",
@@ -37,6 +42,7 @@ __all__ = [
     "SigningKey",
     "SigningPublicKey",
     "Suite",
+    "check_prefix",
     "ensure_laptop_keys",
     "list_keys",
     "make_node_keys",
@@ -45,8 +51,10 @@ __all__ = [
     "make_reporting_keys",
     "make_sender_keys",
     "parse_key",
+    "parse_lines",
     "parse_reporting",
     "revoke",
+    "sign_list",
     "trust",
     "trust_lines",
 ]

@@ -1,5 +1,6 @@
 """Key files: written beside and renamed, refused where others could read or replace them."""
 
+import logging
 import os
 import stat
 import tempfile
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from jobqueue.errors import KeyRefused
+
+_log = logging.getLogger(__name__)
 
 PRIVATE_SUFFIX: Final = ".key"
 PUBLIC_SUFFIX: Final = ".pub"
@@ -71,6 +74,25 @@ def read_key(path: Path) -> str:
     if mode & 0o022 and not is_mounted:
         raise KeyRefused(f"others can replace the key {path} (mode {mode:o})", hint=f"chmod go-w {path}")
     return content.decode("ascii", "replace")
+
+
+def read_kept(path: Path) -> bytes | None:
+    """Return what was kept in a file beside keys; None where nothing was."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def write_kept(path: Path, content: bytes) -> None:
+    """Keep something beside keys, in one step; where the folder cannot be written nothing is kept."""
+    try:
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(beside).replace(path)
+    except OSError as error:
+        _log.warning("keys.not_kept file=%s error=%s", path, error.strerror)
 
 
 def check_folder(folder: Path) -> None:

@@ -7,9 +7,8 @@ from typing import Final
 from jobqueue.errors import InvalidSetting, KeyRefused, NotFound
 from jobqueue.ids import KeyId
 from jobqueue.keys.files import PRIVATE_SUFFIX, PUBLIC_SUFFIX, check_folder, key_files, read_key, write_key
-from jobqueue.keys.lines import split_lines
 from jobqueue.keys.locking import unlock
-from jobqueue.keys.parsing import Key, PublicKey, parse_key, parse_public
+from jobqueue.keys.parsing import Key, PublicKey, parse_key, parse_lines, parse_public
 from jobqueue.keys.sealing import Reader, SealingKey
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 from jobqueue.spec import is_name
@@ -67,15 +66,14 @@ def trust(folder: Path, line: str, *, queue_prefix: str = "") -> KeyId:
         KeyRefused: the line is not a public key, or a weak one.
         InvalidSetting: the prefix is not the beginning of a queue's name.
     """
-    _check_prefix(queue_prefix)
+    check_prefix(queue_prefix)
     return _install(folder, parse_public(line), queue_prefix)
 
 
 def trust_lines(folder: Path, text: str, *, queue_prefix: str = "") -> list[KeyId]:
     """Install each of several public keys, as `trust` does; none of them when one is refused."""
-    _check_prefix(queue_prefix)
-    keys = [parse_public(line) for line in split_lines(text)]
-    return [_install(folder, key, queue_prefix) for key in keys]
+    check_prefix(queue_prefix)
+    return [_install(folder, key, queue_prefix) for key in parse_lines(text)]
 
 
 def revoke(folder: Path, key_id: str, *, passphrase: str = "") -> None:
@@ -131,7 +129,12 @@ def _read_entry(path: Path, passphrase: str) -> KeyEntry | None:
     return entry
 
 
-def _check_prefix(queue_prefix: str) -> None:
+def check_prefix(queue_prefix: str) -> None:
+    """Return when queues can begin so.
+
+    Raises:
+        InvalidSetting: they cannot.
+    """
     if queue_prefix and not is_name(queue_prefix):
         raise InvalidSetting(f"not a queue prefix: {queue_prefix!r}", hint="use letters, digits, - and _")
 

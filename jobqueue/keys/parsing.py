@@ -3,7 +3,7 @@
 from typing import Final
 
 from jobqueue.errors import KeyRefused
-from jobqueue.keys.lines import read_line
+from jobqueue.keys.lines import read_line, split_lines
 from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 
@@ -48,6 +48,15 @@ def parse_public(line: str) -> PublicKey:
     if isinstance(key, SealingKey | SigningKey):
         raise KeyRefused("this is a private key: never send it", hint="make new keys, and copy the .pub file's line")
     return key
+
+
+def parse_lines(text: str) -> list[PublicKey]:
+    """Return the public keys of several lines.
+
+    Raises:
+        KeyRefused: one of them is none, or a weak one.
+    """
+    return [parse_public(line) for line in split_lines(text)]
 
 
 def parse_reporting(line: str) -> SealingPublicKey:

@@ -2,19 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from jobqueue.errors import KeyRefused, NotFound
 from jobqueue.ids import KeyId
+from jobqueue.keys.directory import Published, newest_list
 from jobqueue.keys.files import stamp
-from jobqueue.keys.folder import NODE, REPORTING, SENDER, TRUSTED, KeyEntry, read_role
+from jobqueue.keys.folder import NODE, OPERATOR, REPORTING, SENDER, TRUSTED, KeyEntry, read_role
 from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 
 _LOOK_AGAIN_SECONDS = 1.0
+_ASK_AGAIN_SECONDS = 10.0
 _Public = TypeVar("_Public", SealingPublicKey, SigningPublicKey)
 _Any = TypeVar("_Any", SealingPublicKey, SigningKey)
 
@@ -50,6 +52,7 @@ class KeyRing:
         weakest: nothing is sealed with a weaker suite, and nothing that was is opened.
         clock: seconds that only grow; files are looked at once a second at most.
         now: aware; a new key may be made for a later time.
+        shown: returns what operators publish in the registry, by operator.
     """
 
     def __init__(
@@ -60,21 +63,28 @@ class KeyRing:
         weakest: Suite = Suite.X25519,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        shown: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
         self.folder, self.weakest, self._now = folder, weakest, now
-        self._node, self._sender, self._trusted, self._reporting = (
-            _Watched(folder / role, passphrase=passphrase, clock=clock) for role in (NODE, SENDER, TRUSTED, REPORTING)
+        self._node, self._sender, self._trusted, self._reporting, self._operator = (
+            _Watched(folder / role, passphrase=passphrase, clock=clock)
+            for role in (NODE, SENDER, TRUSTED, REPORTING, OPERATOR)
         )
+        self._shown, self._clock = shown, clock
+        self._shown_at, self._lists = float("-inf"), list[Published]()
 
     @classmethod
-    def of(cls, settings: KeySettings) -> "KeyRing":
+    def of(cls, settings: KeySettings, *, shown: Callable[[], Mapping[str, bytes]] = dict) -> "KeyRing":
         """Return the keys that settings name."""
         suite = Suite.of(settings.weakest_suite)
-        return cls(settings.keys_dir, passphrase=settings.keys_passphrase, weakest=suite)
+        return cls(settings.keys_dir, passphrase=settings.keys_passphrase, weakest=suite, shown=shown)
 
     def recipient(self, queue: str) -> SealingPublicKey:
-        """Return what to seal to for a queue: the newest node key with the longest matching prefix."""
-        found = _most_specific(_sealing(self._node.entries(), Reader.NODE), queue)
+        """Return what to seal to for a queue: the newest node key with the longest matching prefix.
+
+        Where there is none for the queue in the folder, it is one that a trusted operator publishes.
+        """
+        found = _most_specific(_sealing(self._node.entries(), Reader.NODE), queue) or self._published_for(queue)
         if not found:
             raise NotFound(
                 f"no node's key to seal to for the queue {queue}, in {self.folder / NODE}",
@@ -88,6 +98,29 @@ class KeyRing:
                 hint="`jobqueue keys rotate node` on the node, then `jobqueue keys trust LINE` here",
             )
         return self._current(strong)
+
+    def published(self) -> list[Published]:
+        """Return what trusted operators publish: of each the newest list that was ever seen here."""
+        operators = [key for _, key in _signing(self._operator.entries(), Signer.OPERATOR)]
+        if operators and self._clock() - self._shown_at >= _ASK_AGAIN_SECONDS:
+            shown, folder = self._shown(), self.folder / OPERATOR
+            self._lists = [found for each in operators if (found := newest_list(folder, shown, operator=each))]
+            self._shown_at = self._clock()
+        return [found for found in self._lists if found.operator in {each.key_id for each in operators}]
+
+    def _published_for(self, queue: str) -> list[SealingPublicKey]:
+        operators = _most_specific(_signing(self._operator.entries(), Signer.OPERATOR), queue)
+        named = {each.key_id for each in operators}
+        keys = [pair for found in self.published() if found.operator in named for pair in found.keys]
+        return _most_specific(sorted(keys, key=lambda pair: pair[1].created_at), queue)
+
+    def operator(self) -> SigningKey:
+        """Return what the list of published keys is signed with: the newest one."""
+        keys = _private_signing(self._operator.entries(), Signer.OPERATOR)
+        if not keys:
+            told = f"no key to sign published keys with, in {self.folder / OPERATOR}"
+            raise NotFound(told, hint="`jobqueue keys new operator`, then `jobqueue keys trust LINE` on the senders")
+        return self._current(keys)
 
     def sender(self) -> SigningKey:
         """Return what to sign with: the newest sender key."""

@@ -12,6 +12,7 @@ from typing import Protocol
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.calls import Calls
+from jobqueue.registry.directory import Directory
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.needs import Needs
 from jobqueue.registry.pauses import Pauses
@@ -163,7 +164,7 @@ class LiveLogs(Protocol):
 
 
 class Registry(Protocol):
-    """The eight ports over one connection."""
+    """The nine ports over one connection."""
 
     leases: Leases
     experiments: Experiments
@@ -171,6 +172,7 @@ class Registry(Protocol):
     workers: Workers
     ledger: Ledger
     needs: Needs
+    directory: Directory
     calls: Calls
     pauses: Pauses
 

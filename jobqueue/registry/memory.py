@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 from jobqueue.ids import ExperimentId
 from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece
 from jobqueue.registry.calls import Calls
+from jobqueue.registry.directory import Directory
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.memory_calls import MemoryCalls
+from jobqueue.registry.memory_directory import MemoryDirectory
 from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
 from jobqueue.registry.memory_ledger import MemoryLedger
@@ -44,6 +46,7 @@ class MemoryRegistry:
         self.workers: Workers = MemoryWorkers(table)
         self.ledger: Ledger = MemoryLedger(table)
         self.needs: Needs = MemoryNeeds(table)
+        self.directory: Directory = MemoryDirectory()
         self.pauses: Pauses = MemoryPauses(table)
         self.calls: Calls = MemoryCalls()
 

@@ -4,12 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 from jobqueue.registry.base import Experiments, Leases, LiveLogs
 from jobqueue.registry.calls import Calls
+from jobqueue.registry.directory import Directory
 from jobqueue.registry.ledger import Ledger
 from jobqueue.registry.needs import Needs
 from jobqueue.registry.pauses import Pauses
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.redis_calls import RedisCalls
 from jobqueue.registry.redis_client import RedisClient
+from jobqueue.registry.redis_directory import RedisDirectory
 from jobqueue.registry.redis_experiments import RedisExperiments
 from jobqueue.registry.redis_leases import RedisLeases
 from jobqueue.registry.redis_ledger import RedisLedger
@@ -37,6 +39,7 @@ class RedisRegistry:
         self.workers: Workers = RedisWorkers(self._client)
         self.ledger: Ledger = RedisLedger(self._client)
         self.needs: Needs = RedisNeeds(self._client)
+        self.directory: Directory = RedisDirectory(self._client)
         self.calls: Calls = RedisCalls(self._client)
         self.pauses: Pauses = RedisPauses(self._client)
 

@@ -1,8 +1,6 @@
 """`jobqueue keys`: the keys that messages are signed with, sealed to and trusted by."""
 
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +8,7 @@ import click
 from jobqueue.errors import NotFound
 from producers.cli.arguments import Duration, read_settings
 from producers.cli.output import format_option, write_instant, write_rows
+from producers.cli.published import prefix_option, publish, published, read_lines, unpublish
 
 if TYPE_CHECKING:
     from jobqueue.config import Settings
@@ -20,6 +19,8 @@ _NEXT = {
     "sender": "on each node:  jobqueue keys trust '<this line>' [--queue PREFIX]",
     "reporting": "experiments submitted from here name it; for others, on each node:  "
     "jobqueue keys trust '<this line>' --queue PREFIX",
+    "operator": "where experiments are submitted:  jobqueue keys trust '<this line>' [--queue PREFIX]; "
+    "here, for each node:  jobqueue keys publish '<its lines>' [--queue PREFIX]",
 }
 _OVERLAP = timedelta(hours=1)
 
@@ -29,14 +30,19 @@ def keys() -> None:
     """Keys: a sender signs with its own, seals to a node's; a node trusts senders, each for some queues or for all."""
 
 
+for command in (publish, unpublish, published):
+    keys.add_command(command)
+
+
 @keys.command()
 @click.argument("role", type=click.Choice([*_NEXT, "laptop"]))
 def new(*, role: str) -> None:
     """Make the keys of a ROLE, the newest from now on, and write their public lines.
 
-    A `node` opens specs and signs reports, a `sender` signs specs, with `reporting` reports are opened. `laptop` makes
-    what a machine needs that submits to itself, unless it is there: a node's and a sender's keys, and trust in that
-    sender. Where JOBQUEUE_KEYS_PASSPHRASE or its _FILE is set, private keys are encrypted under it.
+    A `node` opens specs and signs reports, a `sender` signs specs, with `reporting` reports are opened, an `operator`
+    signs the keys of nodes that it publishes. `laptop` makes what a machine needs that submits to itself, unless it is
+    there: a node's and a sender's keys, and trust in that sender. Where JOBQUEUE_KEYS_PASSPHRASE or its _FILE is set,
+    private keys are encrypted under it.
     """
     from jobqueue.keys import ensure_laptop_keys
 
@@ -90,6 +96,7 @@ def _make(role: str, settings: "Settings", *, used_from: datetime | None = None)
         "node": [Reader.NODE, Signer.NODE],
         "sender": [Signer.SENDER],
         "reporting": [Reader.REPORTING],
+        "operator": [Signer.OPERATOR],
     }
     folder, passphrase = settings.keys_dir, settings.keys_passphrase
     for owner in owners[role]:
@@ -122,9 +129,7 @@ def show(*, key_id: str | None, form: str) -> None:
 
 @keys.command()
 @click.argument("key")
-@click.option(
-    "--queue", "prefix", default="", metavar="PREFIX", help="Only for queues that begin so; all when not given."
-)
+@prefix_option
 def trust(*, key: str, prefix: str) -> None:
     """Trust a public KEY: its line, a file that holds it, or - to read it from stdin; several at once, too.
 
@@ -133,7 +138,7 @@ def trust(*, key: str, prefix: str) -> None:
     """
     from jobqueue.keys import trust_lines
 
-    for key_id in trust_lines(read_settings().keys_dir, _read(key), queue_prefix=prefix):
+    for key_id in trust_lines(read_settings().keys_dir, read_lines(key), queue_prefix=prefix):
         click.echo(key_id)
 
 
@@ -146,17 +151,6 @@ def revoke(*, key_id: str) -> None:
     settings = read_settings()
     take_out(settings.keys_dir, key_id, passphrase=settings.keys_passphrase)
     click.echo(key_id)
-
-
-def _read(key: str) -> str:
-    if key == "-":
-        return sys.stdin.read()
-    if " " in key:
-        return key
-    try:
-        return Path(key).read_text(encoding="ascii", errors="replace")
-    except OSError as error:
-        raise NotFound(f"neither a key's line nor a file that can be read: {key} ({error.strerror})") from None
 
 
 def _as_row(entry: "KeyEntry") -> dict[str, str]:

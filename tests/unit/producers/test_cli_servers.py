@@ -114,6 +114,33 @@ def test_what_a_node_has_written_is_trusted_as_it_is(project: str, tmp_path: Pat
     assert (ring.recipient("q").key_id, ring.trusted_node(signing, queue="q").key_id) == (sealing, signing)
 
 
+def test_an_operator_publishes_node_keys_and_takes_them_back(project: str, tmp_path: Path) -> None:
+    lines = CliRunner(env={"JOBQUEUE_KEYS": str(tmp_path / "node's")}).invoke(jobqueue, ["keys", "new", "node"]).stdout
+    assert _call("keys", "publish", lines).exit_code == 102, "there is no operator here"
+    assert _call("keys", "new", "operator").stdout.startswith("jobqueue-operator-")
+    (key_id,) = _call("keys", "publish", "-", "--queue", "vision_", stdin=lines).stdout.split()
+    assert _call("keys", "publish", "-", "--queue", "vision_", stdin=lines).exit_code == 0
+    (row,) = json.loads(_call("keys", "published", "-o", "json").stdout)
+    assert (row["key"], row["queues"]) == (key_id, "vision_*")
+    assert _call("keys", "publish", lines.splitlines()[1]).exit_code == 1, "nothing is sealed to what signs"
+    assert _call("keys", "publish", lines, "--queue", "a/b").exit_code != 0
+    assert _call("keys", "unpublish", key_id).stdout.split() == [key_id]
+    assert _call("keys", "unpublish", key_id).exit_code == 102
+    assert json.loads(_call("keys", "published", "-o", "json").stdout) == []
+
+
+def test_a_rotation_tells_what_comes_next(project: str, tmp_path: Path) -> None:
+    old = _call("keys", "new", "sender").stdout
+    result = _call("keys", "rotate", "sender", "--after", "10m")
+    new = result.stdout
+    assert KeyRing(tmp_path / "keys").sender().public.line == old.strip()
+    assert new.startswith("jobqueue-sender-")
+    assert new != old
+    assert "jobqueue keys revoke" in result.stderr
+    assert _call("keys", "rotate", "sender", "--after", "0s").exit_code == 0
+    assert KeyRing(tmp_path / "keys").sender().public.line not in (old.strip(), new.strip())
+
+
 def test_what_is_no_key_is_refused(project: str) -> None:
     assert _call("keys", "trust", "jobqueue-sender-ed25519 AAAA then").exit_code == 1
     assert _call("keys", "trust", "no-such-file").exit_code == 102

@@ -1,0 +1,100 @@
+"""Keys of nodes that an operator publishes through a registry, as one signed list.
+
+The registry is not believed: a list counts by its signature, and never after a newer one. The newest that was seen is
+kept beside the operator's key, so that a registry that hides it, or shows an older one, changes nothing.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from jobqueue.errors import KeyRefused
+from jobqueue.ids import KeyId
+from jobqueue.keys.files import read_kept, write_kept
+from jobqueue.keys.parsing import parse_key
+from jobqueue.keys.sealing import Reader, SealingPublicKey
+from jobqueue.keys.signing import SigningKey, SigningPublicKey
+
+_log = logging.getLogger(__name__)
+
+MAX_LIST_BYTES: Final = 256 * 1024
+_SIGNED: Final = b"jobqueue/v1/published"
+_SUFFIX: Final = ".published"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What one operator publishes.
+
+    Attributes:
+        at: when it was signed, aware; a later one takes its place.
+        keys: each with the prefix of the queues that it is for.
+        document: as it was signed.
+    """
+
+    operator: KeyId
+    at: datetime
+    keys: tuple[tuple[str, SealingPublicKey], ...]
+    document: bytes = field(repr=False)
+
+
+def sign_list(keys: Iterable[tuple[str, SealingPublicKey]], *, at: datetime, operator: SigningKey) -> bytes:
+    """Return the document that publishes these keys, and no others."""
+    listed = [{"queue": prefix, "line": key.line} for prefix, key in keys]
+    body = json.dumps({"at": at.isoformat(), "keys": listed})
+    return json.dumps({"body": body, "signature": operator.sign(_SIGNED + body.encode()).hex()}).encode()
+
+
+def read_list(document: bytes, *, operator: SigningPublicKey) -> Published:
+    """Return what an operator publishes.
+
+    Raises:
+        KeyRefused: the operator has not signed it.
+    """
+    try:
+        outside = json.loads(document if len(document) <= MAX_LIST_BYTES else b"")
+        body, signature = outside["body"].encode(), bytes.fromhex(outside["signature"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise KeyRefused("the registry holds what is no list of published keys") from None
+    if not operator.has_signed(_SIGNED + body, signature):
+        raise KeyRefused(f"the operator {operator.key_id} has not signed the list that the registry holds")
+    inside = json.loads(body)
+    keys = tuple((entry["queue"], key) for entry in inside["keys"] if (key := _node_key(entry)))
+    at = datetime.fromisoformat(inside["at"])
+    return Published(operator=operator.key_id, at=at, keys=keys, document=document)
+
+
+def newest_list(folder: Path, shown: Mapping[str, bytes], *, operator: SigningPublicKey) -> Published | None:
+    """Return the newest list of an operator that was ever seen here, if any.
+
+    Args:
+        folder: of the operators' keys, which keeps it.
+        shown: what a registry says, by operator.
+        operator: whose.
+    """
+    kept_in = folder / f"{operator.key_id}{_SUFFIX}"
+    kept = _read(read_kept(kept_in), operator)
+    found = _read(shown.get(operator.key_id), operator)
+    if found and (kept is None or found.at > kept.at):
+        write_kept(kept_in, found.document)
+        return found
+    if kept and found and found.at < kept.at:
+        _log.warning("keys.older_list operator=%s", operator.key_id)
+    return kept
+
+
+def _read(document: bytes | None, operator: SigningPublicKey) -> Published | None:
+    try:
+        return read_list(document, operator=operator) if document else None
+    except KeyRefused as error:
+        _log.warning("keys.list_refused operator=%s error=%s", operator.key_id, error.message)
+        return None
+
+
+def _node_key(entry: Any) -> SealingPublicKey | None:
+    key = parse_key(entry["line"])
+    return key if isinstance(key, SealingPublicKey) and key.reader is Reader.NODE else None

@@ -1,0 +1,112 @@
+"""`jobqueue keys publish`: what an operator lets be known of node keys, through the registry and under a signature."""
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobqueue.errors import KeyRefused, NotFound
+from producers.cli.arguments import read_settings
+from producers.cli.output import format_option, write_instant, write_rows
+
+if TYPE_CHECKING:
+    from jobqueue.keys import SealingPublicKey
+
+    _Listed = list[tuple[str, SealingPublicKey]]
+
+prefix_option = click.option(
+    "--queue", "prefix", default="", metavar="PREFIX", help="Only for queues that begin so; all when not given."
+)
+
+
+def read_lines(key: str) -> str:
+    """Return the text that a user means by a key: its lines, those of a file, or of stdin for `-`."""
+    if key == "-":
+        return sys.stdin.read()
+    if " " in key:
+        return key
+    try:
+        return Path(key).read_text(encoding="ascii", errors="replace")
+    except (OSError, ValueError) as error:  # a ValueError where it is no path
+        told = error.strerror if isinstance(error, OSError) else "not a path"
+        raise NotFound(f"neither a key's line nor a file that can be read: {key!r} ({told})") from None
+
+
+@click.command()
+@click.argument("key")
+@prefix_option
+def publish(*, key: str, prefix: str) -> None:
+    """Publish node keys through the registry, signed as an operator: KEY is their lines, a file, or - for stdin.
+
+    Whoever trusts this operator seals to them, where no key of a folder of its own is for the queue.
+    """
+    from jobqueue.keys import Reader, SealingPublicKey, check_prefix, parse_lines
+
+    check_prefix(prefix)
+    found = [each for each in parse_lines(read_lines(key)) if isinstance(each, SealingPublicKey)]
+    new = [(prefix, each) for each in found if each.reader is Reader.NODE]
+    if not new:
+        raise KeyRefused("no node's key to seal to", hint="copy the lines that `jobqueue keys new node` has printed")
+    _publish(lambda listed: [*(pair for pair in listed if pair not in new), *new])
+    for _, each in new:
+        click.echo(each.key_id)
+
+
+@click.command()
+@click.argument("key_id")
+def unpublish(*, key_id: str) -> None:
+    """Take the node's key KEY_ID out of what this operator publishes."""
+
+    def without(listed: "_Listed") -> "_Listed":
+        left = [pair for pair in listed if pair[1].key_id != key_id]
+        if len(left) == len(listed):
+            raise NotFound(f"the key {key_id} is not published", hint="`jobqueue keys published` lists them")
+        return left
+
+    _publish(without)
+    click.echo(key_id)
+
+
+@click.command()
+@format_option
+def published(*, form: str) -> None:
+    """List the node keys that trusted operators publish."""
+    from jobqueue.keys import KeyRing
+    from jobqueue.registry import open_registry
+
+    settings = read_settings()
+    with closing(open_registry(settings.registry)) as registry:
+        lists = KeyRing.of(settings, shown=registry.directory.documents).published()
+    rows = [
+        {
+            "KEY": key.key_id,
+            "QUEUES": f"{prefix}*",
+            "USED FROM": write_instant(key.created_at),
+            "OPERATOR": found.operator,
+            "SIGNED": write_instant(found.at),
+        }
+        for found in lists
+        for prefix, key in found.keys
+    ]
+    objects = [{name.lower().replace(" ", "_"): text for name, text in row.items()} for row in rows]
+    write_rows(form, rows=rows, objects=objects, name="KEY")
+
+
+def _publish(change: "Callable[[_Listed], _Listed]") -> None:
+    from jobqueue.keys import KeyRing, sign_list
+    from jobqueue.registry import open_registry
+
+    settings = read_settings()
+    with closing(open_registry(settings.registry)) as registry:
+        ring = KeyRing.of(settings, shown=registry.directory.documents)
+        operator = ring.operator()
+        before = [found for found in ring.published() if found.operator == operator.public.key_id]
+        at = max([datetime.now(UTC), *(found.at + timedelta(microseconds=1) for found in before)])
+        listed = change([pair for found in before for pair in found.keys])
+        document = sign_list(listed, at=at, operator=operator)
+        registry.directory.put(operator.public.key_id, document)
+        KeyRing.of(settings, shown=lambda: {operator.public.key_id: document}).published()  # kept here as well

@@ -1,0 +1,163 @@
+"""Keys of nodes that are published through a registry which lies."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from jobqueue.errors import NotFound
+from jobqueue.keys import (
+    KeyRing,
+    Reader,
+    SealingPublicKey,
+    Signer,
+    SigningPublicKey,
+    Suite,
+    make_pair,
+    revoke,
+    sign_list,
+    trust,
+)
+
+AT = datetime(2026, 7, 1, tzinfo=UTC)
+
+
+class World:
+    """An operator who has published some keys, and a sender who trusts it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seconds = folder, 0.0
+        self.operator_keys, self.sender_keys = folder / "operator's", folder / "sender's"
+        self.operator: SigningPublicKey = make_pair(self.operator_keys, Signer.OPERATOR)
+        self.shown: dict[str, bytes] = {}
+        trust(self.sender_keys, self.operator.line)
+        self.ring = self.make_ring()
+
+    def make_ring(self, *, weakest: Suite = Suite.X25519) -> KeyRing:
+        """Return the sender's keys, as a new process has them."""
+        return KeyRing(self.sender_keys, clock=lambda: self.seconds, shown=lambda: self.shown, weakest=weakest)
+
+    def make_node(self, name: str, *, suite: Suite = Suite.MLKEM768_X25519) -> SealingPublicKey:
+        """Return the key of a new node."""
+        return make_pair(self.folder / name, Reader.NODE, suite=suite)
+
+    def sign(self, *keys: tuple[str, SealingPublicKey], after: timedelta = timedelta(0)) -> bytes:
+        """Return a list as the operator signs it."""
+        return sign_list(keys, at=AT + after, operator=KeyRing(self.operator_keys).operator())
+
+    def show(self, document: bytes) -> None:
+        """Have the registry show a document, and the sender ask again."""
+        self.shown[self.operator.key_id] = document
+        self.seconds += 60
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_sender_seals_to_what_a_trusted_operator_publishes(world: World) -> None:
+    common, lab = world.make_node("common"), world.make_node("lab")
+    world.show(world.sign(("", common), ("lab_", lab)))
+    assert (world.ring.recipient("default_cpu"), world.ring.recipient("lab_gpu")) == (common, lab)
+
+
+def test_a_key_of_ones_own_folder_comes_before_what_is_published(world: World) -> None:
+    own = world.make_node("own")
+    trust(world.sender_keys, own.line, queue_prefix="lab_")
+    world.show(world.sign(("lab_", world.make_node("other"))))
+    assert world.ring.recipient("lab_cpu") == own
+    with pytest.raises(NotFound):
+        world.ring.recipient("default_cpu")
+
+
+def test_a_published_key_is_used_once_its_time_has_come(world: World) -> None:
+    now = datetime.now(UTC)
+    old = make_pair(world.folder / "old", Reader.NODE, used_from=now - timedelta(days=1))
+    new = make_pair(world.folder / "new", Reader.NODE, used_from=now + timedelta(days=1))
+    world.show(world.sign(("", new), ("", old)))
+    assert world.ring.recipient("q") == old
+
+
+@pytest.mark.security_case("published key forged")
+def test_a_list_that_no_trusted_operator_has_signed_changes_nothing(world: World, tmp_path: Path) -> None:
+    """Whoever can write to the registry publishes a node's key of its own, for all queues or another prefix.
+
+    Refused: nothing is sealed to a key whose list the trusted operator has not signed as it is.
+    Evidence: unsigned, self-signed, re-labelled, mangled and oversized lists leave the sender with the key it had.
+    """
+    mine, good = world.make_node("attacker"), world.make_node("good")
+    sound = world.sign(("lab_", good))
+    make_pair(tmp_path / "attacker", Signer.OPERATOR)
+    forged = sign_list([("", mine)], at=AT + timedelta(days=1), operator=KeyRing(tmp_path / "attacker").operator())
+    outside = json.loads(sound)
+    for document in (
+        forged,
+        json.dumps({**outside, "body": outside["body"].replace('"lab_"', '""')}).encode(),
+        json.dumps({**outside, "body": json.loads(forged)["body"]}).encode(),
+        json.dumps({**outside, "signature": ""}).encode(),
+        b"",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        sound + b" " * 300_000,
+    ):
+        world.show(document)
+        with pytest.raises(NotFound):
+            world.ring.recipient("default_cpu")
+    world.show(sound)
+    assert world.ring.recipient("lab_cpu") == good
+    world.show(forged)
+    assert (world.ring.recipient("lab_cpu"), world.make_ring().recipient("lab_cpu")) == (good, good)
+
+
+@pytest.mark.security_case("published key replayed")
+def test_an_older_list_that_is_shown_again_changes_nothing(world: World) -> None:
+    """The registry shows the list from before a stolen node's key was unpublished, or hides the newer one.
+
+    Refused: the newest list that was ever seen is kept beside the operator's key, and counts.
+    Evidence: nothing is sealed to the stolen node's key, by this process and by a new one.
+    """
+    stolen, fresh = world.make_node("stolen"), world.make_node("fresh")
+    older = world.sign(("", stolen))
+    world.show(older)
+    assert world.ring.recipient("q") == stolen
+    world.show(world.sign(("", fresh), after=timedelta(seconds=1)))
+    assert world.ring.recipient("q") == fresh
+    for document in (older, b""):
+        world.show(document)
+        assert (world.ring.recipient("q"), world.make_ring().recipient("q")) == (fresh, fresh)
+
+
+@pytest.mark.security_case("published key forged")
+def test_an_operator_that_is_revoked_or_trusted_for_other_queues_publishes_nothing_here(world: World) -> None:
+    """An operator publishes keys for queues that it is not trusted for, or after it was revoked.
+
+    Refused: a list counts for the queues of the operator's prefix, and while the operator is trusted.
+    Evidence: nothing is found to seal to.
+    """
+    revoke(world.sender_keys, world.operator.key_id)
+    trust(world.sender_keys, world.operator.line, queue_prefix="lab_")
+    node = world.make_node("node")
+    world.show(world.sign(("", node)))
+    assert world.ring.recipient("lab_cpu") == node
+    with pytest.raises(NotFound):
+        world.ring.recipient("default_cpu")
+    revoke(world.sender_keys, world.operator.key_id)
+    world.seconds += 60
+    with pytest.raises(NotFound):
+        world.ring.recipient("lab_cpu")
+
+
+@pytest.mark.security_case("suite below the floor")
+def test_a_published_key_below_the_floor_is_not_sealed_to(world: World) -> None:
+    """An operator publishes a node's key of a weaker suite than the sender's floor.
+
+    Refused: nothing is sealed to it.
+    Evidence: looking for a key raises, and names what is missing.
+    """
+    world.show(world.sign(("", world.make_node("weak", suite=Suite.X25519))))
+    assert world.ring.recipient("q")
+    with pytest.raises(Exception, match="mlkem768"):
+        world.make_ring(weakest=Suite.MLKEM768_X25519).recipient("q")
