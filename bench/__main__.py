@@ -11,6 +11,7 @@ from services.process import MissingProgramError
 
 from bench.artifacts import measure_artifact_throughput
 from bench.experiments import measure_overhead, measure_slot_memory, measure_start_latency
+from bench.garbage import measure_garbage
 from bench.importing import measure_import_time
 from bench.output import measure_log_throughput
 from bench.queues import measure_many_queues, measure_sqs_requests
@@ -30,6 +31,7 @@ _MEASURES: dict[str, Callable[[Servers], list[Result]]] = {
     "slot_memory": measure_slot_memory,
     "many_queues": measure_many_queues,
     "sqs_requests": measure_sqs_requests,
+    "garbage": measure_garbage,
     "log_throughput": measure_log_throughput,
     "artifact_throughput": measure_artifact_throughput,
 }

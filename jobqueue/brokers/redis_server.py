@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from jobqueue.brokers.copies import KEPT_BYTES, LARGEST_BYTES
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.tls import hint_of, split_certificates
 
@@ -26,7 +27,7 @@ return 1
 # Takes one message from the first of some queues that holds one. KEYS: the set of queues, and for each queue its mail
 # that is not acknowledged, when that comes back, and its lists. ARGV: a tag, how long others do not get it, the queues.
 # Answers with the message and its queue; with neither, and the queues that do not exist.
-RECEIVE: Final = """
+_RECEIVE: Final = """
 local clock = redis.call('time')
 local now = clock[1] + clock[2] / 1000000
 local width = (#KEYS - 1) / (#ARGV - 2)
@@ -45,6 +46,7 @@ for number = 3, #ARGV do
     for list = at + 2, at + width - 1 do
       local mail = redis.call('rpop', KEYS[list])
       if mail then
+        -- cut
         redis.call('hset', KEYS[at], ARGV[1], mail)
         redis.call('zadd', KEYS[at + 1], now + ARGV[2], ARGV[1])
         return {mail, ARGV[number]}
@@ -54,8 +56,30 @@ for number = 3, #ARGV do
 end
 return missing
 """
+_CUT: Final = f"if #mail > {LARGEST_BYTES} then mail = string.sub(mail, 1, {KEPT_BYTES}) end"
+RECEIVE: Final = _RECEIVE.replace("-- cut", "")
+# Of what is too large for any request, nobody receives more than the beginning.
+RECEIVE_REQUEST: Final = _RECEIVE.replace("-- cut", _CUT)
+# Takes some messages of one queue. KEYS: its mail that is not acknowledged, when that comes back, and its lists.
+# ARGV: what stands before a number in their tags, how long others do not get them, how many.
+RECEIVE_SOME: Final = f"""
+local clock = redis.call('time')
+local back = clock[1] + clock[2] / 1000000 + ARGV[2]
+local found = {{}}
+for list = 3, #KEYS do
+  while #found < tonumber(ARGV[3]) do
+    local mail = redis.call('rpop', KEYS[list])
+    if not mail then break end
+    {_CUT}
+    found[#found + 1] = mail
+    redis.call('hset', KEYS[1], ARGV[1] .. #found, mail)
+    redis.call('zadd', KEYS[2], back, ARGV[1] .. #found)
+  end
+end
+return found
+"""
 # KEYS: the mail that is not acknowledged, when it comes back, and the queue's list. Mail that is back stays as it is.
-_GIVE_BACK: Final = """
+GIVE_BACK: Final = """
 local mail = redis.call('hget', KEYS[1], ARGV[1])
 if not mail then return 0 end
 redis.call('rpush', KEYS[3], mail)
@@ -119,7 +143,7 @@ class RedisServer:
     @cached_property
     def give_back(self) -> Any:
         """The script that puts mail back to where it was taken."""
-        return self.client.register_script(_GIVE_BACK)
+        return self.client.register_script(GIVE_BACK)
 
     @cached_property
     def count_deferred(self) -> Any:

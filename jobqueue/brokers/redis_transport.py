@@ -6,9 +6,11 @@ message and notes it in one step. What is no message of kombu's becomes the body
 kombu would raise, and lose it. Each delivery gets a tag of our own and the name of the queue that it came from: a
 sender's tag could be that of another delivery, its queue one that it is trusted for. Each request queue is looked into
 together with what is served before it.
+
+Where a worker screens what comes, a flood of what it refuses is taken many at a time, and gone before kombu notes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty
 from time import monotonic
 from typing import Any, Final
@@ -19,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobqueue.brokers.copies import as_message
 from jobqueue.brokers.precedence import Precedence
-from jobqueue.brokers.redis_server import RECEIVE, mail_hash, mail_index, mail_keys
+from jobqueue.brokers.redis_server import GIVE_BACK, RECEIVE_REQUEST, RECEIVE_SOME, mail_hash, mail_index, mail_keys
 from jobqueue.routing import served_queue
 
 # Its stubs know a small part of it.
@@ -29,6 +31,9 @@ _kombu: Any = redis
 _NOWHERE: Final = "jobqueue:nowhere"
 # One list can be waited for; the others are looked at when the wait is over.
 _WAIT_AMONG_SEVERAL_SECONDS: Final = 0.2
+# How many refused messages are taken at a time, and how long the main loop waits for that.
+_MOST_AT_A_TIME: Final = 64
+_LONGEST_SECONDS: Final = 0.05
 
 
 class _Noted(_kombu.QoS):  # type: ignore[misc]  # a class, untyped
@@ -51,7 +56,10 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._receive_script = self._create_client().register_script(RECEIVE)
+        client = self._create_client()
+        self._receive_script = client.register_script(RECEIVE_REQUEST)
+        self._receive_some = client.register_script(RECEIVE_SOME)
+        self._give_back = client.register_script(GIVE_BACK)
         self._is_acknowledging = True
         self._gone: set[str] = set()
         self._precedence = Precedence()
@@ -119,11 +127,63 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         self._precedence.note(name)
         self._gone.discard(queue)
         self._queue_cycle.rotate(queue)
-        self.connection._deliver(as_message(raw, queue=name, tag=tag), queue)  # noqa: SLF001 - kombu's own way
-        return True
+        payload = as_message(raw, queue=name, tag=tag)
+        if not self._is_refused(payload):
+            self._hand_on(payload, queue)
+            return True
+        self._remove(name, [tag])
+        return self._take_after_refused(name)
+
+    def _take_after_refused(self, name: str) -> bool:
+        """Take some more of a queue, which is likely to hold what is refused, until there is something to deliver."""
+        until, count = monotonic() + _LONGEST_SECONDS, 1
+        while monotonic() < until:
+            count = min(2 * count, _MOST_AT_A_TIME)
+            taken = self._take_some(name, count)
+            sound = [payload for payload in taken if not self._is_refused(payload)]
+            self._remove(name, [_tag_of(payload) for payload in taken if payload not in sound])
+            for payload in reversed(sound[1:]):
+                keys = [mail_hash(name), mail_index(name), name]
+                with self.conn_or_acquire() as client:
+                    self._give_back(keys=keys, args=[_tag_of(payload)], client=client)
+            if sound:
+                self._hand_on(sound[0], served_queue(name))
+                return True
+            if len(taken) < count:
+                break
+        return False
+
+    def _take_some(self, name: str, count: int) -> list[dict[str, Any]]:
+        tag, keys = f"{uuid4()}:", mail_keys(name)[1:]
+        with self.conn_or_acquire() as client:
+            found = self._receive_some(keys=keys, args=[tag, self.visibility_timeout, count], client=client)
+        return [as_message(raw, queue=name, tag=f"{tag}{number}") for number, raw in enumerate(found, start=1)]
+
+    def _remove(self, name: str, tags: Sequence[str]) -> None:
+        if tags:
+            with self.conn_or_acquire() as client, client.pipeline() as pipe:
+                pipe.hdel(mail_hash(name), *tags)
+                pipe.zrem(mail_index(name), *tags)
+                pipe.execute()
+
+    def _is_refused(self, payload: dict[str, Any]) -> bool:
+        is_refused = self.connection.is_refused
+        return is_refused is not None and is_refused(self.Message(payload, channel=self))
+
+    def _hand_on(self, payload: dict[str, Any], queue: str) -> None:
+        self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
 
 
 class Transport(_kombu.Transport):  # type: ignore[misc]  # a class, untyped
-    """kombu's transport over these channels."""
+    """kombu's transport over these channels.
+
+    Attributes:
+        is_refused: what a worker screens with: tells of a message that it was counted and is to be removed.
+    """
 
     Channel = Channel
+    is_refused: Callable[[Any], bool] | None = None
+
+
+def _tag_of(payload: dict[str, Any]) -> str:
+    return str(payload["properties"]["delivery_tag"])

@@ -18,6 +18,7 @@ from jobqueue.registry.needs import Needs
 from jobqueue.registry.pauses import Pauses
 from jobqueue.registry.presence import Workers
 from jobqueue.registry.values import (
+    Another,
     Answer,
     Cancelled,
     Exhausted,
@@ -34,6 +35,7 @@ from jobqueue.registry.values import (
 )
 
 __all__ = [
+    "Another",
     "Answer",
     "Cancelled",
     "Exhausted",
@@ -73,8 +75,8 @@ class Leases(Protocol):
     ) -> Answer:
         """Ask for the lease. token = max(previous + 1, registry time in ms); attempts count from 1.
 
-        An unknown experiment is recorded from `submission`. A lease that ran out is counted as a platform failure
-        (WORKER_LOST) here, before the budget is looked at.
+        An unknown experiment is recorded from `submission`; a known one is granted to its own message only. A lease
+        that ran out is counted as a platform failure (WORKER_LOST) here, before the budget is looked at.
         """
         ...
 

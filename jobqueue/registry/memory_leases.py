@@ -6,6 +6,7 @@ from datetime import timedelta
 from jobqueue.ids import NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
 from jobqueue.registry.base import (
+    Another,
     Answer,
     Cancelled,
     Exhausted,
@@ -39,6 +40,12 @@ class MemoryLeases:
         """Ask for the lease."""
         with self._table.lock:
             entry = self._table.entry(submission.id) or self._rebuild(submission)
+            known = entry.record.submission.digest
+            if known and submission.digest not in {"", known}:
+                return Another()
+            if not known:
+                named = replace(entry.record.submission, digest=submission.digest)
+                entry = self._table.store(replace(entry, record=replace(entry.record, submission=named)))
             if entry.record.state.is_final:
                 return Final(record=without_message(entry.record))
             self._table.see(submission.id)

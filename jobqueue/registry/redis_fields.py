@@ -24,6 +24,7 @@ def submission_arguments(submission: Submission) -> tuple[Argument, ...]:
         submission.spec_digest,
         as_bytes(key),
         as_bytes(submission.queue),
+        submission.digest,
     )
 
 
@@ -69,7 +70,7 @@ def parse_record(flat: Sequence[bytes], *, message: bytes = b"") -> Record:
 
 def _dump_submission(submission: Submission) -> str:
     fields = {**vars(submission), "resources": vars(submission.resources)}
-    del fields["message"]
+    del fields["message"], fields["digest"]
     if not submission.is_fast:
         del fields["is_fast"]  # which older versions do not know
     for name in ("submitted_at", "expires_at"):

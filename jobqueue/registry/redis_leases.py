@@ -8,14 +8,25 @@ from typing import Any, Final
 
 from jobqueue.ids import NodeId, WorkerId
 from jobqueue.lifecycle import Outcome, Phase, Reason, State
-from jobqueue.registry.base import Answer, Cancelled, Exhausted, Granted, Held, Holder, Lease, Quarantined, Submission
+from jobqueue.registry.base import (
+    Another,
+    Answer,
+    Cancelled,
+    Exhausted,
+    Granted,
+    Held,
+    Holder,
+    Lease,
+    Quarantined,
+    Submission,
+)
 from jobqueue.registry.base import Final as FinalAnswer
 from jobqueue.registry.redis_client import Argument, RedisClient, as_bytes, words
 from jobqueue.registry.redis_fields import milliseconds, parse_record, submission_arguments
 from jobqueue.registry.rules import counter_of, refuse_forgotten, refuse_move, refuse_write, require_final, sources_of
 
 # What a renewal says of a submission that it does not know, after its id.
-_UNKNOWN: Final = ("",) * 7
+_UNKNOWN: Final = ("",) * 8
 _WITH_LEASE: Final[dict[str, type[Granted | Cancelled | Exhausted]]] = {
     "granted": Granted,
     "cancelled": Cancelled,
@@ -48,6 +59,8 @@ class RedisLeases:
         word, rest = words(reply)
         if word in _WITHOUT_LEASE:
             return _WITHOUT_LEASE[word](remaining=timedelta(milliseconds=rest[0]))
+        if word == "another":
+            return Another()
         record = parse_record(rest[0])
         if word == "final":
             return FinalAnswer(record=record)

@@ -1,5 +1,6 @@
 """The values that pass through the registry: what is known of an experiment, and the answers about its lease."""
 
+import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,6 +17,7 @@ class Submission:
         is_fast: it goes ahead of the others of its queue.
         spec_digest: sha256 over the spec; tells two submissions under one idempotency key apart.
         message: the sealed envelope, kept to be published again until it is final; only `get` answers with it.
+        digest: sha256 over that in hex; as what a worker has before it, given without it. No answer has it.
     """
 
     id: ExperimentId
@@ -30,6 +32,11 @@ class Submission:
     is_fast: bool = False
     spec_digest: str = ""
     message: bytes = field(default=b"", repr=False)
+    digest: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.message and not self.digest:
+            object.__setattr__(self, "digest", hashlib.sha256(self.message).hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +163,12 @@ class Final:
     record: Record
 
 
-Answer = Granted | Cancelled | Exhausted | Held | Quarantined | Final
+@dataclass(frozen=True, kw_only=True)
+class Another:
+    """Another message is that of the experiment: the one that was registered, or accepted first."""
+
+
+Answer = Granted | Cancelled | Exhausted | Held | Quarantined | Final | Another
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from jobqueue.envelope import Verified
 from jobqueue.errors import ArtifactRefused, RegistryUnavailable, StoreUnavailable, Superseded
-from jobqueue.lifecycle import Outcome, Reason
+from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import base as registry
 from jobqueue.registry.base import Holder, Lease, Record, Submission
 from jobqueue.resources import Resources
@@ -112,6 +112,10 @@ class Attempt:
                 return PutOff(delay=remaining)
             case registry.Quarantined(remaining=remaining):
                 return PutOff(delay=remaining, why="the registry may have forgotten who holds the lease")
+            case registry.Another():
+                # A report about this id would be taken for one about the experiment that has it.
+                refused = Outcome(reason=Reason.BAD_ENVELOPE, detail="another message has its id")
+                return Ended(state=State.FAILED, outcome=refused)
         file = LeaseFile(site.leases, self._keep(answer.lease, asked_at_seconds))
         keeper = LeaseKeeper(
             site.registry.leases,
@@ -269,6 +273,7 @@ def submission_of(message: Verified) -> Submission:
         resources=header.resources,
         submitted_at=header.submitted_at,
         expires_at=header.expires_at,
+        digest=message.digest,
     )
 
 

@@ -5,43 +5,32 @@ to the dead-letter queue, what is not signed by a trusted sender is dropped with
 already runs here replaces the dead delivery.
 """
 
-import hashlib
 import logging
-import time
-from collections import Counter, deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import active_requests, reserved_requests
 
-from jobqueue.envelope import Verified, verify
-from jobqueue.errors import BadEnvelope, BrokerUnavailable, Early, JobqueueError, NoSuchQueue, Untrusted
-from jobqueue.lifecycle import Reason
+from jobqueue.envelope import Verified
 from jobqueue.routing import served_queue
 from jobqueue.unprotected import Protection, is_off
-from workers.attempt.telling import answer
 from workers.bootstrap import node_of
 from workers.delivery.absent import Absent
+from workers.delivery.ends import ends_of
+from workers.delivery.gate import Gate
 from workers.delivery.intake import Intake
-from workers.delivery.request import requeue, requeue_later
+from workers.delivery.request import requeue
 from workers.delivery.room import Room, make_room
 from workers.delivery.scout import scout_of
-from workers.delivery.shape import check_id, check_shape
 from workers.delivery.turns import Turns
 
 log = logging.getLogger(__name__)
 
 LOOK_FOR_QUEUES_SECONDS: Final = 1.0
-LOG_EVERY_SECONDS: Final = 1.0
 # Whether anything comes from the queue whose turn it is shows sooner; another worker may have been first.
 NEXT_TURN_SECONDS: Final = 0.1
-LONGEST_WAIT: Final = timedelta(minutes=1)
-# What upsets the check once may be this worker's own trouble; what upsets it each time must not come back for ever.
-CHANCES: Final = 3
-_REMEMBERED_FAILURES: Final = 1000
 
 
 class Consumer(CeleryConsumer):
@@ -62,9 +51,6 @@ class Consumer(CeleryConsumer):
     _is_broken = False
 
     def __init__(self, on_task_request: Any, *, worker_options: Any = None, **options: Any) -> None:
-        self.refused: Counter[str] = Counter()
-        self._logged_at = 0.0
-        self._failures: deque[bytes] = deque(maxlen=_REMEMBERED_FAILURES)
         self._stopped: set[str] = set()
         self._late: list[Any] = []
         self._turns = Turns()
@@ -72,6 +58,7 @@ class Consumer(CeleryConsumer):
         # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **options)
+        self._gate = Gate(node_of(self.app), turns=self._turns, ends=ends_of(self.app))
 
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
@@ -87,6 +74,8 @@ class Consumer(CeleryConsumer):
             stopped=self._stopped,
         )
         self._room = self._room or make_room(node_of(self.app))
+        transport: Any = connection.transport
+        transport.is_refused = self._gate.is_refused
         self._learn()
         self._intake.begin()
         return connection
@@ -119,6 +108,7 @@ class Consumer(CeleryConsumer):
         return is_free and not (self._room and self._room.is_resting) and node.site.takes_more
 
     def _look_for_queues(self) -> None:
+        self._gate.refusals.tell_rest()
         self._require_connection()
         self._learn()
         self._rearrange()
@@ -158,19 +148,19 @@ class Consumer(CeleryConsumer):
                 self._take(message, handle)
             except Exception:  # no message may end the worker
                 log.exception("delivery.check_failed")
-                self._on_failed_check(message)
+                self._gate.failed(message)
 
         return on_message
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Set aside what cannot even be decoded."""
-        self._set_aside(message, Reason.BAD_ENVELOPE, type(exc).__name__)
+        self._gate.set_aside(message, type(exc).__name__)
 
     def _take(self, message: Any, handle: Callable[[Any], None]) -> None:
-        verified = self._verify(message)
+        verified = self._gate.let_in(message)
         if verified is None:
             return
-        if (running := self._running(verified.header.experiment_id)) is not None:
+        if (running := self._running(verified)) is not None:
             log.info("delivery.adopted", extra={"experiment": running.id})
             running.adopt(message)
             return
@@ -188,7 +178,7 @@ class Consumer(CeleryConsumer):
             handle(message)
         except Exception as error:  # what passes the check and still upsets Celery must not come back
             log.exception("delivery.refused_by_celery")
-            self._set_aside(message, Reason.BAD_ENVELOPE, type(error).__name__)
+            self._gate.set_aside(message, type(error).__name__)
         else:
             self._tell_intake(self._intake.took, str(message.delivery_info["routing_key"]))
 
@@ -200,91 +190,13 @@ class Consumer(CeleryConsumer):
             log.exception("delivery.intake_failed")
             self._is_broken = True
 
-    def _verify(self, message: Any) -> Verified | None:
-        """Return what a message is, or None when something else has become of it."""
-        queue, keys = _queue_of(message), node_of(self.app).site.keys
-        try:
-            check_shape(message)
-            verified = verify(bytes(message.body), keys=keys, queue=queue, now=datetime.now(UTC))
-            check_id(message, verified)
-        except Early as error:
-            self._turns.note(queue)
-            self._put_off(message, error)
-        except Untrusted as error:
-            if keys.trusts_any(queue):
-                self._count(Reason.UNTRUSTED, queue, error.message)
-                message.ack()
-            else:
-                self._requeue_unverified(message, f"nobody is trusted for the queue {queue} any more")
-        except BadEnvelope as error:
-            self._set_aside(message, Reason.BAD_ENVELOPE, error.message)
-            answer(node_of(self.app).site, error, queue=queue)
-        except JobqueueError as error:  # this node's own trouble, such as unreadable keys: the message is sound
-            self._requeue_unverified(message, str(error))
-        else:
-            return verified
-        return None
-
-    def _on_failed_check(self, message: Any) -> None:
-        """Give back what could not be examined; set it aside when that happens again and again."""
-        try:
-            digest = hashlib.sha256(repr(message.body).encode()).digest()
-            self._failures.append(digest)
-            if self._failures.count(digest) < CHANCES:
-                requeue_later(message)
-            else:
-                self._set_aside(message, Reason.BAD_ENVELOPE, "it could not be examined")
-        except Exception:  # the same edge: the message stays unacknowledged, and comes back with its channel
-            log.exception("delivery.not_returned")
-
-    def _put_off(self, message: Any, early: Early) -> None:
-        """Let a message come back when its time has come."""
-        queue = _queue_of(message)
-        self._log_refusal("delivery.early", queue=queue, detail=early.message)
-        try:
-            node_of(self.app).site.deliveries.defer(message, queue=queue, delay=min(early.remaining, LONGEST_WAIT))
-        except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_deferred", extra={"queue": queue, "error": error.message})
-            requeue_later(message)
-
-    def _requeue_unverified(self, message: Any, detail: str) -> None:
-        self._log_refusal("delivery.not_verified", queue=_queue_of(message), detail=detail)
-        requeue_later(message)
-
-    def _running(self, experiment_id: str) -> Any:
+    def _running(self, verified: Verified) -> Any:
         """Return the request that runs this experiment on a delivery that died with its channel."""
         for request in (*active_requests, *reserved_requests):
-            if request.id == experiment_id and not request.acknowledged:
-                return request if _is_dead(request.message) else None
+            if request.id == verified.header.experiment_id and not request.acknowledged:
+                is_same = bytes(request.message.body) == verified.message
+                return request if is_same and _is_dead(request.message) else None
         return None
-
-    def _set_aside(self, message: Any, reason: Reason, detail: str) -> None:
-        """Move a message to the dead-letter queue.
-
-        It is not the end of an experiment, and none is reported: whoever can write to the queue can put a stranger's
-        signed envelope under headers of his own.
-        """
-        queue = _queue_of(message)
-        self._count(reason, queue, detail)
-        try:
-            node_of(self.app).site.deliveries.dead_letter(message, queue=queue, reason=reason.name, detail=detail)
-        except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_set_aside", extra={"queue": queue, "error": error.message})
-            requeue_later(message)
-
-    def _count(self, reason: Reason, queue: str, detail: str) -> None:
-        self.refused[reason.name] += 1
-        self._log_refusal("delivery.refused", queue=queue, detail=detail, reason=reason.name)
-
-    def _log_refusal(self, event: str, *, queue: str, detail: str, **fields: str) -> None:
-        """Log at most one a second, never the message."""
-        if time.monotonic() - self._logged_at >= LOG_EVERY_SECONDS:
-            self._logged_at = time.monotonic()
-            log.warning(event, extra={**fields, "queue": queue, "detail": detail, "total": self.refused.total()})
-
-
-def _queue_of(message: Any) -> str:
-    return served_queue(str((message.delivery_info or {}).get("routing_key", "")))
 
 
 def _is_stopping() -> bool:

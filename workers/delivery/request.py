@@ -15,6 +15,7 @@ from jobqueue.routing import served_queue
 from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import Node, node_of
 from workers.delivery.disposition import ExperimentEnded, HandedBack
+from workers.delivery.ends import ends_of
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,15 @@ class ExperimentRequest(Request):
         """Return what `celery inspect` shows: never the envelope."""
         return super().info(safe=True)
 
+    def acknowledge(self) -> None:
+        """Let the message go for good: its experiment has ended, and no copy of it is worth a question any more."""
+        super().acknowledge()
+        ends_of(self.app).note(bytes(self._message.body))
+
     def hand_back(self, delay: timedelta, *, why: str) -> None:
         """Let the message come back after `delay`, by a confirmed copy or by the broker's own means."""
         if is_off(Protection.DEFER):
-            self.acknowledge()
+            super().acknowledge()
         if self.acknowledged:
             return
         try:

@@ -7,6 +7,8 @@ from jobqueue.envelope import Verified
 from jobqueue.errors import BadEnvelope
 
 _NOT_FOR_EXPERIMENTS: Final = ("eta", "expires", "group", "chord", "chain", "callbacks", "errbacks")
+# Celery writes about twenty, and a broker adds some each time.
+_MOST_HEADERS: Final = 100
 _NO_LIMITS: Final = (None, [None, None], (None, None))
 
 
@@ -17,13 +19,15 @@ def check_shape(message: Any) -> None:
         BadEnvelope: the headers or the content type are not ours.
     """
     headers = message.headers
+    if getattr(message, "errors", None):
+        raise BadEnvelope("it cannot be decoded")
     if message.content_type != CONTENT_TYPE:
         raise BadEnvelope("the content type is not an envelope's")
     if not isinstance(headers, dict) or headers.get("task") != TASK or not isinstance(headers.get("id"), str):
         raise BadEnvelope("the headers name no experiment")
     if any(headers.get(name) for name in _NOT_FOR_EXPERIMENTS) or headers.get("timelimit") not in _NO_LIMITS:
         raise BadEnvelope("the headers ask for what experiments do not have")
-    if headers.get("retries") not in (None, 0):
+    if headers.get("retries") not in (None, 0) or len(headers) > _MOST_HEADERS:
         raise BadEnvelope("the headers ask for what experiments do not have")
 
 

@@ -1,13 +1,19 @@
 -- Asks for the lease of one experiment.
 local submission = read_submission(0)
 local id, key = submission.id, EXPERIMENT .. submission.id
-local worker_id, node_id = ARGV[9], ARGV[10]
-local ttl_ms, platform_budget, grant = tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
+local worker_id, node_id = ARGV[10], ARGV[11]
+local ttl_ms, platform_budget, grant = tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14]
 local clock = observe(ttl_ms)
 
 local record = load(id)
 if not record.state then
   record = rebuild(submission)
+end
+
+if (record.message_digest or '') == '' then
+  store(id, 'message_digest', submission.digest)
+elseif submission.digest ~= '' and submission.digest ~= record.message_digest then
+  return answer(clock, {'another'})
 end
 
 if is_final(record) then

@@ -110,7 +110,7 @@ local function add_record(submission, epoch)
   local id = submission.id
   store(id,
     'submission', submission.json, 'queue', submission.queue, 'project', submission.project, 'name', submission.name,
-    'spec_digest', submission.spec_digest, 'idempotency', submission.idempotency,
+    'spec_digest', submission.spec_digest, 'message_digest', submission.digest, 'idempotency', submission.idempotency,
     'state', 'QUEUED', 'attempt', '0', 'token', '0', 'worker_id', '', 'node_id', '', 'phase', '',
     'reason', '', 'detail', '', 'exit_code', '', 'last_lines', '', 'progress', '', 'history', '',
     'started_at', '', 'finished_at', '', 'cancel_reason', '', 'user_failures', '0', 'platform_failures', '0',
@@ -127,7 +127,7 @@ local function add_record(submission, epoch)
   end
 end
 
-local SUBMISSION_LENGTH = 8
+local SUBMISSION_LENGTH = 9
 
 -- The arguments of `register`, `index` submissions further on, and the first ones of `acquire`.
 local function read_submission(index)
@@ -135,6 +135,7 @@ local function read_submission(index)
   return {
     id = ARGV[at + 1], json = ARGV[at + 2], message = ARGV[at + 3], project = ARGV[at + 4], name = ARGV[at + 5],
     spec_digest = ARGV[at + 6], idempotency = ARGV[at + 7], queue = ARGV[at + 8],
+    digest = ARGV[at + 9],
   }
 end
 

@@ -3,7 +3,7 @@
 -- nothing but the id is known.
 local submission = read_submission(0)
 local id = submission.id
-local token, ttl, attempt, worker_id, node_id, is_in_doubt = unpack(ARGV, 9, 14)
+local token, ttl, attempt, worker_id, node_id, is_in_doubt = unpack(ARGV, 10, 15)
 local ttl_ms = tonumber(ttl)
 local clock = observe(ttl_ms)
 local record = load(id)

@@ -1,6 +1,5 @@
 """What looks at every message before Celery does: what is refused, dropped, adopted, handed on."""
 
-from collections import Counter, deque
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ from kombu import Connection
 from services.node import FakeNode
 
 from jobqueue.application import CONTENT_TYPE, TASK
+from jobqueue.brokers.base import Depth
 from jobqueue.errors import BrokerUnavailable, KeyRefused
 from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
@@ -19,7 +19,10 @@ from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.routing import Selection
 from workers.bootstrap import attach
 from workers.delivery import consumer as module
+from workers.delivery import gate as gate_module
+from workers.delivery import refusals as refusals_module
 from workers.delivery.consumer import Consumer
+from workers.delivery.ends import Ends
 from workers.delivery.scout import attach_scout
 from workers.delivery.turns import Turns
 
@@ -51,6 +54,7 @@ class Gate:
         self.set_aside: list[tuple[str, str]] = []
         self.deferred: list[timedelta] = []
         self.has_place = True
+        self.dead_before = 0
         self.refused_for_want_of_a_place: list[Any] = []
         self.error: Exception | None = None
         site = SimpleNamespace(
@@ -58,13 +62,15 @@ class Gate:
         )
         self.consumer = Consumer.__new__(Consumer)
         self.consumer.app = SimpleNamespace()
-        attach(self.consumer.app, SimpleNamespace(site=site))  # type: ignore[arg-type]
+        broker = SimpleNamespace(queues=SimpleNamespace(depth=lambda _queue: Depth(ready=self.dead_before)))
+        worker: Any = SimpleNamespace(site=site, broker=broker)
+        attach(self.consumer.app, worker)
         self.seen: list[Header] = []
         attach_scout(self.consumer.app, SimpleNamespace(saw=self.seen.append, selection=Selection(), found={}))  # type: ignore[arg-type]
-        self.consumer.refused, self.consumer._logged_at = Counter(), 0.0
-        self.consumer._failures, self.consumer._late = deque(), []
+        self.consumer._late = []
         self.consumer._intake = self  # type: ignore[assignment]
         self.consumer._turns = Turns()
+        self.gate = self.consumer._gate = gate_module.Gate(worker, turns=self.consumer._turns, ends=Ends())
         amqp = Connection("amqp://")
         self.consumer.connection_errors, self.consumer.channel_errors = amqp.connection_errors, amqp.channel_errors
         self.trouble: Exception | None = None
@@ -117,14 +123,15 @@ class Gate:
 
 @pytest.fixture
 def gate(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> Gate:
-    monkeypatch.setattr(module, "requeue_later", lambda message: message.done.append("requeue"))
+    for each in (gate_module, refusals_module):
+        monkeypatch.setattr(each, "requeue_later", lambda message: message.done.append("requeue"))
     return Gate(node)
 
 
 def test_a_sound_message_is_handed_on_untouched(gate: Gate) -> None:
     message = gate.seal()
     gate.take(message)
-    assert (gate.handed_on, message.done, gate.consumer.refused) == ([message], [], {})
+    assert (gate.handed_on, message.done, gate.gate.refusals.counts) == ([message], [], {})
     assert [header.experiment_id for header in gate.seen] == [message.headers["id"]]
 
 
@@ -148,7 +155,7 @@ def test_headers_that_are_not_a_producers_are_set_aside_without_an_answer(gate: 
     gate.take(message)
     assert (gate.handed_on, [reason for reason, _ in gate.set_aside]) == ([], ["BAD_ENVELOPE"])
     assert gate.node.reports() == []
-    assert gate.consumer.refused == {"BAD_ENVELOPE": 1}
+    assert gate.gate.refusals.counts == {"BAD_ENVELOPE": 1}
 
 
 @pytest.mark.parametrize("headers", [None, [], "text"])
@@ -164,7 +171,7 @@ def test_a_stranger_is_dropped_counted_and_not_answered(gate: Gate, tmp_path: An
     message = gate.seal(keys=KeyRing(tmp_path / "stranger"))
     gate.take(message)
     assert (message.done, gate.set_aside, gate.handed_on) == (["ack"], [], [])
-    assert gate.consumer.refused == {"UNTRUSTED": 1}
+    assert gate.gate.refusals.counts == {"UNTRUSTED": 1}
     assert gate.node.reports() == []
 
 
@@ -172,7 +179,7 @@ def test_a_message_for_another_queue_is_dropped(gate: Gate) -> None:
     message = gate.seal()
     message.delivery_info = {"routing_key": "another_cpu"}
     gate.take(message)
-    assert (message.done, gate.consumer.refused) == (["ack"], {"UNTRUSTED": 1})
+    assert (message.done, gate.gate.refusals.counts) == (["ack"], {"UNTRUSTED": 1})
 
 
 def test_a_strangers_envelope_under_another_id_is_set_aside_and_ends_nothing(gate: Gate) -> None:
@@ -189,7 +196,7 @@ def test_a_message_is_given_back_when_nobody_is_trusted_any_more(gate: Gate) -> 
         trusted.unlink()
     gate.site.keys._trusted._looked_at = float("-inf")
     gate.take(message)
-    assert (message.done, gate.consumer.refused) == (["requeue"], {})
+    assert (message.done, gate.gate.refusals.counts) == (["requeue"], {})
 
 
 def test_a_sound_message_for_which_there_is_no_place_goes_back(gate: Gate) -> None:
@@ -205,7 +212,7 @@ def test_the_nodes_own_trouble_with_its_keys_gives_the_message_back(
     def unreadable(*_: object, **__: object) -> None:
         raise KeyRefused("readable by everybody")
 
-    monkeypatch.setattr(module, "verify", unreadable)
+    monkeypatch.setattr(gate_module, "verify", unreadable)
     message = gate.seal()
     gate.take(message)
     assert (message.done, gate.set_aside) == (["requeue"], [])
@@ -236,7 +243,7 @@ def test_a_redelivery_replaces_a_dead_delivery_and_never_a_living_one(
     running = SimpleNamespace(
         id=message.headers["id"],
         acknowledged=False,
-        message=SimpleNamespace(channel=SimpleNamespace(closed=is_dead)),
+        message=SimpleNamespace(body=message.body, channel=SimpleNamespace(closed=is_dead)),
         adopt=adopted.append,
     )
     monkeypatch.setattr(module, "active_requests", [running])
@@ -251,7 +258,7 @@ def test_refusals_are_all_counted_and_logged_once_a_second(gate: Gate, caplog: p
             message = gate.seal()
             message.headers["task"] = "rm"
             gate.take(message)
-    assert gate.consumer.refused.total() == 50
+    assert gate.gate.refusals.counts.total() == 50
     assert len([record for record in caplog.records if record.message == "delivery.refused"]) <= 3
 
 
@@ -268,7 +275,7 @@ def test_a_message_from_the_future_is_put_off(gate: Gate, monkeypatch: pytest.Mo
             return datetime.now(tz or UTC) - timedelta(hours=1)
 
     message = gate.seal()
-    monkeypatch.setattr(module, "datetime", Past)
+    monkeypatch.setattr(gate_module, "datetime", Past)
     gate.take(message)
     assert (gate.set_aside, gate.deferred) == ([], [timedelta(minutes=1)])
     assert gate.was_served()
@@ -280,7 +287,7 @@ def test_what_upsets_the_check_comes_back_and_is_set_aside_in_the_end(
     def upset(*_: object, **__: object) -> None:
         raise OverflowError("no")
 
-    monkeypatch.setattr(module, "verify", upset)
+    monkeypatch.setattr(gate_module, "verify", upset)
     monkeypatch.setattr(module.CeleryConsumer, "create_task_handler", lambda _self: gate.handed_on.append)
     on_message, message = gate.consumer.create_task_handler(), gate.seal()
     for _ in range(2):
@@ -345,7 +352,7 @@ def test_what_is_met_after_a_message_was_handed_on_or_refused_touches_it_no_more
     message = gate.seal()
     gate.consumer.create_task_handler()(message)
     assert gate.handed_on == ([message] if has_place else [])
-    assert (message.done, gate.set_aside, gate.consumer.refused) == ([], [], {})
+    assert (message.done, gate.set_aside, gate.gate.refusals.counts) == ([], [], {})
     with pytest.raises(ConnectionError):
         gate.consumer._require_connection()
 

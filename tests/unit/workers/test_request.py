@@ -22,6 +22,8 @@ from workers.delivery.request import AFTER_A_FAULT, ExperimentRequest
 class Message:
     """A delivery, and what was done to it."""
 
+    body = b"sealed"
+
     def __init__(self, name: str = "first") -> None:
         self.name = name
         self.done: list[str] = []
