@@ -68,7 +68,8 @@ class Settings(BaseSettings):
         broker_url: `amqp[s]://`, `sqs://`, `redis[s]://`, `redis+socket://`; empty: the embedded one of `jobqueue dev`.
         registry_url: `redis[s]://`, `redis+socket://`; empty: the broker, when that is Redis.
         events_url: a Redis for Celery's events and remote control where the broker is SQS; empty: the registry.
-        storage_url: `s3://bucket/prefix`, `file:///folder`; empty: a folder in `state_dir`.
+        storage_url: `s3://bucket/prefix`, `file:///folder`; `granted:` on a node without credentials of the store, to
+            which a clerk grants what it needs (`jobqueue grants serve`); empty: a folder in `state_dir`.
         storage_endpoint: of an S3 store other than Amazon's.
         tls_ca: the CAs that the certificates of all these servers are checked with, in PEM; empty: this machine's.
         tls_cert, tls_key: what is shown to servers that ask for a certificate, in PEM.

@@ -49,11 +49,11 @@ def read(url: str, *, key: str, ca: str = "") -> Iterator[bytes]:
         answer = _pool(ca).request(
             "GET", url, preload_content=False, timeout=_READING, retries=_RETRIES, redirect=False
         )
-    try:
-        _check(answer.status, key)
-    except BaseException:
+    if answer.status != HTTPStatus.OK:
         answer.close()
-        raise
+    if answer.status == HTTPStatus.NOT_FOUND:
+        raise NotFound(f"the store has no {key}")
+    _check(answer.status, key)
     return _pieces(answer, key)
 
 
@@ -72,8 +72,6 @@ def write(url: str, source: bytes | BinaryIO, size_bytes: int, *, key: str, ca: 
 
 
 def _check(status: int, key: str) -> None:
-    if status == HTTPStatus.NOT_FOUND:
-        raise NotFound(f"the store has no {key}")
     if status in _REFUSALS:
         hint = "it may have expired on the way; are the clocks of the clerk and of the store right?"
         raise StoreUnavailable(f"the store refuses what a clerk has granted for {key}", hint=hint)

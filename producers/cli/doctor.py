@@ -146,7 +146,11 @@ def _judge_clock(ahead: timedelta) -> Finding:
 def _check_store(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.storage import open_store
     from jobqueue.storage.base import check_store
+    from jobqueue.storage.granted import GRANTED
 
+    if settings.storage == GRANTED:
+        yield _check_clerk(settings)
+        return
     store = open_store(settings.storage, endpoint=settings.store_endpoint)
     written = f"{socket.gethostname()} {datetime.now(UTC).isoformat()}".encode()
     store.put(_PROBE, written)
@@ -157,6 +161,24 @@ def _check_store(settings: "Settings") -> Iterator[Finding]:
         return
     check_store(store)
     yield Finding(name="store", verdict=Verdict.OK, text=f"{settings.storage} takes, gives back and keeps")
+
+
+def _check_clerk(settings: "Settings") -> Finding:
+    """See who grants this machine what it has no credentials for, as a worker of its first queue asks."""
+    from jobqueue.keys import KeyRing
+    from jobqueue.registry import open_registry
+    from jobqueue.routing import request_queues
+    from jobqueue.spec import is_name
+    from jobqueue.storage.base import check_store
+    from jobqueue.storage.granted import GrantedStore
+
+    queue = next(iter([*filter(is_name, settings.queues), *request_queues(settings.project)]))
+    with closing(open_registry(settings.registry)) as registry:
+        keys = KeyRing.of(settings)
+        keys.node_signer()
+        store = GrantedStore(registry.calls.ask, keys, queue=queue)
+        check_store(store)
+        return Finding(name="store", verdict=Verdict.OK, text=f"granted by the clerk {store.clerk}, who writes once")
 
 
 def _check_keys(settings: "Settings") -> Iterator[Finding]:

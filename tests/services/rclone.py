@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,11 @@ class RcloneServer:
     Attributes:
         process: To stop, kill, pause or restart it.
         port: Where it listens, on 127.0.0.1.
-        folder: Each folder in it is a bucket, each file an object.
         key, secret: The credentials that it accepts.
     """
 
     process: Process
     port: int
-    folder: Path
     key: str
     secret: str
 
@@ -51,17 +49,13 @@ class RcloneServer:
         """Every process of it."""
         return (self.process,)
 
-    def make_bucket(self, name: str) -> str:
-        """Create a bucket and return its address, `s3://name`."""
-        (self.folder / name).mkdir()
-        return f"s3://{name}"
-
 
 @contextmanager
-def open_rclone(folder: Path) -> Iterator[RcloneServer]:
-    """Serve a new folder below `folder`, which takes the log too."""
+def open_rclone(folder: Path, *, buckets: Sequence[str]) -> Iterator[RcloneServer]:
+    """Serve some empty buckets, of which it is to know from its start, in `folder`, which takes the log too."""
     data, port = folder / "data", free_port()
-    data.mkdir()
+    for bucket in buckets:
+        (data / bucket).mkdir(parents=True)
     key, secret = secrets.token_hex(8), secrets.token_hex(16)
     program = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if program is None:
@@ -70,10 +64,17 @@ def open_rclone(folder: Path) -> Iterator[RcloneServer]:
         name="rclone",
         command=[
             *(program, "serve", "s3", str(data), "--addr", f"127.0.0.1:{port}"),
-            *("--auth-key", f"{key},{secret}", "--vfs-cache-mode", "off", "--config", "/dev/null"),
+            *(
+                "--auth-key",
+                f"{key},{secret}",
+                "--vfs-cache-mode",
+                "off",
+                "--config",
+                "/dev/null",
+            ),
         ],
         log=folder / "rclone.log",
         ready=lambda: answers(port, b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1."),
     )
     with process:
-        yield RcloneServer(process=process, port=port, folder=data, key=key, secret=secret)
+        yield RcloneServer(process=process, port=port, key=key, secret=secret)
