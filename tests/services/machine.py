@@ -67,11 +67,14 @@ class Machine:
 
 
 @contextmanager
-def open_machine(folder: Path, *, broker: str, registry: str, **settings: str) -> Iterator[Machine]:
-    """Open one with queues of its own, and with all of its workers there; `settings` are further ones, as text."""
+def open_machine(folder: Path, *, broker: str, registry: str, gpus: int = 4, **settings: str) -> Iterator[Machine]:
+    """Open one with queues of its own, and with all of its workers there.
+
+    `gpus` is how many of the devices it has, `settings` are further ones, as text.
+    """
     (folder / "driver").mkdir()
     driver = FakeDriver(compile_library(folder), folder / "driver")
-    driver.show(*(Device(uuid=uuid, index=index, memory_bytes=2**34) for index, uuid in enumerate(UUIDS)))
+    driver.show(*(Device(uuid=uuid, index=index, memory_bytes=2**34) for index, uuid in enumerate(UUIDS[:gpus])))
     settings = {"lease": "30s", "grace": "10s", **settings}
     with open_place(folder, broker=broker, registry=registry, engine=None, **settings) as place:
         with place.open_broker() as opened:
@@ -87,5 +90,5 @@ def open_machine(folder: Path, *, broker: str, registry: str, **settings: str) -
         )
         machine = Machine(place=place, process=process)
         with process:
-            wait_until(lambda: machine.log.count("worker.ready") == len(SLOTS), what="all workers", within=UP)
+            wait_until(lambda: machine.log.count("worker.ready") == gpus + 1, what="all workers", within=UP)
             yield machine
