@@ -380,6 +380,26 @@ def test_who_is_no_node_of_the_queue_gets_nothing(counter: Counter, thief: str, 
     assert [found.key for found in counter.whole.list("") if found.key != f"{started.prefix}/probe"] == []
 
 
+@pytest.mark.security_case("stolen node")
+def test_a_node_of_another_queue_gets_nothing_of_this_one(counter: Counter, tmp_path: Path) -> None:
+    """A node that is trusted for its own queue asks in its own name for what is of another queue.
+
+    Refused: the registry knows of which queue an experiment is, and its nodes alone are granted anything of it.
+    Evidence: every way to touch the attempt's prefix, its inputs and its result is refused.
+    """
+    counter.whole.put("inputs/a", b"theirs")
+    started = counter.start(a="store:inputs/a")
+    keys, elsewhere = KeyRing(tmp_path / "thief"), "another_cpu"
+    lines = [make_node_keys(keys.folder).line, make_node_signer(keys.folder).line]
+    introduce(counter.clerk_keys, lines, queue=elsewhere)
+    introduce(keys, [counter.clerk_keys.sender().public.line], queue=elsewhere)
+    store = counter.open_store(keys).scoped(queue=elsewhere, experiment_id=started.lease.experiment_id)
+    show_permit(store, started.opened.permit, attempt=started.lease.attempt, token=started.lease.token)
+    for key in (f"{started.prefix}/outputs/model", "inputs/a", result_key(started.lease.experiment_id)):
+        assert set(try_all(store, key).values()) == {ArtifactRefused}
+    assert [found.key for found in counter.whole.list("")] == ["inputs/a"]
+
+
 def grants(store: GrantedStore, prefix: str) -> bool:
     try:
         store.size(f"{prefix}/probe")
