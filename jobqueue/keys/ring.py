@@ -188,8 +188,11 @@ class KeyRing:
             raise NotFound(told, hint="`jobqueue keys new reporting` makes one, for what is submitted from then on")
         return found
 
-    def _strongest_current(self, keys: Iterable[SealingPublicKey]) -> SealingPublicKey | None:
+    def _strongest_current(self, keys: Sequence[SealingPublicKey]) -> SealingPublicKey | None:
         strong = [key for key in keys if key.suite >= self.weakest]
+        if keys and not strong:  # else what somebody wanted sealed would travel as it is
+            told = f"the key {keys[-1].key_id} for reports is of a weaker suite than {self.weakest.word}"
+            raise KeyRefused(told, hint="`jobqueue keys rotate reporting`, or revoke it")
         return self._current(strong) if strong else None
 
     def _current(self, keys: Sequence[_Any]) -> _Any:

@@ -329,8 +329,8 @@ def test_a_message_cannot_be_taken_for_one_of_another_suite(keys: KeyRing) -> No
 def test_a_key_for_reports_below_the_floor_is_not_sealed_to(keys: KeyRing) -> None:
     """A spec names a key for its reports whose suite is weaker than the node's floor.
 
-    Refused: the experiment ends as BAD_SPEC; nothing is sealed to the key.
-    Evidence: opening raises BadEnvelope under the higher floor only.
+    Refused: the experiment ends as BAD_SPEC; nothing is sealed to the key, and nothing travels unsealed in its place.
+    Evidence: opening raises BadEnvelope under the higher floor only; who looks for a key to seal to is told of it.
     """
     weak = make_reporting_keys(keys.folder, suite=Suite.X25519)
     sender = KeyRing(keys.folder)
@@ -341,7 +341,9 @@ def test_a_key_for_reports_below_the_floor_is_not_sealed_to(keys: KeyRing) -> No
     strict = KeyRing(keys.folder, weakest=Suite.MLKEM768_X25519)
     with pytest.raises(BadEnvelope, match="mlkem768"):
         open_sealed(verified, keys=strict)
-    assert (strict.own_reporting(), strict.reporting(QUEUE)) == (None, None)
+    for find in (strict.own_reporting, lambda: strict.reporting(QUEUE)):
+        with pytest.raises(KeyRefused, match="weaker suite than mlkem768"):
+            find()
     with pytest.raises(NotFound):
         strict.reporting_key(weak.key_id)
 
