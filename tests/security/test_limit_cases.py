@@ -163,7 +163,9 @@ HOGS = {
     ),
 }
 FULL = {
-    "inode filler": Hog(code=INODES, reason="LIMIT_EXCEEDED", told="1000000 files in its workspace"),
+    "inode filler": Hog(
+        code=INODES, reason="LIMIT_EXCEEDED", told="1000000 files in its workspace", fields={"timeout": "300s"}
+    ),
     "log flood, one line of 200 MB": Hog(
         code=LINE.format(mebibytes=200),
         reason="LIMIT_EXCEEDED",
@@ -207,7 +209,7 @@ def node(
 def end(node: Node, hog: Hog) -> ExperimentFailed:
     fields = {"image": PYTHON, "memory": "128MiB", "disk": "100MiB", "timeout": "60s", **(hog.fields or {})}
     with pytest.raises(ExperimentFailed) as caught:
-        node.submit("python", "-c", textwrap.dedent(hog.code), **fields).result(timeout=100)
+        node.submit("python", "-c", textwrap.dedent(hog.code), **fields).result(timeout=330)
     return caught.value
 
 

@@ -24,6 +24,7 @@ MOST_DEPTH: Final = 256
 _LOOK_EVERY_SECONDS: Final = 1.0
 # Between two looks so many times as long as the last one took.
 _REST: Final = 20
+_LONGEST_REST_SECONDS: Final = 15.0
 _DISK_BLOCK: Final = 512  # of st_blocks, whatever the file system uses
 _MOST_DESCRIPTORS: Final = 100_000
 _PROCESSES: Final = Path("/proc")
@@ -100,7 +101,7 @@ class DiskMeter:
         while not self.excess and not self._is_over.wait(rest_seconds):
             began = time.monotonic()
             self.look()
-            rest_seconds = max(_LOOK_EVERY_SECONDS, _REST * (time.monotonic() - began))
+            rest_seconds = min(max(_LOOK_EVERY_SECONDS, _REST * (time.monotonic() - began)), _LONGEST_REST_SECONDS)
 
 
 def _walk(root: Path, count: _Count) -> Iterator[None]:

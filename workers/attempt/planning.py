@@ -23,7 +23,7 @@ def refuse(
     spec: ExperimentSpec, *, policy: Policy, offer: Offer, find_fault: Callable[[str], str] = lambda _: ""
 ) -> Outcome | None:
     """Return why this node cannot run the experiment, or None when it can; `find_fault` is the runtime's."""
-    if not any(fnmatchcase(spec.image, pattern) for pattern in policy.images):
+    if not any(_allows(pattern, spec.image) for pattern in policy.images):
         return Outcome(reason=Reason.IMAGE_REFUSED, detail=f"this node allows {', '.join(policy.images)}")
     misfits = fits_in(spec.resources, offer)
     if spec.network not in policy.networks:
@@ -35,6 +35,15 @@ def refuse(
             f"asks for {format_duration(spec.timeout)}, this node allows {format_duration(policy.max_timeout)}"
         )
     return Outcome(reason=Reason.DOES_NOT_FIT, detail="; ".join(misfits)) if misfits else None
+
+
+def _allows(pattern: str, image: str) -> bool:
+    """Tell whether a pattern covers an image; one without a slash covers no other registry or folder but `*`.
+
+    Else `python:3*` would cover `python:3/any/image:1`, which is an image of a machine that is called python.
+    """
+    is_nearer = "/" in pattern or "/" not in image or pattern == "*"
+    return is_nearer and fnmatchcase(image, pattern)
 
 
 def make_plan(

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 
-from jobqueue.errors import RuntimeFailure
+from jobqueue.errors import ImageRefused, RuntimeFailure
 from jobqueue.resources import Resources
 from workers.attempt.runtimes import hardening
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.runtimes.hardening import make_create_body, make_labels, make_name, parse_labels
 
 GIB = 2**30
+NOT_FROM_THE_IMAGE = (
+    *("LD_AUDIT", "LD_PRELOAD", "NVIDIA_IMEX_CHANNELS"),
+    *("NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES"),
+)
 LABELS = Labels(experiment_id="exp-0", attempt=2, token=1234, node_id="node-1")
 
 
@@ -35,7 +39,7 @@ def test_the_whole_body_of_a_plan(tmp_path: Path) -> None:
         "Image": "repo@sha256:0",
         "Entrypoint": ["python", "train.py"],
         "Cmd": [],
-        "Env": ["HOME=/tmp", "SEED=1", "NVIDIA_VISIBLE_DEVICES=void", "LD_AUDIT", "LD_PRELOAD"],
+        "Env": ["HOME=/tmp", "SEED=1", "NVIDIA_VISIBLE_DEVICES=void", *NOT_FROM_THE_IMAGE],
         "WorkingDir": "/workspace",
         "User": "65534:65534",
         "Labels": {
@@ -102,11 +106,20 @@ def test_devices_may_be_asked_for_by_cdi_name(tmp_path: Path) -> None:
     assert body["HostConfig"]["DeviceRequests"] == [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-a"]}]
 
 
-def test_volumes_of_the_image_become_bounded_memory_but_never_over_our_folders(tmp_path: Path) -> None:
-    volumes = ("/data", "/workspace", "/workspace/x", "/inputs", "/tmp", "/proc/1", "/tmpfoo")
+def test_volumes_of_the_image_become_bounded_memory(tmp_path: Path) -> None:
+    volumes = ("/data", "/workspace", "/tmp", "/tmpfoo", "/data/../data/", "/devices", "/.x")
     tmpfs = make_create_body(make_plan(tmp_path), volumes=volumes)["HostConfig"]["Tmpfs"]
-    assert set(tmpfs) == {"/tmp", "/data", "/tmpfoo"}
+    assert set(tmpfs) == {"/tmp", "/data", "/tmpfoo", "/devices", "/.x"}
     assert len(set(tmpfs.values())) == 1
+
+
+@pytest.mark.parametrize(
+    "volume",
+    ["/", "", "/../", "//", "/workspace/x", "/inputs", "/inputs/data", "/proc/1", "/dev", "/sys", "/a/../dev/"],
+)
+def test_an_image_with_a_volume_over_our_folders_is_refused(tmp_path: Path, volume: str) -> None:
+    with pytest.raises(ImageRefused, match="volume"):
+        make_create_body(make_plan(tmp_path), volumes=("/data", volume))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../etc", "/etc", "a b", "a:b", "-a", "é"])

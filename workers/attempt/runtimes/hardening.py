@@ -6,11 +6,12 @@ all of it.
 """
 
 import os
+import posixpath
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jobqueue.errors import RuntimeFailure
+from jobqueue.errors import ImageRefused, RuntimeFailure
 from workers.attempt.runtimes.base import Labels, Plan
 
 NOBODY = 65534
@@ -29,8 +30,13 @@ _OPEN_FILES = 4096
 _OOM_SCORE = 500
 # What a worker that comes back finds of the output that was written while it was away.
 _LOG = {"max-size": "16m", "max-file": "2"}
-# A hook of the GPU toolkit once ran with what an image had put there (CVE-2025-23266).
-_NOT_FROM_THE_IMAGE = ("LD_AUDIT", "LD_PRELOAD")
+# A hook of the GPU toolkit once ran with what an image had put there (CVE-2025-23266); others ask it for more devices.
+_NOT_FROM_THE_IMAGE = (
+    *("LD_AUDIT", "LD_PRELOAD"),
+    *("NVIDIA_IMEX_CHANNELS", "NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES"),
+)
+# An engine lays a volume of an image over these, of its own and without a bound, unless something else is there.
+_NO_VOLUME = (WORKSPACE, INPUTS, "/dev", "/proc", "/sys")
 _NO_GPU = "void"
 # The engine's name for each network that a spec may ask for.
 _NETWORKS = {"none": "none", "egress": EGRESS, "bridge": "bridge"}
@@ -87,6 +93,7 @@ def make_create_body(
 
     Raises:
         RuntimeFailure: the plan's paths or names are not those that a worker makes.
+        ImageRefused: the image wants a volume where the node's own folders are.
     """
     user, group = run_as()
     return {
@@ -149,9 +156,11 @@ def size_tmp(plan: Plan) -> int:
 
 def _make_tmpfs(plan: Plan, volumes: Collection[str]) -> dict[str, str]:
     options = f"rw,nosuid,nodev,size={size_tmp(plan)},nr_inodes={_TMP_FILES},mode=1777"
-    taken = (WORKSPACE, INPUTS, "/tmp", "/dev", "/proc", "/sys")  # noqa: S108 - the container's own
-    free = [path for path in sorted(volumes) if not any(f"{path}/".startswith(f"{other}/") for other in taken)]
-    return dict.fromkeys(["/tmp", *free], options)  # noqa: S108 - the container's own
+    declared = {"/" + posixpath.normpath(f"/{path}").lstrip("/") for path in volumes} - {WORKSPACE}
+    for path in sorted(declared):
+        if path == "/" or any(f"{path}/".startswith(f"{other}/") for other in _NO_VOLUME):
+            raise ImageRefused(f"the image declares the volume {path!r}", hint="build one without that VOLUME")
+    return dict.fromkeys(["/tmp", *sorted(declared - {"/tmp"})], options)  # noqa: S108 - the container's own
 
 
 def _make_mounts(plan: Plan) -> list[dict[str, Any]]:
