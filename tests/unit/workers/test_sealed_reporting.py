@@ -1,6 +1,5 @@
 """Reports are sealed to whom an experiment names, by every worker that ever speaks of it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -119,7 +118,7 @@ class Post:
 
 
 @pytest.fixture
-def post(monkeypatch: pytest.MonkeyPatch) -> Iterator[Post]:
+def post(monkeypatch: pytest.MonkeyPatch) -> Post:
     monkeypatch.setattr(reporting, "RETRY_EVERY", timedelta(milliseconds=10))
     return Post()
 
