@@ -12,11 +12,13 @@ from services.node import FakeNode
 
 from jobqueue.application import CONTENT_TYPE, TASK
 from jobqueue.brokers.base import Depth
+from jobqueue.envelope import seal
 from jobqueue.errors import BrokerUnavailable, KeyRefused
 from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.routing import Selection
+from jobqueue.spec import parse_spec
 from workers.bootstrap import attach
 from workers.delivery import consumer as module
 from workers.delivery import gate as gate_module
@@ -173,6 +175,36 @@ def test_a_stranger_is_dropped_counted_and_not_answered(gate: Gate, tmp_path: An
     assert (message.done, gate.set_aside, gate.handed_on) == (["ack"], [], [])
     assert gate.gate.refusals.counts == {"UNTRUSTED": 1}
     assert gate.node.reports() == []
+
+
+@pytest.mark.security_case("clock skewed sender")
+@pytest.mark.parametrize("ahead", [timedelta(seconds=90), timedelta(hours=1)])
+def test_what_a_sender_sends_from_the_future_is_put_off_with_an_alarm(
+    gate: Gate, ahead: timedelta, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sender's clock is an hour ahead: each of its messages seems to be from the future.
+
+    Refused: for now; they come back when their time has come, and none is lost or counted as an attack.
+    Evidence: each message is deferred, never set aside, and the log has one warning for all, which names the clocks.
+    """
+    spec = parse_spec({"image": "any:1", "command": ["true"]})
+    gate.gate.refusals._clock = lambda: 0.0  # all of it within one second
+    for _ in range(3):
+        submitted_at = datetime.now(UTC) + ahead
+        header = Header(
+            experiment_id=make_experiment_id(),
+            queue=gate.node.queue,
+            project=spec.project,
+            resources=spec.resources,
+            submitted_at=submitted_at,
+            expires_at=submitted_at + timedelta(hours=1),
+        )
+        body = seal(spec, header, keys=gate.site.keys)
+        gate.take(Message(body, header.experiment_id, queue=gate.node.queue))
+    assert (gate.handed_on, gate.set_aside, gate.gate.refusals.counts) == ([], [], {})
+    assert len(gate.deferred) == 3
+    alarms = [record for record in caplog.records if record.getMessage() == "delivery.early"]
+    assert len(alarms) == 1
 
 
 def test_a_message_for_another_queue_is_dropped(gate: Gate) -> None:
