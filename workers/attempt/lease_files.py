@@ -106,7 +106,7 @@ class LeaseFile:
         _write(self._folder / f"{self._kept.name}{_MESSAGE}", message)
         self.update()
 
-    def update(self, **changes: float | str | Outcome | Entry) -> None:
+    def update(self, **changes: float | str | Outcome | Entry | None) -> None:
         """Change some of what it says, by the names of the fields of `KeptLease`.
 
         Raises:

@@ -1,10 +1,11 @@
 """What earlier attempts of an experiment, lost workers' or this one's own, have left on its node."""
 
 import logging
+from contextlib import suppress
 
 from jobqueue.registry.base import Lease
 from workers.attempt import workspace
-from workers.attempt.lease_files import forget, read_leases
+from workers.attempt.lease_files import LeaseFile, read_leases
 from workers.attempt.site import Site
 
 log = logging.getLogger(__name__)
@@ -25,5 +26,16 @@ def remove_earlier(lease: Lease, *, site: Site, may_run: bool) -> None:
             log.warning("container.orphan", extra={"experiment": lease.experiment_id})
             container.remove()
     for each in earlier:
-        workspace.remove(workspace.attempt_folder(site.folder, each.lease))
-        forget(site.leases, each.name)
+        tidy(LeaseFile(site.leases, each), site=site)
+
+
+def tidy(file: LeaseFile, *, site: Site) -> None:
+    """Remove an attempt's folder, and then what the node keeps of it.
+
+    What cannot be removed is not forgotten, but tried again by the janitor; it needs nothing else of the machine.
+    """
+    if workspace.remove(workspace.attempt_folder(site.folder, file.kept.lease)):
+        file.remove()
+        return
+    with suppress(OSError):
+        file.update(entry=None)

@@ -24,6 +24,7 @@ from workers.attempt.ending import back_off, outcome_of_error
 from workers.attempt.execute import Executed, Execution
 from workers.attempt.lease import LeaseKeeper, clock_seconds, local_deadline
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
+from workers.attempt.leftovers import tidy
 from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container
 from workers.attempt.site import Site
@@ -178,7 +179,7 @@ class Attempt:
             return PutOff(delay=LOOK_AGAIN, why=error.message)
         finally:
             keeper.close()
-            file.remove()
+            tidy(file, site=self._site)
 
     def _over(self, record: Record) -> Ended | PutOff:
         """Return the end that the registry knows, and report it: whoever was to do that may have died before.

@@ -2,14 +2,17 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from jobqueue.artifacts import Artifact
-from jobqueue.errors import ArtifactRefused, NotFound
+from jobqueue.errors import ArtifactRefused, InvalidSpec, NotFound
+from jobqueue.ids import parse_experiment_id
 from jobqueue.registry.base import Lease
 from jobqueue.spec import DEFAULT_OUTPUTS, ExperimentSpec
 from jobqueue.storage import Allowed, locate
@@ -22,7 +25,17 @@ from workers.attempt.planning import PROGRESS_FILE
 from workers.attempt.runtimes.hardening import run_as
 from workers.attempt.trees import own, remove
 
-__all__ = ["Staged", "attempt_folder", "make_folder", "own", "remove", "stage_in", "stage_out", "workspace_folder"]
+__all__ = [
+    "Staged",
+    "attempt_folder",
+    "list_attempts",
+    "make_folder",
+    "own",
+    "remove",
+    "stage_in",
+    "stage_out",
+    "workspace_folder",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +62,18 @@ class Staged:
 def attempt_folder(root: Path, lease: Lease) -> Path:
     """Return where an attempt lies below the node's folder; its name tells whose it is."""
     return root / "attempts" / f"{lease.experiment_id}-{lease.attempt}-{lease.token}"
+
+
+def list_attempts(root: Path, *, older_than: timedelta) -> list[Lease]:
+    """Return whose folders lie below the node's folder, unchanged for so long; what is called otherwise is left out."""
+    leases = []
+    for folder in (root / "attempts").glob("*-*-*"):
+        experiment_id, attempt, token = folder.name.rsplit("-", 2)
+        with suppress(OSError, ValueError, InvalidSpec):
+            if time.time() - folder.stat().st_mtime >= older_than.total_seconds():
+                name = parse_experiment_id(experiment_id)
+                leases.append(Lease(experiment_id=name, attempt=int(attempt), token=int(token)))
+    return leases
 
 
 def workspace_folder(folder: Path) -> Path:

@@ -30,6 +30,7 @@ from workers.attempt.lease_files import (
     read_leases,
     read_message,
 )
+from workers.attempt.leftovers import tidy
 from workers.attempt.runtimes.base import Container
 from workers.attempt.supervise import Attempt, Left, holder_of, submission_of
 from workers.bootstrap import Node
@@ -108,17 +109,20 @@ class Janitor:
     def _find(self) -> list[Orphan]:
         """Return what no attempt of this process owns."""
         # The files last: one that is written after its container was listed is then there.
+        folders = {name_of(lease): lease for lease in workspace.list_attempts(self._site.folder, older_than=STRAY)}
         containers = {name_of(_lease_of(found)): found for found in self._site.runtime.find(self._site.node_id)}
         kept = read_leases(self._site.leases)
         found = []
-        for name in sorted({*containers, *kept}):
-            lease = kept[name].lease if name in kept else _lease_of(containers[name])
+        for name in sorted({*folders, *containers, *kept}):
+            lease = kept[name].lease if name in kept else folders.get(name) or _lease_of(containers[name])
             if not self._node.is_running(lease.experiment_id):
                 found.append(Orphan(lease=lease, kept=kept.get(name), container=containers.get(name)))
         return found
 
     def _settle(self, orphan: Orphan) -> None:
         record = self._look_up(orphan.lease)
+        if record is None and orphan.kept is None and orphan.container is None:
+            return  # a folder alone, which may be another node's that has the same cache: only its end says what it is
         holder = orphan.kept.worker_id if orphan.kept else record.worker_id if record else None
         if holder not in (None, self._site.worker_id) and self._node.folder.is_alive(holder):
             return
@@ -183,12 +187,10 @@ class Janitor:
         log.warning("orphan.removed", extra={"experiment": orphan.lease.experiment_id, "attempt": orphan.lease.attempt})
         if orphan.container is not None:
             orphan.container.remove()
-        if workspace.remove(workspace.attempt_folder(self._site.folder, orphan.lease)):
-            forget(self._site.leases, orphan.name)
-        elif orphan.kept is not None:
-            # Its folder still holds what the node keeps for it, and needs nothing else of the machine.
-            with suppress(OSError):
-                LeaseFile(self._site.leases, replace(orphan.kept, entry=None)).update()
+        if orphan.kept is not None:
+            tidy(LeaseFile(self._site.leases, orphan.kept), site=self._site)
+        elif workspace.remove(workspace.attempt_folder(self._site.folder, orphan.lease)):
+            forget(self._site.leases, orphan.name)  # what could not be read
 
 
 def _go_on(attempt: Attempt, left: Left, running: ExitStack) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,10 +15,10 @@ from services.waiting import wait_until
 from jobqueue.artifacts import attempt_prefix, log_key
 from jobqueue.config import Settings
 from jobqueue.envelope import Verified, open_sealed
-from jobqueue.errors import RegistryUnavailable
+from jobqueue.errors import NotFound, RegistryUnavailable
 from jobqueue.ids import WorkerId
 from jobqueue.lifecycle import Outcome, Reason, State
-from jobqueue.registry.base import Granted, Quarantined
+from jobqueue.registry.base import Granted, Quarantined, Record
 from workers.attempt import workspace
 from workers.attempt.lease import LONGEST_INTERVAL, clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
@@ -280,6 +281,36 @@ def test_a_folder_that_cannot_be_removed_now_is_tried_again_and_has_no_share_mea
     assert [kept.entry for kept in read_leases(place.site.leases).values()] == [None]
     place.janitor.look()
     assert place.is_clean()
+
+
+def age(folder: Path) -> None:
+    """Let a folder have lain there for an hour."""
+    then = time.time() - 3600
+    os.utime(folder, (then, then))
+
+
+def test_a_folder_of_which_nothing_else_is_known_here_is_removed_once_its_attempt_is_over(place: Place) -> None:
+    place.leave(place.fake.message())
+    folder = workspace.attempt_folder(place.site.folder, place.lease)
+    place.file.remove()
+    place.site.runtime.find(place.site.node_id)[0].remove()
+    stranger = folder.with_name("exp-and-somebody-elses")
+    stranger.mkdir()
+    for each in (folder, stranger):
+        age(each)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place.site.registry.experiments, "get", nobody_knows)
+        place.janitor.look()
+    assert folder.exists()
+    place.site.registry.leases.finish(place.lease, Outcome(reason=Reason.EXITED_ZERO), state=State.SUCCEEDED)
+    place.janitor.look()
+    assert not folder.exists()
+    assert stranger.exists()
+    stranger.rmdir()
+
+
+def nobody_knows(_: object) -> Record:
+    raise NotFound("no such experiment")
 
 
 @pytest.mark.parametrize("lack", ["container", "message", "file", "boot"])

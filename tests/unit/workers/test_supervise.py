@@ -24,6 +24,7 @@ from jobqueue.resources import Resources
 from workers.attempt import workspace
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, forget, read_boot_id, read_leases
+from workers.attempt.leftovers import tidy
 from workers.attempt.planning import PROGRESS_FILE
 from workers.attempt.runtimes.base import Exit, Labels, Plan
 from workers.attempt.runtimes.fake import FakeContainer, Script
@@ -88,6 +89,20 @@ def test_a_granted_lease_runs_the_experiment_to_its_end(node: FakeNode) -> None:
     assert (marker.state, marker.attempt, marker.token) == (State.SUCCEEDED, 1, record.token)
     assert marker.manifest in node.stored()
     assert (node.output(message), node.output(message, "stderr")) == (b"hello\n", b"oops\n")
+
+
+def test_an_attempt_whose_folder_cannot_be_removed_is_not_forgotten_and_has_no_share_of_the_machine(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = node.message()
+    node.register(message)
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace, "remove", lambda _: False)
+        assert isinstance(Attempt(node.site, message).run(), Ended)
+    (kept,) = read_leases(node.site.leases).values()
+    assert (kept.experiment_id, kept.entry) == (message.header.experiment_id, None)
+    tidy(LeaseFile(node.site.leases, kept), site=node.site)
+    assert not read_leases(node.site.leases)
 
 
 def test_who_meets_a_held_lease_starts_nothing_and_looks_again_when_it_ends(node: FakeNode) -> None:
