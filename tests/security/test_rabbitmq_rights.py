@@ -4,6 +4,7 @@ import json
 import secrets
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from celery import Celery
 from services.place import LONG, Place
 from services.rabbitmq import RabbitServer
 from services.redis import RedisServer
 from services.site import open_site
+from services.waiting import wait_until
 
 from jobqueue.brokers import open_broker
 from jobqueue.routing import dead_letter_queue, reporting_queue
@@ -160,6 +163,34 @@ def make_exchanges(url: str) -> None:
         channel.exchange_declare("celeryev", "topic", durable=True, auto_delete=False)
 
 
+def hears_a_worker(url: str) -> bool:
+    """Tell whether somebody who watches, as Flower does, hears a worker's heartbeat."""
+    heard: list[Any] = []
+    with Celery("watches", broker=url, set_as_current=False) as app, app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": heard.append})
+        with suppress(TimeoutError):
+            receiver.capture(limit=1, timeout=10, wakeup=False)
+    return bool(heard)
+
+
+@pytest.mark.security_case("Stolen broker password of a dashboard")
+def test_a_dashboards_password_sends_nothing(rights: Rights) -> None:
+    """Somebody has Flower's broker password: he submits, reads queues, tells workers to stop, forges their events.
+
+    Refused: by RabbitMQ, each with ACCESS_REFUSED: this user only listens.
+    Evidence: a real broker with the users of `examples/rabbitmq-definitions.json`, of which this one hears events.
+    """
+    operator = open_broker(rights.urls["operator"], lease=LONG)
+    try:
+        operator.queues.create("lab_cpu")
+        make_exchanges(rights.urls["operator"])
+        tries = {**steals("lab_cpu"), "submit": lambda channel: publish(channel, queue="lab_cpu")}
+        tried = {name: attempt(rights.urls["flower"], act) for name, act in tries.items()}
+        assert tried == dict.fromkeys(tried, "ACCESS_REFUSED")
+    finally:
+        operator.close()
+
+
 @pytest.mark.security_case("Stolen broker password and remote control")
 def test_an_experiment_runs_with_these_rights_and_nobody_stops_the_worker(
     rights: Rights, redis_server: RedisServer, tmp_path: Path
@@ -187,3 +218,4 @@ def test_an_experiment_runs_with_these_rights_and_nobody_stops_the_worker(
                 assert place.take_reports(experiment)
                 assert attempt(rights.urls["producer"], stop_worker) == ""
             assert worker.running
+            wait_until(lambda: hears_a_worker(rights.urls["flower"]), what="a heartbeat heard", within=LONG)

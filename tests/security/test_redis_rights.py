@@ -1,0 +1,170 @@
+"""Users of Redis with the rights of `examples/redis.acl`: each can do its work, and not more."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import redis
+from services.broker_client import patiently
+from services.place import LONG, Place
+from services.redis import RedisServer, open_redis
+from services.site import open_site
+
+from jobqueue.brokers import open_broker
+from jobqueue.registry import open_registry
+from jobqueue.registry.presence import Drain
+from jobqueue.routing import reporting_queue
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "redis.acl"
+USERS = ("operator", "node", "producer", "flower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarded:
+    """A Redis that knows the users of the example, and nobody else."""
+
+    server: RedisServer
+    password: str
+
+    def url(self, user: str) -> str:
+        """Return its address for a user."""
+        return self.server.url.replace("redis://", f"redis://{user}:{self.password}@")
+
+    def client(self, user: str) -> redis.Redis:
+        """Connect as a user; the caller closes it."""
+        return redis.Redis.from_url(self.url(user), protocol=2)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Guarded]:
+    password = secrets.token_hex(8)
+    with open_redis(tmp_path / "redis") as server:
+        rules = [line.split() for line in EXAMPLE.read_text().replace("CHANGE-ME", password).splitlines() if line]
+        with redis.Redis.from_url(server.url) as client:
+            client.set("another_application", "x")
+            client.hset("jobqueue:drains", "x", "{}")
+            # The one that this connection is of comes last.
+            for _, name, *rule in sorted(rules, key=lambda words: words[1] == "default"):
+                client.execute_command("ACL", "SETUSER", name, "reset" if name != "default" else "on", *rule)
+            client.acl_log_reset()
+            yield Guarded(server=server, password=password)
+            # Shown where the test has failed.
+            print(*client.acl_log(20), sep="\n")  # noqa: T201
+
+
+def refusal(client: redis.Redis, *command: str | bytes) -> str:
+    """Try a command, and return how Redis refused it; empty where it did not."""
+    try:
+        client.execute_command(*command)  # type: ignore[no-untyped-call]
+    except redis.exceptions.NoPermissionError:
+        return "NOPERM"
+    return ""
+
+
+FORBIDDEN: tuple[tuple[str, ...], ...] = (
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("CONFIG", "GET", "*"),
+    ("CONFIG", "SET", "dir", "/tmp"),
+    ("KEYS", "*"),
+    ("SCAN", "0"),
+    ("RANDOMKEY",),
+    ("ACL", "LIST"),
+    ("SHUTDOWN",),
+    ("DEBUG", "SLEEP", "0"),
+    ("MONITOR",),
+    ("REPLICAOF", "127.0.0.1", "1"),
+    ("CLIENT", "LIST"),
+    ("GET", "another_application"),
+    ("SET", "another_application", "y"),
+    ("DEL", "another_application"),
+    ("RENAME", "another_application", "jobqueue:clock"),
+)
+ROLES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "operator": (),
+    "node": (
+        ("HSET", "jobqueue:drains", "x", "y"),
+        ("SET", "jobqueue:withdrawn:x", "1"),
+        ("LPUSH", "other_cpu", "x"),
+        ("SCRIPT", "FLUSH"),
+    ),
+    "producer": (
+        ("HSET", "jobqueue:drains", "x", "y"),
+        ("XADD", "jobqueue:log:x:stdout", "*", "line", "forged"),
+        ("SET", "jobqueue:elected:sweep", "me"),
+        ("RPUSH", "jobqueue:answer:x", "forged"),
+        ("LPUSH", "other_cpu", "x"),
+        ("PUBLISH", "/0.celery.pidbox", "{}"),
+        ("PUBLISH", "jobqueue:bus:0:celery.pidbox", "{}"),
+        ("SCRIPT", "FLUSH"),
+    ),
+    "flower": (
+        ("HSET", "jobqueue:drains", "x", "y"),
+        ("HSET", "jobqueue:experiment:x", "state", "SUCCEEDED"),
+        ("LPUSH", "lab_cpu", "x"),
+        ("PUBLISH", "/0.celery.pidbox", "{}"),
+        ("PUBLISH", "jobqueue:bus:0:celery.pidbox", "{}"),
+        ("XADD", "jobqueue:log:x:stdout", "*", "line", "forged"),
+        ("SCRIPT", "FLUSH"),
+    ),
+}
+
+
+@pytest.mark.security_case("Stolen password of the registry")
+@pytest.mark.parametrize("user", USERS)
+def test_a_role_is_refused_what_others_do(guarded: Guarded, user: str) -> None:
+    """Somebody with the Redis password of a node, a producer or Flower empties it, reconfigures it, reads other keys.
+
+    Refused: by Redis: FLUSHALL, CONFIG, KEYS and the like for everybody; drains, queues, logs and answers by role.
+    Evidence: a real Redis with the users of `examples/redis.acl`.
+    """
+    with guarded.client(user) as client:
+        assert client.ping()
+        commands = (*FORBIDDEN, *ROLES[user])
+        assert {command: refusal(client, *command) for command in commands} == dict.fromkeys(commands, "NOPERM")
+
+
+def test_nobody_comes_in_without_a_user(guarded: Guarded) -> None:
+    with redis.Redis.from_url(guarded.server.url) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "sqs", "redis"])
+def test_each_role_can_do_its_work(
+    guarded: Guarded, broker: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    urls = {user: guarded.url(user) for user in USERS}
+    if broker != "redis":
+        urls = dict.fromkeys(USERS, request.getfixturevalue(f"{broker}_server").url)
+    project = f"lab_{secrets.token_hex(4)}"
+    with closing(open_broker(urls["operator"], lease=LONG)) as opened:
+        patiently(partial(opened.queues.create, f"{project}_cpu"))
+        patiently(partial(opened.queues.create_plain, reporting_queue(f"{project}_cpu")))
+    environment = {"JOBQUEUE_BROKER_URL": urls["node"], "JOBQUEUE_REGISTRY_URL": guarded.url("node")}
+    site = open_site(
+        tmp_path / "site",
+        broker=urls["producer"],
+        registry=guarded.url("producer"),
+        runtime="process",
+        project=project,
+    )
+    with site as opened_site:
+        place = Place(site=opened_site, engine=None)
+        with place.make_worker(environment=environment) as worker:
+            experiment = place.submit("echo hello; sleep 0.1; echo ::jobqueue loss=1::", name="n")
+            assert experiment.result(timeout=LONG.total_seconds()) == {"exit_code": 0}
+            assert place.take_reports(experiment)
+            sleeper = place.submit("sleep 600")
+            assert sleeper.cancel()
+            sleeper.wait(timeout=LONG)
+            with closing(open_registry(guarded.url("operator"))) as registry:
+                (record,) = registry.workers.present()
+                registry.workers.drain(Drain(target=record.worker_id))
+            with closing(open_registry(guarded.url("flower"))) as registry:
+                assert registry.workers.present()
+                assert registry.experiments.find(project=project)
+            assert "No permissions" not in worker.log.read_text()
