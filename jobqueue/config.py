@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     tls_key: _Folder | None = None
     project: _Name = "default"
     keys: _Folder | None = None
-    keys_passphrase: str = Field(default="", repr=False)
+    keys_passphrase: str = Field(default="", min_length=1, validate_default=False, repr=False)
     weakest_suite: Literal["x25519", "mlkem768-x25519"] = "x25519"
     runtime: Literal["auto", "docker", "process"] = "auto"
     oci_runtime: str = ""

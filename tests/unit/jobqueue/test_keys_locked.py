@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobqueue.config import Settings
-from jobqueue.errors import KeyRefused, NotFound
+from jobqueue.errors import InvalidSetting, KeyRefused, NotFound
 from jobqueue.keys import KeyRing, Reader, Signer, ensure_laptop_keys, list_keys, make_pair, revoke, trust
 from jobqueue.keys import locking as module
 
@@ -237,3 +237,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> 
     (tmp_path / "keys").write_text("no folder")
     with pytest.raises(KeyRefused, match="no key can be put"):
         make_pair(tmp_path / "keys", Signer.SENDER)
+
+
+def test_a_file_without_a_passphrase_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "passphrase").write_text("\n")
+    monkeypatch.setenv("JOBQUEUE_KEYS_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
+    with pytest.raises(InvalidSetting, match="JOBQUEUE_KEYS_PASSPHRASE"):
+        Settings()
