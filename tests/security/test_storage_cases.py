@@ -438,7 +438,7 @@ def test_who_reads_the_registry_can_use_nothing_that_a_clerk_has_granted(
 
 
 @pytest.mark.security_case("forged grant")
-@pytest.mark.parametrize("forger", ["a stranger", "another reply", "garbage", "a changed one"])
+@pytest.mark.parametrize("forger", ["a stranger", "in its name", "another reply", "garbage", "a changed one"])
 def test_a_node_takes_a_grant_from_a_clerk_that_it_trusts_and_for_what_it_has_asked(
     counter: Counter, forger: str, tmp_path: Path
 ) -> None:
@@ -459,7 +459,11 @@ def test_a_node_takes_a_grant_from_a_clerk_that_it_trusts_and_for_what_it_has_as
             return counter.passed[1]
         if forger == "a changed one":
             return reply[:-1] + bytes([reply[-1] ^ 1])
-        return evil.clerk.answer(question)
+        forged = evil.clerk.answer(question)
+        if forger == "in its name":
+            own, name = (keys.sender().public.key_id.encode() for keys in (evil.clerk_keys, counter.clerk_keys))
+            return forged.replace(own, name)
+        return forged
 
     started.store.size(f"{started.prefix}/outputs/model")
     evil = open_counter(tmp_path / "evil", open_store(f"memory://{uuid.uuid4()}"))
@@ -498,6 +502,7 @@ def test_a_clerk_bounds_what_it_reads_and_how_often_one_experiment_asks(tmp_path
         b"\xff",
     ):
         assert len(counter.clerk.answer(nonsense)) < 500
+    assert b"allowed" in counter.clerk.answer(b"x" * (MAX_REQUEST_BYTES + 1))
     flooding, other = counter.start(), counter.start()
     outcomes = [grants(flooding.store, flooding.prefix) for _ in range(5)]
     assert outcomes == [True] * 5
