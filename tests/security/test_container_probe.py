@@ -267,6 +267,9 @@ def listener(
         process.communicate()
 
 
+@pytest.mark.security_case(
+    "container escape by known configuration mistakes; reading another experiment's workspace, logs, registry key"
+)
 def test_nothing_that_an_experiment_must_not_reach_is_reached(
     request: pytest.FixtureRequest,
     runtime: ContainerRuntime,
@@ -275,6 +278,12 @@ def test_nothing_that_an_experiment_must_not_reach_is_reached(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Code in a container tries the host's processes, devices, engine, folders, other workspaces, networks, rights.
+
+    Refused: each try, by the kernel or because there is nothing; without a network there is no registry and no store.
+    Evidence: what eighty tries were answered, in a real container and in a real confined process; on the machine
+        itself the same probe is told of much.
+    """
     assert listener.stdout
     monkeypatch.setenv("JOBQUEUE_PROBED", "worker-secret")
     start("import time; time.sleep(1000)")
@@ -412,7 +421,13 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize("runtime", ["docker"], indirect=True)
+@pytest.mark.security_case("container escape: a setuid program of the image")
 def test_a_setuid_program_of_an_image_gives_nothing(request: pytest.FixtureRequest, start: Start) -> None:
+    """An image brings a program that runs as root whoever starts it.
+
+    Refused: it runs as the experiment's own user.
+    Evidence: the user that such a program sees itself as, in a real container.
+    """
     client = request.getfixturevalue("engine").client
     setuid = "/usr/local/bin/setuid"
     make = f"cp -L /usr/local/bin/python {setuid} && chmod 4755 {setuid}"

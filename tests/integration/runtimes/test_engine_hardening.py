@@ -104,7 +104,13 @@ REFUSALS = {"EPERM", "EACCES", "EROFS", "ENOSYS"}
 ABSENCES = {"ESRCH", "ENOENT", "ENETUNREACH", "ECONNREFUSED"}
 
 
+@pytest.mark.security_case("the baseline of a container, whole")
 def test_the_engine_has_added_nothing_to_what_was_asked_for(engine: Engine, start: StartContainer) -> None:
+    """The engine adds an option of its own or of its operator's to a container, or leaves one of the baseline out.
+
+    Refused: a container has the reviewed baseline and not one option more.
+    Evidence: the engine's own description of a container, compared whole with the golden one: any further key fails.
+    """
     start("sleep", "1000")
     (listed,) = engine.client.api.containers(filters={"label": f"jobqueue.node={NODE}"})
     seen = engine.client.api.inspect_container(listed["Id"])
@@ -118,7 +124,13 @@ def test_the_engine_has_added_nothing_to_what_was_asked_for(engine: Engine, star
     assert seen["Config"]["StopSignal"] == "SIGTERM"
 
 
+@pytest.mark.security_case("container escape by known configuration mistakes, one container alone")
 def test_code_inside_is_refused_everything(start: StartContainer) -> None:
+    """Code in a container mounts, makes devices, changes the kernel's settings, takes namespaces, or calls the node.
+
+    Refused: each by the kernel, with an error of its own.
+    Evidence: what thirty tries were answered inside.
+    """
     how, reader = run(start("python", "-c", PROBES))
     assert how.code == 0, reader.text("stderr")
     answers = json.loads(reader.text())
@@ -127,7 +139,13 @@ def test_code_inside_is_refused_everything(start: StartContainer) -> None:
     assert surprising == {}
 
 
+@pytest.mark.security_case("label injection, and env, USER, VOLUME, ENTRYPOINT, HEALTHCHECK of an image")
 def test_what_an_image_brings_is_out_of_the_way(engine: Engine, runtime: DockerRuntime, start: StartContainer) -> None:
+    """An image brings labels of the node's own kind, variables for the loader, a user, a volume, an entry point.
+
+    Refused: each is overridden by the node, and the image's health check does not run.
+    Evidence: a hostile image, built and started on a real engine; its labels as the node reads them back.
+    """
     hostile = """
     FROM jobqueue-test/python:3
     ENV NVIDIA_VISIBLE_DEVICES=all LD_PRELOAD=/evil.so KEPT=yes
