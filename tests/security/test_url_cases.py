@@ -484,7 +484,7 @@ def test_what_a_server_refuses_is_told_without_the_signature(
     assert "canary" not in f"{raised.value} {raised.value!r}"
 
 
-@pytest.mark.parametrize("announced", ["Transfer-Encoding: chunked", "Content-Length: 6000"])
+@pytest.mark.parametrize("announced", ["Transfer-Encoding: chunked", "Content-Length: 6000", "X: y"])
 def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(announced: str, secure: Server) -> None:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
