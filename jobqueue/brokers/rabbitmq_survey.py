@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 # How long the HTTP API is left alone after it has not answered.
 _SILENCE_SECONDS: Final = 60.0
-# Who reads the ledger has its one message in hand, and nobody else.
-_LISTED_SECONDS: Final = 30.0
+# Who reads the ledger has its one message in hand, and nobody else: it is read at one of so many looks.
+_LISTED_LOOKS: Final = 10
 _HINT: Final = "set JOBQUEUE_MANAGEMENT_URL, and give its user the tag `monitoring` or `management`"
 # A passive declaration costs a fifth of a millisecond.
 _ASKED_AT_ONCE: Final = 100
@@ -48,7 +48,7 @@ class RabbitSurvey:
         self._silent_until = float("-inf")
         self._is_silent = False
         self._names: list[str] = []
-        self._listed_at = float("-inf")
+        self._looks = 0
         self._gone: set[str] = set()
 
     def look(self, selection: Selection) -> Seen:
@@ -77,7 +77,7 @@ class RabbitSurvey:
         except BrokerUnavailable as error:
             self._silent_until = time.monotonic() + _SILENCE_SECONDS
             if not self._is_silent:
-                instead = f"each queue is asked, and a new one is found within {_LISTED_SECONDS:g} s"
+                instead = f"each queue is asked, and new ones are looked for at every {_LISTED_LOOKS}th look"
                 log.warning("management.unavailable", extra={"error": error.message, "instead": instead, "hint": _HINT})
             self._is_silent = True
             return None
@@ -85,9 +85,9 @@ class RabbitSurvey:
         return counts
 
     def _list(self) -> list[str]:
-        if time.monotonic() - self._listed_at > _LISTED_SECONDS:
+        if self._looks % _LISTED_LOOKS == 0:
             self._names = [record.queue for record in self._listed()]
-            self._listed_at = time.monotonic()
+        self._looks += 1
         return self._names
 
     def _ask_each(self, selection: Selection) -> Seen:

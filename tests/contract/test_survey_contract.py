@@ -21,7 +21,7 @@ SETTLED = timedelta(seconds=30)
 
 @pytest.fixture(params=["memory", "redis", "rabbitmq-http", "rabbitmq-ledger", "sqs"])
 def broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
-    monkeypatch.setattr("jobqueue.brokers.rabbitmq_survey._LISTED_SECONDS", 0.5)
+    monkeypatch.setattr("jobqueue.brokers.rabbitmq_survey._LISTED_LOOKS", 3)
     name, _, how = request.param.partition("-")
     server = request.getfixturevalue(f"{name}_server") if name != "memory" else None
     management = {"http": getattr(server, "management_url", ""), "ledger": "http://127.0.0.1:9"}.get(how, "")
