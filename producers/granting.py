@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 4
 _LOOK: Final = timedelta(seconds=1)
+_LOOK_AGAIN: Final = timedelta(seconds=3)
 
 
 def open_clerk(settings: "Settings", registry: Registry, *, keys: KeyRing, name: str) -> Clerk:
@@ -78,6 +79,6 @@ def _serve(clerk: Clerk, calls: Calls, stop: threading.Event) -> None:
                 calls.answer(call, clerk.answer(call.question))
         except RegistryUnavailable as error:
             log.warning("grants.registry_away error=%s", error.message)
-            stop.wait(_LOOK.total_seconds())
+            stop.wait(_LOOK_AGAIN.total_seconds())
         except Exception:  # one question that upsets it must not end the service of all
             log.exception("grants.failed")

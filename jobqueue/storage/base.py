@@ -34,7 +34,8 @@ class Store(Protocol):
 
     Every method raises `StoreUnavailable` when the store does not answer or answers with a server error or a refusal of
     credentials; reads raise `NotFound` for an unknown key. Transient errors have been retried a few times before.
-    A key that `check_key` refuses raises `ArtifactRefused`.
+    A key that `check_key` refuses raises `ArtifactRefused`; where a clerk grants, so does one that is not granted, and
+    an attempt that has lost its lease meets `Superseded`.
     """
 
     def put(self, key: str, source: bytes | Path) -> None:
