@@ -83,13 +83,18 @@ def revoke(folder: Path, key_id: str, *, passphrase: str = "") -> None:
 
     Raises:
         NotFound: there is no such key.
+        KeyRefused: its file cannot be removed.
     """
     named = [entry for entry in list_keys(folder, passphrase=passphrase) if entry.key_id == key_id]
     found = [entry for entry in named if not isinstance(entry.key, SealingKey)]
     if not found:
         raise NotFound(f"no key {key_id} in {folder}", hint="`jobqueue keys show` lists them")
     for entry in found:
-        entry.path.unlink(missing_ok=True)
+        try:
+            entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            told = f"{entry.path} cannot be removed: {error.strerror}"
+            raise KeyRefused(told, hint="take it out of the secret that is mounted there") from None
 
 
 def list_keys(folder: Path, *, passphrase: str = "") -> list[KeyEntry]:

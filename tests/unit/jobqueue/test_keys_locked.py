@@ -1,5 +1,6 @@
 """Private keys under a passphrase, secrets that are mounted, keys made for later."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -244,3 +245,14 @@ def test_a_file_without_a_passphrase_is_not_taken_for_none(tmp_path: Path, monke
     monkeypatch.setenv("JOBQUEUE_KEYS_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
     with pytest.raises(InvalidSetting, match="JOBQUEUE_KEYS_PASSPHRASE"):
         Settings()
+
+
+def test_what_cannot_be_revoked_because_it_is_mounted_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    key_id = trust(tmp_path, make_pair(tmp_path / "other", Signer.SENDER).line)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(KeyRefused, match="Read-only") as caught:
+        revoke(tmp_path, key_id)
+    assert "secret" in caught.value.hint
