@@ -14,6 +14,7 @@ from typing import BinaryIO, Final
 import urllib3
 
 from jobqueue.errors import NotFound, StoreUnavailable
+from jobqueue.tls import hint_of
 
 _PIECE_BYTES: Final = 1 << 20
 _READING: Final = urllib3.Timeout(connect=3, read=8)
@@ -93,7 +94,7 @@ def _translated(key: str) -> Iterator[None]:
         yield
     except urllib3.exceptions.HTTPError as error:
         cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
-        raise StoreUnavailable(f"the store failed for {key}: {type(cause).__name__}") from None
+        raise StoreUnavailable(f"the store failed for {key}: {type(cause).__name__}", hint=hint_of(error)) from None
 
 
 @cache

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.certificates import Authority
 from services.clerk import Counter, Started, introduce, open_counter
 from services.rclone import RcloneServer, open_rclone
+from services.secured import HOST, show_certificate
 from services.waiting import wait_until
 
 from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, manifest_key, output_key, result_key
@@ -24,7 +26,7 @@ from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.marker import Marker, marker_to_json
 from jobqueue.permit import make_permit
 from jobqueue.registry.base import Lease
-from jobqueue.storage import locate, open_store, show_permit
+from jobqueue.storage import locate, open_store, show_permit, signed_urls
 from jobqueue.storage.base import PROBE, Store, check_store
 from jobqueue.storage.granted import GrantedStore
 from jobqueue.storage.manifests import digest_manifest, load_manifest, save_manifest
@@ -327,6 +329,30 @@ def test_a_node_reads_what_a_trusted_sender_has_signed_for_this_experiment(
         mine.store.size("inputs/b")
     with pytest.raises(ArtifactRefused):
         content(mine.store, "inputs/b")
+
+
+@pytest.mark.security_case("TLS: unknown authority")
+def test_a_url_leads_to_no_store_of_an_unknown_authority(tmp_path: Path) -> None:
+    """Somebody between a node and the store shows a certificate of his own where a URL leads.
+
+    Refused: what a node fetches and stores through URLs is checked with the same authorities as every server.
+    Evidence: a listener is not spoken to but with its own authority; nothing of the URL is in the error.
+    """
+    true, other = Authority(tmp_path / "true"), Authority(tmp_path / "other")
+    with show_certificate(true.issue("server", addresses=(HOST,))) as port:
+        url = f"https://{HOST}:{port}/site/key?X-Amz-Signature=canary"
+        for ca in ("", str(other.ca)):
+            for use in (
+                lambda ca=ca: signed_urls.read(url, key="key", ca=ca),
+                lambda ca=ca: signed_urls.write(url, b"content", 7, key="key", ca=ca),
+            ):
+                with pytest.raises(StoreUnavailable, match="JOBQUEUE_TLS_CA") as raised:
+                    use()
+                assert "canary" not in str(raised.value)
+                assert raised.value.__suppress_context__
+        with pytest.raises(StoreUnavailable) as raised:
+            signed_urls.read(url, key="key", ca=str(true.ca))
+        assert "JOBQUEUE_TLS_CA" not in str(raised.value), "its certificate was taken"
 
 
 def sign(spec: Any, lease: Lease, queue: str, keys: KeyRing) -> Any:
