@@ -10,6 +10,22 @@ ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs" / "security.md"
 _MARK = "security_case"
 _PARTS = ("Refused", "Evidence", "Red before")
+# In the order of the page: each names cases by what they begin with or contain, and has one at least.
+WANTED = (
+    "unsigned", "wrong key", "right key, wrong queue", "header changed", "ciphertext changed",
+    "header of one on body of another", "replayed after success", "replayed after expiry", "clock skewed sender",
+    "oversize", "garbage messages", "unknown suite", "suite below the floor", "revoked key", "rotated key",
+    "key file world-readable", "pickled body", "json body to the task", "protobuf with 10,000 nested fields",
+    "spec asking privileged", "host network", "docker socket", "other's gpu", "negative limits", "command injection",
+    "image name tricks", "label injection", "env override", "tar traversal", "zstd bomb", "symlink outputs",
+    "output named like a device", "ssrf to metadata", "ssrf by redirect", "dns rebinding",
+    "presigned url of another experiment", "attempt writing outside its prefix", "stale attempt committing",
+    "fork bomb", "memory hog", "disk filler", "inode filler", "log flood", "fd hog", "clock burner",
+    "container escap", "reading another experiment's workspace", "forged report", "report flood", "terminal escape",
+    "html in names", "flower and api without token", "huge body", "slow client", "path traversal in ids",
+    "stolen node", "stolen broker password", "stolen password of the registry", "tls", "secrets", "fuzzing",
+    "supply chain",
+)  # fmt: skip
 _INTRODUCTION = """\
 # Cases of security
 
@@ -58,7 +74,13 @@ def read_cases(root: Path) -> list[Case]:
         text = path.read_text(encoding="utf-8")
         if _MARK in text:
             found += _read_module(ast.parse(text), str(path.relative_to(root)))
-    return sorted(found, key=lambda case: (case.name.lower(), case.path))
+    return sorted(found, key=lambda case: (_rank(case.name), case.name.lower(), case.path))
+
+
+def missing(cases: Sequence[Case]) -> list[str]:
+    """Return what is wanted and no case is of."""
+    names = [case.name.lower() for case in cases]
+    return [wanted for wanted in WANTED if not any(wanted in name for name in names)]
 
 
 def write_page(cases: Sequence[Case]) -> str:
@@ -67,11 +89,15 @@ def write_page(cases: Sequence[Case]) -> str:
     for case in cases:
         evidence = case.evidence + (f" Red before: {case.red_before}" if case.red_before else "")
         where = f"[`{case.test}`](../{case.path})" + (" *full*" if case.is_full else "")
-        cells = (case.name, case.attack, case.refused, evidence, where)
+        cells = (case.name[:1].upper() + case.name[1:], case.attack, case.refused, evidence, where)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     names = len({case.name for case in cases})
     count = f"{len(cases)} tests of {names} cases; `Red before` tells what the code did until it was mended.\n\n"
     return _INTRODUCTION + count + "\n".join(lines) + "\n"
+
+
+def _rank(name: str) -> int:
+    return next((rank for rank, wanted in enumerate(WANTED) if wanted in name.lower()), len(WANTED))
 
 
 def _read_module(module: ast.Module, path: str) -> Iterator[Case]:
