@@ -15,11 +15,13 @@ from jobqueue.artifacts import Artifact, Manifest, OutputFile, manifest_to_json
 from jobqueue.brokers.copies import pack
 from jobqueue.codec import encode_header, encode_report, encode_spec
 from jobqueue.envelope import seal
+from jobqueue.grants import Reply, Request, Verdict, Wish, seal_reply, sign_request, write_trouble
 from jobqueue.header import Header
-from jobqueue.ids import ExperimentId, WorkerId
+from jobqueue.ids import ExperimentId, WorkerId, make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.lifecycle import Reason, State
 from jobqueue.marker import Marker, marker_to_json
+from jobqueue.permit import make_permit
 from jobqueue.report import Progress, Report, TaskState
 from jobqueue.spec import ExperimentSpec, parse_spec
 
@@ -59,6 +61,25 @@ def _fields() -> dict[str, object]:
         "timeout": "1h30m",
         "name": "one",
     }
+
+
+@cache
+def grant_requests() -> tuple[bytes, ...]:
+    """Return what a node asks a clerk, signed."""
+    keys, experiment_id = KeyRing(key_folder()), make_experiment_id()
+    permit = make_permit(_spec(), experiment_id=experiment_id, queue=QUEUE, sender=keys.sender())
+    asked = Request(
+        wish=Wish.WRITE_ONCE, uri="store:a", queue=QUEUE, experiment_id=experiment_id, permit=permit, content=b"{}"
+    )
+    return (sign_request(asked, keys=keys),)
+
+
+@cache
+def grant_replies() -> tuple[bytes, ...]:
+    """Return what a clerk answers to that."""
+    reply = Reply(verdict=Verdict.GRANTED, url="https://host/key", objects=(("key", 1),))
+    sealed = seal_reply(reply, message=grant_requests()[0], queue=QUEUE, keys=KeyRing(key_folder()))
+    return sealed, write_trouble("nobody is known")
 
 
 @cache

@@ -27,6 +27,7 @@ from jobqueue.codec import (
 )
 from jobqueue.envelope import open_sealed, verify
 from jobqueue.errors import ArtifactRefused, BadEnvelope, InvalidSetting, InvalidSpec, KeyRefused, Refused
+from jobqueue.grants import read_reply, read_request
 from jobqueue.keys import KeyRing, parse_key
 from jobqueue.keys.lines import read_line, write_line
 from jobqueue.marker import Marker, marker_from_json, marker_to_json
@@ -104,6 +105,21 @@ def _message(content: bytes) -> None:
     if content not in seeds.messages():
         raise AssertionError("a message that nobody has signed is taken for one")
     open_sealed(verified, keys=_ring())
+
+
+def _grant_request(content: bytes) -> None:
+    read_request(content, keys=_ring())
+    _require_signed(content, seeds.grant_requests())
+
+
+def _grant_reply(content: bytes) -> None:
+    read_reply(content, message=seeds.grant_requests()[0], queue=seeds.QUEUE, keys=_ring())
+    _require_signed(content, seeds.grant_replies())
+
+
+def _require_signed(content: bytes, signed: tuple[bytes, ...]) -> None:
+    if content.partition(b"\n")[2] not in {each.partition(b"\n")[2] for each in signed}:
+        raise AssertionError("what nobody has signed is taken for something")
 
 
 def _archive(content: bytes) -> None:
@@ -218,6 +234,8 @@ def _json(content: bytes) -> object:
 TARGETS = {
     "envelope": Target(feed=_envelope, errors=(BadEnvelope,), seeds=seeds.messages),
     "message": Target(feed=_message, errors=(Refused, InvalidSpec), seeds=seeds.messages),
+    "grant_request": Target(feed=_grant_request, errors=(Refused,), seeds=seeds.grant_requests),
+    "grant_reply": Target(feed=_grant_reply, errors=(Refused,), seeds=seeds.grant_replies),
     "header": Target(feed=_header, errors=(BadEnvelope,), seeds=seeds.headers),
     "spec": Target(feed=_spec, errors=(BadEnvelope, InvalidSpec), seeds=seeds.specs),
     "spec_fields": Target(feed=_spec_fields, errors=(InvalidSpec,), seeds=seeds.spec_fields),
