@@ -206,7 +206,7 @@ class ExperimentSpec(BaseModel):
     shm_size: _PositiveSize = 64 * 2**20
     timeout: _Duration = timedelta(hours=24)
     stall_timeout: _Duration | None = None
-    expires: _Duration = Field(default=timedelta(days=7), le=MAX_EXPIRES)
+    expires: _Duration = timedelta(days=7)
     retries: Annotated[int, BeforeValidator(_number)] = Field(default=0, ge=0, le=100)
     network: Literal["none", "egress", "bridge"] = "none"
     project: _Project = "default"
@@ -267,19 +267,19 @@ def _cross_check(spec: ExperimentSpec, *, wrong: Collection[str] = ()) -> list[P
         problems.append(Problem(path="gpu_memory", message="asked for without a GPU (add gpus=1)"))
     if spec.shm_size > spec.memory and not {"shm_size", "memory"} & set(wrong):
         problems.append(Problem(path="shm_size", message="larger than memory (ask for less, or more memory)"))
+    if spec.expires > MAX_EXPIRES:
+        problems.append(Problem(path="expires", message=f"longer than {MAX_EXPIRES.days}d (submit it again then)"))
     problems += [
         Problem(path=f"env.{name}", message="also given as a secret (keep one of them)")
         for name in sorted(spec.env.keys() & spec.secrets.keys())
     ]
     if sum(len(name) + len(value.encode()) for name, value in spec.env.items()) > MAX_ENV_BYTES:
-        told = f"more than {MAX_ENV_BYTES} bytes in all (use a file of the workspace)"
-        problems.append(Problem(path="env", message=told))
+        problems.append(Problem(path="env", message=f"more than {MAX_ENV_BYTES} bytes (use a file of the workspace)"))
     return [*problems, *judge_priority(spec)]
 
 
 def _problem(detail: Any) -> Problem:
-    location = [str(part) for part in detail["loc"] if part != "[key]"]
-    path = ".".join(location)
+    path = ".".join(str(part) for part in detail["loc"] if part != "[key]")
     kind, message = detail["type"], detail["msg"]
     if kind == "extra_forbidden":
         message = f"unknown field{_did_you_mean(path)}"
@@ -296,6 +296,5 @@ def _problem(detail: Any) -> Problem:
 
 
 def _did_you_mean(name: str) -> str:
-    known = [*ExperimentSpec.model_fields, *ALIASES]
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, [*ExperimentSpec.model_fields, *ALIASES], n=1)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(ExperimentSpec.model_fields))})"
