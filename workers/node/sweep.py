@@ -72,8 +72,10 @@ class Sweeper:
         }
         if not elected:
             return
+        paused = self._site.registry.pauses.paused()
         for queue in sorted(elected):
-            self._look_after(queue, ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE, queue=queue))
+            found = ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE, queue=queue)
+            self._look_after(queue, found, is_paused=queue in paused)
         now = datetime.now(UTC)
         for submission in ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE):
             if submission.expires_at <= now:
@@ -88,7 +90,7 @@ class Sweeper:
             except Exception:  # one experiment's trouble must not end the sweep of all
                 log.exception("sweep.failed")
 
-    def _look_after(self, queue: str, found: Sequence[Submission]) -> None:
+    def _look_after(self, queue: str, found: Sequence[Submission], *, is_paused: bool) -> None:
         if not found:
             return
         if not self._broker.queues.exists(queue):
@@ -97,9 +99,10 @@ class Sweeper:
             return
         now = datetime.now(UTC)
         waiting = [submission for submission in found if submission.expires_at > now]
-        missing = self._oldest(waiting) if self._holds(queue, len(waiting)) else waiting
-        if missing:
-            self._publish_again(queue, missing)
+        if not is_paused:  # else nobody was to see them
+            missing = self._oldest(waiting) if self._holds(queue, len(waiting)) else waiting
+            if missing:
+                self._publish_again(queue, missing)
         # Looked after now: it is not the first to be found for a while, or the oldest would hide the rest.
         self._site.registry.ledger.republished([submission.id for submission in waiting])
 

@@ -14,6 +14,8 @@ from jobqueue.ids import WorkerId, make_experiment_id
 from jobqueue.lifecycle import Reason, State
 from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
+from jobqueue.registry.pauses import Pause
+from jobqueue.routing import first_queue
 from workers.bootstrap import Node
 from workers.node import sweep as module
 from workers.node.sweep import ROLE, Sweeper
@@ -48,16 +50,26 @@ def test_what_no_queue_holds_is_published_again_once(node: FakeNode, sweeper: Sw
     message = node.message()
     node.register(message)
     sweeper.sweep()
-    assert published.messages == [(node.queue, message.message)]
+    assert published.messages == [(first_queue(node.queue), message.message)]
 
 
-def test_it_is_published_where_it_is_served_first(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
-    first = f"{node.queue}_first"
-    node.broker.queues.create_plain(first)
+def test_in_a_queue_without_a_companion_it_is_published_as_before(
+    node: FakeNode, sweeper: Sweeper, published: Published
+) -> None:
+    node.broker.queues.delete(first_queue(node.queue))
     node.register(node.message())
     sweeper.sweep()
-    node.broker.queues.delete(first)
-    assert [queue for queue, _message in published.messages] == [first]
+    assert [queue for queue, _message in published.messages] == [node.queue]
+
+
+def test_nothing_is_lost_in_a_queue_that_is_paused(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
+    node.register(node.message())
+    node.registry.pauses.pause(Pause(queue=node.queue, at=datetime.now(UTC), by="ann@desk"))
+    sweeper.sweep()
+    assert published.messages == []
+    node.registry.pauses.resume(node.queue)
+    sweeper.sweep()
+    assert len(published.messages) == 1
 
 
 def test_what_waits_in_its_queue_is_not_lost(
@@ -139,7 +151,7 @@ def test_a_broker_that_is_away_is_asked_again_later(node: FakeNode, sweeper: Swe
         sweeper.sweep()
     published.error = None
     sweeper.sweep()
-    assert published.messages == [(node.queue, message.message)]
+    assert published.messages == [(first_queue(node.queue), message.message)]
 
 
 def test_what_another_broker_may_hold_is_left_alone(node: FakeNode, sweeper: Sweeper, published: Published) -> None:
@@ -147,7 +159,7 @@ def test_what_another_broker_may_hold_is_left_alone(node: FakeNode, sweeper: Swe
     node.registry.experiments.register(elsewhere)
     node.clock.ahead = timedelta(minutes=1)
     sweeper.sweep()
-    assert [queue for queue, _message in published.messages] == [node.queue]
+    assert [queue for queue, _message in published.messages] == [first_queue(node.queue)]
     assert node.registry.experiments.get(elsewhere.id).state is State.QUEUED
     [lost] = node.registry.ledger.lost(timedelta(seconds=30), limit=10)
     assert lost.id == elsewhere.id, "whoever serves its queue is to find it"
