@@ -206,8 +206,11 @@ class KeyRing:
         Raises:
             NotFound: a key is missing; the hint says how to make or trust one.
         """
-        if not any(isinstance(entry.key, SealingKey) for entry in self._node.entries()):
-            raise NotFound(f"no key to open messages with, in {self.folder / NODE}", hint="`jobqueue keys new node`")
+        keys = [entry.key for entry in self._node.entries()]
+        if not any(isinstance(key, SealingKey) and key.suite >= self.weakest for key in keys):
+            strong = f" of the suite {self.weakest.word} or a stronger one" if keys else ""
+            told = f"no key to open messages with{strong}, in {self.folder / NODE}"
+            raise NotFound(told, hint="`jobqueue keys new node`")
         self.node_signer()
         for queue in queues:
             if not self.trusts_any(queue):

@@ -295,6 +295,15 @@ def test_a_node_without_a_key_to_sign_reports_with_says_what_to_run(tmp_path: Pa
     KeyRing(tmp_path).check_node(["q"])
 
 
+def test_a_node_whose_keys_are_all_below_its_floor_does_not_start(tmp_path: Path) -> None:
+    make_node_keys(tmp_path, suite=Suite.X25519)
+    make_node_signer(tmp_path)
+    trust(tmp_path, make_sender_keys(tmp_path).line)
+    KeyRing(tmp_path).check_node(["q"])
+    with pytest.raises(NotFound, match="mlkem768"):
+        KeyRing(tmp_path, weakest=Suite.MLKEM768_X25519).check_node(["q"])
+
+
 def test_several_lines_are_trusted_at_once_or_not_at_all(tmp_path: Path) -> None:
     keys = [make_node_keys(tmp_path / "node"), make_node_signer(tmp_path / "node"), make_reporting_keys(tmp_path / "r")]
     text = "".join(f"{key.line}\r\n\n" for key in keys).replace("AAA", "A\r\nA A")
