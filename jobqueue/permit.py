@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from jobqueue.errors import NotFound, Untrusted
+from jobqueue.errors import Untrusted
 from jobqueue.ids import ExperimentId, KeyId
 from jobqueue.keys import KeyRing, SigningKey
 from jobqueue.spec import ExperimentSpec
@@ -35,13 +35,11 @@ class Permit:
         """Return when a sender that is trusted for its queue has signed it.
 
         Raises:
-            Untrusted: the sender is not trusted, or has signed something else.
+            NotFound: the sender is not trusted for it.
+            Untrusted: the sender has signed something else.
             KeyRefused: a key file here is not to be used.
         """
-        try:
-            sender = keys.trusted(self.sender_key_id, queue=self.queue)
-        except NotFound as error:
-            raise Untrusted(error.message, hint=error.hint) from None
+        sender = keys.trusted(self.sender_key_id, queue=self.queue)
         if not sender.has_signed(_signed_bytes(self.experiment_id, self.queue, self.uris), self.signature):
             raise Untrusted("the signature of the permit does not hold")
 

@@ -80,6 +80,7 @@ class Clerk:
         except (ArtifactRefused, Untrusted) as error:
             return self._refusal(Verdict.REFUSED, request, error.message)
         except JobqueueError as error:
+            # Also of a sender that is trusted by the node and not here: that is the operator's to mend, not the user's.
             return self._refusal(Verdict.AWAY, request, error.message)
 
     def _refusal(self, verdict: Verdict, request: Request, text: str) -> Reply:

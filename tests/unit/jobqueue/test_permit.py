@@ -9,7 +9,7 @@ import pytest
 
 from jobqueue.artifacts import Artifact
 from jobqueue.envelope import open_sealed, seal, verify
-from jobqueue.errors import Untrusted
+from jobqueue.errors import NotFound, Untrusted
 from jobqueue.header import Header
 from jobqueue.ids import KeyId, make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys, make_sender_keys, trust
@@ -78,7 +78,7 @@ def test_a_permit_of_somebody_who_is_not_trusted_for_the_queue_does_not_hold(
 ) -> None:
     other = KeyRing(tmp_path / "other")
     trust(other.folder, make_sender_keys(other.folder).line)
-    with pytest.raises(Untrusted, match="not trusted"):
+    with pytest.raises(NotFound, match="not trusted"):
         permit.check(keys=other)
 
 
