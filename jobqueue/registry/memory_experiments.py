@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
-from typing import Final
 
 from jobqueue.errors import IdempotencyMismatch
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
 from jobqueue.registry.memory_table import EPOCH, Entry, Table, without_message
-from jobqueue.registry.rules import not_found, refuse_key
-
-_WITHDRAWN: Final = timedelta(days=7)
+from jobqueue.registry.rules import RETENTION, not_found, refuse_key
 
 
 class MemoryExperiments:
@@ -49,7 +45,7 @@ class MemoryExperiments:
             entry = self._table.entry(experiment_id)
             if entry and entry.record.state.is_final:
                 return
-            self._table.withdrawn[experiment_id] = self._table.clock() + _WITHDRAWN
+            self._table.withdrawn[experiment_id] = self._table.clock() + RETENTION
             if entry is None:
                 return
             submission = entry.record.submission

@@ -13,6 +13,7 @@ from jobqueue.ids import make_experiment_id
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Final, Granted, Held, Registry
+from jobqueue.registry.calls import Call
 from jobqueue.registry.redis_client import RedisClient
 from jobqueue.registry.redis_fields import submission_arguments
 
@@ -102,7 +103,7 @@ def test_live_logs_and_tombstones_expire(registry: Registry, client: redis.Redis
     registry.live_logs.append(granted(registry, submission).lease, "stdout", b"x", offset=0)
     registry.experiments.withdraw(withdrawn := make_experiment_id())
     assert 0 < client.ttl(f"jobqueue:log:{submission.id}:stdout") <= 24 * 3600
-    assert 6 < timedelta(seconds=client.ttl(f"jobqueue:withdrawn:{withdrawn}")) / timedelta(days=1) <= 7
+    assert 29 < timedelta(seconds=client.ttl(f"jobqueue:withdrawn:{withdrawn}")) / timedelta(days=1) <= 30
 
 
 def test_texts_that_utf_8_cannot_hold_are_stored_all_the_same(registry: Registry) -> None:
@@ -116,3 +117,14 @@ def test_texts_that_utf_8_cannot_hold_are_stored_all_the_same(registry: Registry
     assert record.detail == "said ?"
     assert isinstance(acquire(registry, submission), Granted)
     assert not isinstance(acquire(registry, submission), Final)
+
+
+def test_questions_that_nobody_answers_and_answers_that_nobody_takes_expire(
+    registry: Registry, client: redis.Redis
+) -> None:
+    assert registry.calls.ask(b"question", within=timedelta(milliseconds=100)) is None
+    assert list(client.scan_iter("jobqueue:call:*")) == []
+    assert 0 < client.ttl("jobqueue:calls") <= 60
+    registry.calls.answer(Call(name="gone", question=b""), b"answer")
+    assert 0 < client.ttl("jobqueue:answer:gone") <= 60
+    client.delete("jobqueue:calls", "jobqueue:answer:gone")

@@ -21,6 +21,8 @@ def check_shape(message: Any) -> None:
     headers = message.headers
     if getattr(message, "errors", None):
         raise BadEnvelope("it cannot be decoded")
+    if not isinstance(message.body, bytes | memoryview):
+        raise BadEnvelope("the body is no bytes")
     if message.content_type != CONTENT_TYPE:
         raise BadEnvelope("the content type is not an envelope's")
     if not isinstance(headers, dict) or headers.get("task") != TASK or not isinstance(headers.get("id"), str):

@@ -13,7 +13,7 @@ local OPEN, SEEN = 'jobqueue:open:', 'jobqueue:seen'
 
 local DAY_MS = 24 * 3600 * 1000
 local RETENTION_MS = 30 * DAY_MS
-local WITHDRAWN_MS = 7 * DAY_MS
+local WITHDRAWN_MS = RETENTION_MS
 local UNUSED_INDEX_MS = 365 * DAY_MS
 local HISTORY_LENGTH = 20
 local CLOCK_TOLERANCE_MS = 500
