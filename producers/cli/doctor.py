@@ -45,14 +45,15 @@ class Finding:
 
 @click.command()
 @format_option
+@click.option("--probe", is_flag=True, help="Start a container here that tries what no experiment may reach.")
 @click.pass_context
-def doctor(ctx: click.Context, /, *, form: str) -> None:
+def doctor(ctx: click.Context, /, *, form: str, probe: bool) -> None:
     """Check the settings, the servers, the keys and the container engine; say how to mend what is wrong.
 
     Exits with 69 when something keeps experiments from running.
     """
     findings = []
-    for finding in examine():
+    for finding in _probe() if probe else examine():
         findings.append(finding)
         if form != Format.JSON:
             _write(finding, form)
@@ -244,6 +245,13 @@ def _check_devices(settings: "Settings") -> Iterator[Finding]:
     for told in describe_devices():
         verdict = Verdict.WARN if told.fix else Verdict.OK
         yield Finding(name="devices", verdict=verdict, text=told.text, fix=told.fix)
+
+
+def _probe() -> Iterator[Finding]:
+    from producers.cli.reach import describe_reach
+
+    for told in describe_reach():
+        yield Finding(name="probe", verdict=Verdict.FAIL if told.fix else Verdict.OK, text=told.text, fix=told.fix)
 
 
 def _check_disk(settings: "Settings") -> Iterator[Finding]:
