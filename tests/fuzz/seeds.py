@@ -13,21 +13,32 @@ import zstandard
 from jobqueue.application import CONTENT_TYPE, TASK
 from jobqueue.artifacts import Artifact, Manifest, OutputFile, manifest_to_json
 from jobqueue.brokers.copies import pack
-from jobqueue.codec import encode_header, encode_report, encode_spec
+from jobqueue.codec import (
+    SealedReport,
+    SealedSpec,
+    encode_header,
+    encode_report,
+    encode_sealed_report,
+    encode_sealed_spec,
+    encode_spec,
+)
 from jobqueue.envelope import seal
 from jobqueue.grants import Reply, Request, Verdict, Wish, seal_reply, sign_request, write_trouble
 from jobqueue.header import Header
-from jobqueue.ids import ExperimentId, WorkerId, make_experiment_id
-from jobqueue.keys import KeyRing, ensure_laptop_keys
+from jobqueue.ids import ExperimentId, KeyId, WorkerId, make_experiment_id
+from jobqueue.keys import KeyRing, Signer, SigningKey, ensure_laptop_keys
+from jobqueue.keys.directory import sign_list
+from jobqueue.keys.signing import make_signing_key
 from jobqueue.lifecycle import Reason, State
 from jobqueue.marker import Marker, marker_to_json
 from jobqueue.permit import make_permit
 from jobqueue.report import Progress, Report, TaskState
+from jobqueue.sealed_report import close_report
 from jobqueue.spec import ExperimentSpec, parse_spec
 
 QUEUE = "default_cpu"
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
-_ID = ExperimentId("019f1a2b-0000-7000-8000-000000000001")
+_ID = ExperimentId("exp-01m7ze0enjrd99bv7hcqvfqbaz")
 _DEEP = 200_000
 
 
@@ -114,6 +125,18 @@ def specs() -> tuple[bytes, ...]:
     return encode_spec(_spec()), _nested()
 
 
+def sealed_specs() -> tuple[bytes, ...]:
+    """Return what lies inside of a message."""
+    inside = SealedSpec(sender_key_id=KeyId("a" * 32), spec=encode_spec(_spec()), reporting_key="")
+    return encode_sealed_spec(inside), _nested()
+
+
+def sealed_reports() -> tuple[bytes, ...]:
+    """Return the parts of a sealed report."""
+    sealed = SealedReport(version=1, suite=1, reporting_key_id=KeyId("a" * 32), ciphertext=b"sealed")
+    return encode_sealed_report(sealed), _nested()
+
+
 def spec_fields() -> tuple[bytes, ...]:
     """Return what a notebook gives, as JSON."""
     return (json.dumps(_fields()).encode(),)
@@ -126,6 +149,45 @@ def reports() -> tuple[bytes, ...]:
         at=NOW, experiment_id=_ID, worker_id=WorkerId("w"), sequence=1, attempt=1, token=1, payload=progress
     )
     return encode_report(report), _nested()
+
+
+@cache
+def signed_reports() -> tuple[bytes, ...]:
+    """Return reports that a node has signed."""
+    report = Report(
+        at=NOW, experiment_id=_ID, worker_id=WorkerId("w"), sequence=1, attempt=1, token=1, payload="", queue=QUEUE
+    )
+    return (close_report(encode_report(report), queue=QUEUE, keys=KeyRing(key_folder()))[1],)
+
+
+@cache
+def operator() -> SigningKey:
+    """Return an operator's private key."""
+    return make_signing_key(Signer.OPERATOR, NOW)
+
+
+@cache
+def lists() -> tuple[bytes, ...]:
+    """Return what an operator publishes."""
+    keys = [("lab_", KeyRing(key_folder()).recipient(QUEUE))]
+    return sign_list(keys, at=NOW, operator=operator()), b"[" * _DEEP
+
+
+def web_addresses() -> tuple[bytes, ...]:
+    """Return addresses of inputs, and hosts in forms that mislead."""
+    return (
+        b"https://data.example.org:8443/a/b.tar.zst?X-Amz-Signature=1",
+        b"https://[fd00::5]/x",
+        b"https://0x7f.1/",
+        b"https://a\\@b/",
+        b"https://xn--bcher-kva.example/",
+        b"https://[::ffff:127.0.0.1%25eth0]/",
+    )
+
+
+def hosts() -> tuple[bytes, ...]:
+    """Return what an operator may allow."""
+    return b"data.example.org,*.example.org,[fd00::5]:8443,data.lab=10.1.0.0/16,http://127.0.0.1:8000", b"[,]:,=/"
 
 
 @cache

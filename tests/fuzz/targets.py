@@ -29,11 +29,15 @@ from jobqueue.envelope import open_sealed, verify
 from jobqueue.errors import ArtifactRefused, BadEnvelope, InvalidSetting, InvalidSpec, KeyRefused, Refused
 from jobqueue.grants import read_reply, read_request
 from jobqueue.keys import KeyRing, parse_key
+from jobqueue.keys.directory import read_list
 from jobqueue.keys.lines import read_line, write_line
+from jobqueue.keys.locking import unlock
 from jobqueue.marker import Marker, marker_from_json, marker_to_json
 from jobqueue.quantities import parse_duration, parse_size
 from jobqueue.routing import parse_selection
+from jobqueue.sealed_report import CONTENT_TYPE, SEALED_CONTENT_TYPE, open_report
 from jobqueue.spec import parse_spec
+from jobqueue.storage.hosts import parse_hosts, parse_target
 from workers.attempt.archive import unpack
 from workers.attempt.progress import parse_progress_json, parse_progress_line
 from workers.delivery.shape import check_shape
@@ -187,7 +191,8 @@ def _is_well_typed(marker: Marker) -> bool:
 def _celery(content: bytes) -> None:
     parts = _json(content)
     parts = parts if isinstance(parts, dict) else {"headers": parts}
-    check_shape(SimpleNamespace(headers=parts.get("headers"), content_type=parts.get("content-type")))
+    body = content if parts.get("body") else parts.get("body")
+    check_shape(SimpleNamespace(headers=parts.get("headers"), content_type=parts.get("content-type"), body=body))
 
 
 def _wrapped(content: bytes) -> None:
@@ -220,6 +225,36 @@ def _address(content: bytes) -> None:
     parse_address("sqs://" + _text(content))
 
 
+def _web_address(content: bytes) -> None:
+    target = parse_target(_text(content))
+    if parse_target(target.origin + target.path) != target:
+        raise AssertionError("an address leads elsewhere when it is written again")
+
+
+def _hosts(content: bytes) -> None:
+    parse_hosts(_text(content).split(","))
+
+
+def _opened_report(content: bytes) -> None:
+    for content_type in (CONTENT_TYPE, SEALED_CONTENT_TYPE):
+        try:
+            open_report(content, content_type=content_type, queue=seeds.QUEUE, keys=_ring())
+        except Refused:
+            continue
+        if content not in seeds.signed_reports():
+            raise AssertionError("a report that no node has signed is taken for one")
+
+
+def _published(content: bytes) -> None:
+    read_list(content, operator=seeds.operator().public)
+    if content not in seeds.lists():
+        raise AssertionError("a list that no operator has signed is taken for one")
+
+
+def _key_file(content: bytes) -> None:
+    unlock(_text(content), passphrase="")
+
+
 def _text(content: bytes) -> str:
     return content.decode(errors="surrogateescape")
 
@@ -239,10 +274,10 @@ TARGETS = {
     "header": Target(feed=_header, errors=(BadEnvelope,), seeds=seeds.headers),
     "spec": Target(feed=_spec, errors=(BadEnvelope, InvalidSpec), seeds=seeds.specs),
     "spec_fields": Target(feed=_spec_fields, errors=(InvalidSpec,), seeds=seeds.spec_fields),
-    "sealed_spec": Target(feed=decode_sealed_spec, errors=(BadEnvelope,), seeds=seeds.specs),
+    "sealed_spec": Target(feed=decode_sealed_spec, errors=(BadEnvelope,), seeds=seeds.sealed_specs),
     "report": Target(feed=_report, errors=(BadEnvelope,), seeds=seeds.reports),
     "signed_report": Target(feed=decode_signed_report, errors=(BadEnvelope,), seeds=seeds.reports),
-    "sealed_report": Target(feed=decode_sealed_report, errors=(BadEnvelope,), seeds=seeds.reports),
+    "sealed_report": Target(feed=decode_sealed_report, errors=(BadEnvelope,), seeds=seeds.sealed_reports),
     "archive": Target(feed=_archive, errors=(ArtifactRefused,), seeds=seeds.archives),
     "progress_line": Target(feed=_progress_line, errors=(), seeds=seeds.progress_lines),
     "progress_json": Target(feed=_progress_json, errors=(), seeds=seeds.progress_objects),
@@ -252,6 +287,11 @@ TARGETS = {
     "marker": Target(feed=_marker, errors=(ArtifactRefused,), seeds=seeds.markers),
     "celery": Target(feed=_celery, errors=(BadEnvelope,), seeds=seeds.celery_messages),
     "wrapped": Target(feed=_wrapped, errors=(), seeds=seeds.celery_messages),
+    "web_address": Target(feed=_web_address, errors=(ArtifactRefused,), seeds=seeds.web_addresses),
+    "hosts": Target(feed=_hosts, errors=(InvalidSetting,), seeds=seeds.hosts),
+    "opened_report": Target(feed=_opened_report, errors=(), seeds=seeds.signed_reports),
+    "published": Target(feed=_published, errors=(KeyRefused,), seeds=seeds.lists),
+    "key_file": Target(feed=_key_file, errors=(KeyRefused,), seeds=seeds.key_lines),
     "queues": Target(feed=_queues, errors=(InvalidSetting,), seeds=seeds.selections),
     "quantities": Target(feed=_quantities, errors=(), seeds=seeds.quantities),
     "sqs_address": Target(feed=_address, errors=(InvalidSetting,), seeds=seeds.addresses),
