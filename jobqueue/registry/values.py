@@ -35,7 +35,7 @@ class Submission:
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if self.message and not self.digest:
+        if self.message:
             object.__setattr__(self, "digest", hashlib.sha256(self.message).hexdigest())
 
 
