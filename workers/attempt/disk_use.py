@@ -18,13 +18,15 @@ from typing import Final
 from jobqueue.quantities import describe_size
 from jobqueue.spec import WORKSPACE
 
-MOST_ENTRIES: Final = 1_000_000
+MOST_ENTRIES: Final = 4_000_000
+# What even an empty file counts, or files without content would take all that a disk can have.
+SMALLEST_FILE_BYTES: Final = 4096
 # Paths may be longer than the kernel takes in one piece, and each level that is entered costs a descriptor.
 MOST_DEPTH: Final = 256
 _LOOK_EVERY_SECONDS: Final = 1.0
 # Between two looks so many times as long as the last one took.
 _REST: Final = 20
-_LONGEST_REST_SECONDS: Final = 15.0
+_LONGEST_REST_SECONDS: Final = 60.0
 _DISK_BLOCK: Final = 512  # of st_blocks, whatever the file system uses
 _MOST_DESCRIPTORS: Final = 100_000
 _PROCESSES: Final = Path("/proc")
@@ -48,7 +50,7 @@ class _Count:
             if identity in self.linked:
                 return
             self.linked.add(identity)
-        self.bytes_ += found.st_blocks * _DISK_BLOCK
+        self.bytes_ += max(found.st_blocks * _DISK_BLOCK, SMALLEST_FILE_BYTES)
 
 
 class DiskMeter:

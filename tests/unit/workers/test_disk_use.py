@@ -88,6 +88,12 @@ def test_too_many_files_are_an_excess(workspace: Path, monkeypatch: pytest.Monke
     assert excess(workspace) == "more than 10 files in its workspace"
 
 
+def test_an_empty_file_counts_as_a_small_one(workspace: Path) -> None:
+    for number in range(300):
+        (workspace / str(number)).touch()
+    assert excess(workspace) == "more than 1 MiB in its workspace"
+
+
 def test_a_folder_without_rights_hides_nothing(workspace: Path) -> None:
     fill(workspace / "hidden" / "file", 2 * MIB)
     (workspace / "hidden").chmod(0)
