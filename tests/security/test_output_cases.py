@@ -163,13 +163,13 @@ def test_folders_without_rights_are_named_and_hinder_nothing(outputs: Path, stor
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 @pytest.mark.security_case("a million outputs")
-def test_a_million_files_cost_no_more_than_the_bound(outputs: Path, store: Store) -> None:
-    """A million files in one folder.
+def test_a_flood_of_files_costs_no_more_than_the_bound(outputs: Path, store: Store) -> None:
+    """More than a hundred thousand files in one folder.
 
     Refused: of a folder no more names are read than may still be stored.
     Evidence: the bound is met exactly, and told; `test_workspace_outputs.py` has the same with a small bound.
     """
-    for number in range(1_000_000):
+    for number in range(MAX_TREE_ENTRIES + 10_000):
         os.close(os.open(outputs / f"{number:06d}", os.O_CREAT | os.O_WRONLY))
     manifest = collect(outputs, store)
     assert len(manifest.files) == MAX_TREE_ENTRIES
