@@ -45,11 +45,11 @@ def damaged(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
 def rewritten(draw: st.DrawFn, seeds: tuple[dict[str, Any], ...]) -> bytes:
     """Return a seed of JSON with some of its values of another kind."""
     fields = dict(draw(st.sampled_from(seeds)))
-    for name in draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2)):
+    for name in draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2, unique=True)):
         value = fields[name]
         if isinstance(value, dict) and value and draw(st.booleans()):
             fields[name] = {**value, draw(st.sampled_from(sorted(value))): draw(_JSON)}
-        elif isinstance(value, list) and value and isinstance(value[0], dict) and draw(st.booleans()):
+        elif isinstance(value, list) and value and isinstance(value[0], dict) and value[0] and draw(st.booleans()):
             fields[name] = [{**value[0], draw(st.sampled_from(sorted(value[0]))): draw(_JSON)}]
         else:
             fields[name] = draw(_JSON)
