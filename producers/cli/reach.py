@@ -13,20 +13,17 @@ _WITHIN: Final = timedelta(minutes=10)
 _PROGRAM: Final = "workers.attempt.reach"
 
 
+def describe_gaps() -> Told | None:
+    """Return what keeps a worker from starting here, with a fix, or what it would only tell; None when nothing."""
+    told = _ask("--notice")
+    if told["error"]:
+        return Told(text=told["error"], fix="no worker starts here before that is mended")
+    return Told(text=told["notice"]) if told["notice"] else None
+
+
 def describe_reach() -> Iterator[Told]:
     """Yield a line for each thing that the probe has tried from inside; one with a fix for what it has reached."""
-    try:
-        done = subprocess.run(  # noqa: S603 - our own program
-            [sys.executable, "-m", _PROGRAM],
-            capture_output=True,
-            text=True,
-            timeout=_WITHIN.total_seconds(),
-            check=True,
-        )
-        told: dict[str, Any] = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        yield Told(text=f"no probe could be started: {type(error).__name__}", fix=f"python -m {_PROGRAM} says more")
-        return
+    told = _ask()
     if told["error"]:
         yield Told(text=f"no probe could be started: {told['error']}", fix="mend that, and try again")
         return
@@ -40,3 +37,18 @@ def describe_reach() -> Iterator[Told]:
         )
     weak = f"; {told['notice']}" if told["notice"] else ""
     yield Told(text=f"{told['runtime']}: {len(told['rows'])} things tried, {len(reached)} reached{weak}")
+
+
+def _ask(*options: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-m", _PROGRAM, *options],
+            capture_output=True,
+            text=True,
+            timeout=_WITHIN.total_seconds(),
+            check=True,
+        )
+        told: dict[str, Any] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return {"error": f"{type(error).__name__} (python -m {_PROGRAM} says more)"}
+    return told

@@ -11,8 +11,11 @@ from services.images import PYTHON
 from services.process import find_program
 from services.runtimes import MIB, NODE, run
 
+from jobqueue.config import Settings
 from jobqueue.errors import InvalidSetting, RuntimeFailure
 from jobqueue.resources import Resources
+from producers.cli.dev import _environment as node_environment
+from producers.cli.reach import describe_gaps
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.runtimes.docker import DockerRuntime
@@ -161,3 +164,25 @@ def test_no_experiment_runs_unconfined_because_an_engine_is_away(
     named = open_runtime("process", state_dir=tmp_path)
     named.vet()
     assert "nothing keeps them" in named.notice
+
+
+def test_the_doctor_tells_what_the_engine_lacks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", engine.url)
+    monkeypatch.setenv("JOBQUEUE_RUNTIME", "docker")
+    monkeypatch.setenv("JOBQUEUE_STATE_DIR", str(tmp_path))
+    told = describe_gaps()
+    assert told is not None
+    assert "maps no users" in told.text
+    assert told.fix == ""
+    monkeypatch.setenv("JOBQUEUE_OCI_RUNTIME", "runsc")
+    told = describe_gaps()
+    assert told is not None
+    assert "no runtime 'runsc'" in told.text
+    assert told.fix
+
+
+def test_ones_own_code_runs_on_ones_own_machine_whatever_it_lacks(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, accepted_gaps=("no-limits",))
+    assert node_environment(settings)["JOBQUEUE_ACCEPTED_GAPS"] == "no-limits,unconfined"

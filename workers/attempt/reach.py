@@ -1,6 +1,7 @@
 """What an experiment could reach on this node, as one line of JSON on stdout: a probe is started like any experiment.
 
-python -m workers.attempt.reach
+python -m workers.attempt.reach            starts the probe
+python -m workers.attempt.reach --notice   asks the engine alone
 """
 
 import json
@@ -42,10 +43,11 @@ def main() -> int:
         runtime = open_runtime(settings.runtime, state_dir=settings.state_dir, policy=policy)
         runtime.vet()
         runtime.check()
-        answers = _probe(runtime, settings)
+        answers = {} if "--notice" in sys.argv else _probe(runtime, settings)
         rows = [
             {"what": row.what, "answer": answers[row.what], "is_refused": answers[row.what] in row.expected}
             for row in choose_rows(runtime.name)
+            if answers
         ]
         told = {"runtime": runtime.name, "notice": runtime.notice, "rows": rows, "error": ""}
         runtime.close()
