@@ -72,10 +72,10 @@ def make_keys(place: Place, folder: Path) -> tuple[Path, Path]:
     return node.folder, clerk.folder
 
 
-def make_clerk(place: Place, server: MotoServer, keys: Path) -> Process:
-    log = place.site.folder / "clerk.log"
+def make_clerk(place: Place, server: MotoServer, keys: Path, *, name: str = "clerk") -> Process:
+    log = place.site.folder / f"{name}.log"
     return Process(
-        name="clerk",
+        name=name,
         command=[sys.executable, "-c", "from producers.cli import main; main()", "grants", "serve"],
         log=log,
         ready=lambda: log.exists() and "grants.ready" in log.read_text(errors="replace"),
@@ -101,7 +101,21 @@ def submit(granting: Granting, tmp_path: Path, command: str) -> Experiment:
 WORK = "sh code.sh /inputs/data | tee outputs/copy.txt; echo done"
 
 
-def test_an_experiment_runs_whole_on_a_node_without_credentials(granting: Granting, tmp_path: Path) -> None:
+def ask_doctor(granting: Granting, keys: Path) -> str:
+    """Return what `jobqueue doctor` says on a node without credentials."""
+    environment = {
+        **os.environ,
+        **granting.place.site.environment,
+        "JOBQUEUE_STORAGE_URL": "granted:",
+        "JOBQUEUE_KEYS": str(keys),
+    }
+    words = [sys.executable, "-c", "from producers.cli import main; main()", "doctor"]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60).stdout
+
+
+def test_an_experiment_runs_whole_on_a_node_without_credentials_whose_doctor_names_its_clerk(
+    granting: Granting, tmp_path: Path
+) -> None:
     environ = psutil.Process(granting.worker.pid).environ()
     assert not [name for name, value in environ.items() if value and name.startswith(CREDENTIALS)]
     experiment = submit(granting, tmp_path, WORK)
@@ -114,6 +128,8 @@ def test_an_experiment_runs_whole_on_a_node_without_credentials(granting: Granti
     assert len(marker.manifest_sha256) == 64
     for log in (granting.worker.log, granting.clerk.log):
         assert "X-Amz" not in log.read_text()
+    told = ask_doctor(granting, tmp_path / "node keys")
+    assert re.search(rf"^ok +store +granted by the clerk \S+:{granting.clerk.pid},", told, re.MULTILINE), told
 
 
 def test_an_attempt_is_adopted_on_a_node_without_credentials(granting: Granting, tmp_path: Path) -> None:
@@ -148,6 +164,18 @@ def test_no_experiment_fails_while_its_clerk_is_started_anew(granting: Granting,
     assert (record.attempt, record.platform_failures) == (1, 0)
 
 
+def test_of_two_clerks_either_will_do(granting: Granting, s3_server: MotoServer, tmp_path: Path) -> None:
+    seconds = number()
+    with make_clerk(granting.place, s3_server, tmp_path / "clerk keys", name="other clerk"):
+        experiment = submit(granting, tmp_path, f"sleep {seconds}; {WORK}")
+        pid = wait_for_sleep(seconds)
+        granting.clerk.kill()
+        psutil.Process(pid).kill()
+        experiment.wait(timeout=LONG)
+        assert experiment.state is State.SUCCEEDED, granting.worker.log_tail()
+        assert experiment.outputs.read_bytes("outputs/copy.txt") == b"the input\n"
+
+
 def test_what_is_cancelled_before_it_starts_gets_its_marker_from_the_clerk(granting: Granting, tmp_path: Path) -> None:
     granting.worker.stop()
     with pytest.warns(JobqueueWarning, match="no worker"):
@@ -157,15 +185,3 @@ def test_what_is_cancelled_before_it_starts_gets_its_marker_from_the_clerk(grant
     granting.worker.start()
     marker = wait_until(lambda: read_marker(store, experiment.id), what="the marker", within=LONG)
     assert (marker.state, marker.reason) == (State.CANCELLED, Reason.CANCELLED_BY_USER)
-
-
-def test_the_doctor_of_a_node_without_credentials_names_its_clerk(granting: Granting, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        **granting.place.site.environment,
-        "JOBQUEUE_STORAGE_URL": "granted:",
-        "JOBQUEUE_KEYS": str(tmp_path / "node keys"),
-    }
-    words = [sys.executable, "-c", "from producers.cli import main; main()", "doctor"]
-    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60).stdout
-    assert re.search(rf"^ok +store +granted by the clerk \S+:{granting.clerk.pid},", told, re.MULTILINE), told
