@@ -11,7 +11,6 @@ from jobqueue.keys.locking import unlock
 from jobqueue.keys.parsing import Key, PublicKey, parse_key, parse_lines, parse_public
 from jobqueue.keys.sealing import Reader, SealingKey
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
-from jobqueue.spec import is_name
 
 NODE: Final = "node"
 SENDER: Final = "sender"
@@ -140,6 +139,8 @@ def check_prefix(queue_prefix: str) -> None:
     Raises:
         InvalidSetting: they cannot.
     """
+    from jobqueue.spec import is_name  # whose checks take longer to load than all of this
+
     if queue_prefix and not is_name(queue_prefix):
         raise InvalidSetting(f"not a queue prefix: {queue_prefix!r}", hint="use letters, digits, - and _")
 
