@@ -218,7 +218,9 @@ def _check_engine(settings: "Settings") -> Iterator[Finding]:
         yield Finding(name="engine", verdict=Verdict.OK, text=answer)
         if gap := describe_gaps():
             judged = verdict if gap.fix else Verdict.WARN
-            yield Finding(name="engine", verdict=judged, text=gap.text, fix=gap.fix or "docs/nodes.md says which matter")
+            yield Finding(
+                name="engine", verdict=judged, text=gap.text, fix=gap.fix or "docs/nodes.md says which matter"
+            )
     else:
         fix = "start Docker or Podman here if this machine is to be a node; DOCKER_HOST names another socket"
         text = "none answers here; a node would use the weaker `process` runtime"
