@@ -1,6 +1,7 @@
 """Keys are files: made, mailed, trusted, revoked, re-read, and refused when they are not safe."""
 
 import os
+import shutil
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -254,6 +255,8 @@ def test_a_nodes_signature_is_never_taken_for_a_senders(tmp_path: Path) -> None:
     """
     node = make_node_signer(tmp_path / "node")
     trust(tmp_path, node.line)
+    (tmp_path / "trusted").mkdir(mode=0o700)
+    shutil.copy(tmp_path / "node" / f"{node.key_id}.pub", tmp_path / "trusted")  # as if by mistake
     as_sender = SigningPublicKey(signer=Signer.SENDER, content=node.content, created_at=node.created_at)
     ring = KeyRing(tmp_path)
     assert node.key_id != as_sender.key_id
