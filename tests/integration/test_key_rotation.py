@@ -15,9 +15,9 @@ from jobqueue.lifecycle import State
 from producers.client import Client
 from producers.handle import Experiment
 
-pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"), pytest.mark.timeout(300)]
 
-PAUSE_SECONDS = 0.3
+PAUSE_SECONDS = 0.6
 # A second, and some: then every folder of keys has been read again.
 LOOKED_AT_AGAIN_SECONDS = 2.0
 
@@ -92,12 +92,12 @@ def test_a_rotation_of_all_keys_under_load_loses_nothing(pair: Pair) -> None:
         pair.client._connections.keys._now = lambda: datetime.now(UTC) + timedelta(hours=1)
         assert pair.used == new
         experiments += pair.submit_for(LOOKED_AT_AGAIN_SECONDS)
-        assert [each.result(timeout=60) for each in experiments] == [{"exit_code": 0}] * len(experiments)
+        assert [each.result(timeout=120) for each in experiments] == [{"exit_code": 0}] * len(experiments)
         revoke(pair.sender_keys, old[0].key_id)
         revoke(pair.node_keys, old[0].key_id)
         revoke(pair.sender_keys, old[1].key_id)
         experiments = pair.submit_for(LOOKED_AT_AGAIN_SECONDS)
-        assert [each.result(timeout=60) for each in experiments] == [{"exit_code": 0}] * len(experiments)
+        assert [each.result(timeout=120) for each in experiments] == [{"exit_code": 0}] * len(experiments)
         assert pair.refusals() == 0
 
 
@@ -110,7 +110,7 @@ def test_what_a_revoked_sender_submits_is_dropped_without_a_restart(pair: Pair) 
     """
     trust(pair.node_keys, make_pair(pair.place.site.folder / "other's", Signer.SENDER).line)
     with pair.place.make_worker(environment={"JOBQUEUE_KEYS": str(pair.node_keys)}):
-        assert pair.submit().result(timeout=60) == {"exit_code": 0}
+        assert pair.submit().result(timeout=120) == {"exit_code": 0}
         revoke(pair.node_keys, pair.used[0].key_id)
         wait_until(lambda: pair.submit() is not None and pair.refusals() > 0, what="a refusal", within=LONG)
         experiment = pair.submit()
