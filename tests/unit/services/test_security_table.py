@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from services.security_table import Case, ShapelessCase, read_cases, write_page
+from services.security_table import ROOT, Case, ShapelessCase, missing, read_cases, write_page
 
 SHAPE = '''
 import pytest
@@ -83,3 +83,7 @@ def test_a_test_without_the_shape_is_refused(tmp_path: Path, old: str, new: str,
 
 def test_a_test_without_the_mark_is_no_row(tmp_path: Path) -> None:
     assert read_cases(write(tmp_path, SHAPE.format(mark="").replace("security_case", "security"))) == []
+
+
+def test_every_case_that_is_wanted_has_a_test_which_tells_what_a_row_needs() -> None:
+    assert missing(read_cases(ROOT)) == []
