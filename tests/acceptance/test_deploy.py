@@ -226,7 +226,7 @@ def test_the_keys_that_compose_makes_are_enough_and_are_made_once(
     sender = ring.sender().public
     assert ring.trusted(sender.key_id, queue="default_cpu") == sender
     ring.node_key(ring.recipient("default_cpu").key_id)
-    assert len(list_keys(laptop_keys)) == 9
+    assert len(list_keys(laptop_keys)) == 7
 
 
 def test_the_chart_unpacks_keys_so_that_a_node_takes_them(
