@@ -314,7 +314,13 @@ def test_a_revoke_is_a_cancel(place: Served, *, terminate: bool) -> None:
 # Duplicates
 
 
+@pytest.mark.security_case("replayed while it runs, replayed after success")
 def test_a_second_copy_of_a_running_or_finished_experiment_starts_nothing(place: Served) -> None:
+    """The bytes of a message are published again while its experiment runs, and after its end.
+
+    Refused: a copy finds the lease held and is put off, or finds the end and goes; nothing is started for it.
+    Evidence: one attempt, one line of output, no process left, no copy left in the queue; what is behind succeeds.
+    """
     seconds = number()
     experiment = place.submit(f"echo once; sleep {seconds}")
     wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
@@ -365,7 +371,7 @@ def test_a_broker_that_is_down_is_told_within_two_seconds_and_nothing_is_left(pl
         "project": "nobody",
         "storage_url": (tmp_path / "store").as_uri(),
     }
-    settings = Settings(**{**place.site.settings.model_dump(), **changes})
+    settings = Settings(**{**place.site.settings.model_dump(exclude_defaults=True), **changes})
     (tmp_path / "code").mkdir()
     with Client(settings) as client:
         started = time.monotonic()

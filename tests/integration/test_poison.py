@@ -1,7 +1,11 @@
 """A worker that no message can kill: malformed, foreign, untrusted."""
 
+import itertools
 import json
 import lzma
+import pickle
+import tempfile
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ import pytest
 from kombu import Connection
 from redis import Redis
 from services.broker_client import patiently
+from services.garbage import KINDS, flood
 from services.moto import SqsServer
 from services.process import Process
 from services.redis import RedisServer
@@ -26,8 +31,9 @@ from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker, Mail
 from jobqueue.codec import decode_report
 from jobqueue.config import Settings
-from jobqueue.ids import make_experiment_id
+from jobqueue.ids import ExperimentId, make_experiment_id
 from jobqueue.keys import ensure_laptop_keys
+from jobqueue.registry import open_registry
 from producers.client import Client
 from producers.preparation import JobqueueWarning
 
@@ -54,6 +60,16 @@ def task_headers(**changes: object) -> dict[str, Any]:
         "origin": "",
     }
     return {**headers, **changes}
+
+
+CANARY = Path(tempfile.gettempdir()) / f"jobqueue-canary-{uuid.uuid4().hex}"
+
+
+class Pickled:
+    """What leaves a file where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (CANARY.touch, ())
 
 
 EMPTY_TASK = b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
@@ -88,6 +104,23 @@ POISON: dict[str, dict[str, Any]] = {
     "a time limit of text": {"body": b"x", "content_type": CONTENT_TYPE, "headers": task_headers(timelimit="abc")},
     "time limits of text": {"body": b"x", "content_type": CONTENT_TYPE, "headers": task_headers(timelimit=["a", "b"])},
     "a text for arguments": {"body": b'"abc"', "content_type": "application/json", "headers": task_headers()},
+    "pickled": {
+        "body": pickle.dumps(([], {"x": Pickled()}, {})),
+        "content_type": "application/x-python-serialize",
+        "headers": task_headers(),
+    },
+    "YAML": {
+        "body": f"!!python/object/apply:os.mkdir ['{CANARY}']".encode(),
+        "content_type": "application/x-yaml",
+        "headers": task_headers(),
+    },
+    "JSON for the task": {
+        "body": EMPTY_TASK.replace(b"[[]", b'[["x"]'),
+        "content_type": "application/json",
+        "headers": task_headers(),
+    },
+    "callbacks": {"body": b"x", "content_type": CONTENT_TYPE, "headers": task_headers(callbacks=[{"task": "x"}])},
+    "a chord": {"body": b"x", "content_type": CONTENT_TYPE, "headers": task_headers(chord={"task": "x"})},
     "an empty envelope": {"body": b"", "content_type": CONTENT_TYPE, "headers": task_headers()},
     "no envelope": {"body": b"\x01" * 500, "content_type": CONTENT_TYPE, "headers": task_headers()},
     "too large": {"body": b"\x01" * 300_000, "content_type": CONTENT_TYPE, "headers": task_headers()},
@@ -156,6 +189,7 @@ def publish_raw(site: Site, *messages: dict[str, Any]) -> None:
                 content_encoding="binary",
                 headers=message.get("headers", {}),
                 correlation_id=uuid.uuid4().hex,
+                reply_to=f"{site.queue}_reply",
             )
 
 
@@ -183,9 +217,17 @@ def succeeds(site: Site) -> None:
     assert experiment.result(timeout=40) == {"exit_code": 0}
 
 
+@pytest.mark.security_case("malformed messages; pickled body; JSON body to the task")
 def test_no_malformed_message_ends_the_worker_or_is_lost(site: Site, worker: Process) -> None:
+    """Messages that end a stock worker: pickled, YAML, JSON for the task, no or wrong headers, calls, chains, chords.
+
+    Refused: each is set aside as it came, as BAD_ENVELOPE; nothing is unpickled, called or answered.
+    Evidence: the dead letters, the worker's process is the same, no file of the canary, nothing in a queue to reply to.
+    """
     is_sqs = site.settings.broker.startswith("sqs")
     poison = [message for message in POISON.values() if len(message["body"]) < SQS_BYTES or not is_sqs]
+    with opened(site) as broker:
+        patiently(lambda: broker.queues.create_plain(f"{site.queue}_reply"))
     publish_raw(site, *poison)
     dead = f"{site.queue}_dead"
     wait_until(lambda: depth(site, dead) == len(poison), what="all of it set aside", within=LONG)
@@ -193,6 +235,8 @@ def test_no_malformed_message_ends_the_worker_or_is_lost(site: Site, worker: Pro
     found = take(site, dead)
     assert {mail.headers["jobqueue-reason"] for mail in found} == {"BAD_ENVELOPE"}
     assert sorted(mail.body for mail in found) == sorted(message["body"] for message in poison)
+    assert not CANARY.exists()
+    assert depth(site, f"{site.queue}_reply") == 0
 
 
 # What lies in a Redis list without being a message of kombu's, or only nearly one.
@@ -210,7 +254,7 @@ RAW: dict[str, bytes] = {
     "null": b"null",
     "a list": b"[1, 2]",
     "an object": b"{}",
-    "deeply nested": b"[" * 100_000,
+    "deeply nested": b"[" * 200_000,
     "headers in a list": json.dumps({**NEARLY, "headers": [1]}).encode(),
     "no properties": json.dumps({name: value for name, value in NEARLY.items() if name != "properties"}).encode(),
     "properties of text": json.dumps({**NEARLY, "properties": "x"}).encode(),
@@ -221,10 +265,16 @@ RAW: dict[str, bytes] = {
 }
 
 
+@pytest.mark.security_case("malformed messages; JSON nested 200,000 deep")
 @on_redis
 def test_what_is_no_message_at_all_is_set_aside_as_it_came(
     site: Site, worker: Process, redis_server: RedisServer
 ) -> None:
+    """Bytes in a Redis list that are no message of kombu's, or nearly one; JSON nested 200,000 deep.
+
+    Refused: each is set aside as it came, as BAD_ENVELOPE.
+    Evidence: the dead letters, the worker's process is the same, and it kept its connection.
+    """
     with closing(Redis.from_url(redis_server.url)) as client:
         for raw in RAW.values():
             client.lpush(site.queue, raw)
@@ -276,8 +326,14 @@ def test_a_sender_names_neither_the_queue_nor_the_tag_of_its_message(
         assert not client.hexists("jobqueue:unacked", tag)
 
 
+@pytest.mark.security_case("zip bomb in the compression header")
 @pytest.mark.parametrize("pack", [zlib, lzma], ids=["zlib", "lzma"])
 def test_no_worker_unpacks_a_compressed_body(site: Site, worker: Process, pack: ModuleType) -> None:
+    """A body of 180 MiB of zeros, compressed, under a header that has Celery unpack it at its arrival.
+
+    Refused: it is set aside as it came; no body is unpacked in a worker.
+    Evidence: the dead letter, and the most memory that the worker has ever used.
+    """
     name = {"zlib": "application/x-gzip", "lzma": "application/x-lzma"}[pack.__name__]
     bomb = pack.compress(bytes(BOMB_BYTES))
     succeeds(site)
@@ -299,10 +355,16 @@ def largest(worker: Process) -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.security_case("wrong key")
 def test_a_message_of_an_unknown_sender_is_dropped_without_an_answer(unserved: Site, tmp_path: Path) -> None:
+    """A stranger seals and signs an experiment for a queue of ours.
+
+    Refused: dropped as UNTRUSTED, counted, never answered.
+    Evidence: the worker's log, nothing set aside, nothing of it on the reporting queue, the experiment stays queued.
+    """
     site, stranger_keys = unserved, tmp_path / "stranger"
     ensure_laptop_keys(stranger_keys)
-    settings = Settings(**{**site.settings.model_dump(), "keys": stranger_keys})
+    settings = Settings(**{**site.settings.model_dump(exclude_unset=True), "keys": stranger_keys})
     reporting = f"{site.queue}_reporting"
     # Of its own: a worker logs few of many refusals.
     with opened(site) as broker, Client(settings) as stranger, site.make_worker() as worker:
@@ -339,3 +401,62 @@ def test_no_plaintext_of_an_experiment_lies_in_the_queue(unserved: Site) -> None
         everything = bytes(message.body) + json.dumps([message.headers, message.properties], default=str).encode()
     assert b"secret" not in everything.lower()
     assert TASK.encode() in everything
+
+
+HUGE_BYTES = 24 * 2**20
+
+
+@pytest.mark.security_case("100 MB body")
+@pytest.mark.parametrize("size", [HUGE_BYTES, pytest.param(100 * 2**20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("served", ["rabbitmq", "redis"], indirect=True)
+def test_of_what_is_far_too_large_only_the_beginning_is_taken(site: Site, worker: Process, size: int) -> None:
+    """A body of 100 MB (of 24 in short) under a producer's headers.
+
+    Refused: its beginning is set aside as BAD_ENVELOPE. RabbitMQ's transport keeps no more; Redis hands it over once.
+    Evidence: the dead letter of 64 KiB, and on RabbitMQ the most memory that the worker has ever used.
+    Red before: the whole of it was read, decoded, and copied into the dead-letter queue.
+    """
+    succeeds(site)
+    before = largest(worker)
+    publish_raw(site, {"body": bytes(size), "content_type": CONTENT_TYPE, "headers": task_headers()})
+    wait_until(lambda: depth(site, f"{site.queue}_dead") == 1, what="it set aside", within=LONG)
+    succeeds(site)
+    grown = largest(worker) - before
+    assert grown < (8 * size if site.settings.broker.startswith("redis") else HUGE_BYTES // 2)
+    (mail,) = take(site, f"{site.queue}_dead")
+    assert len(mail.body) == 64 * 1024
+
+
+@pytest.mark.security_case("100,000 garbage messages in a row")
+@pytest.mark.parametrize("count", [1500, pytest.param(100_000, marks=pytest.mark.full)])
+def test_a_worker_works_on_behind_a_flood(site: Site, worker: Process, count: int) -> None:
+    """A flood of garbage of five kinds, 100,000 messages (1,500 in short), before and behind a sound one.
+
+    Refused: each one; what is no envelope is set aside up to a bound, nothing is answered, a line a second is logged.
+    Evidence: the sound ones succeed, the worker's process is the same, its memory, dead letters and lines are bounded.
+    Red before: each message that is no envelope was copied, and Redis gave a worker about a thousand a second.
+    """
+    count = count if not site.settings.broker.startswith("sqs") else 100
+    succeeds(site)
+    sound = _sound_message(site)
+    lines, before = worker.log.read_text().count("delivery.refused"), largest(worker)
+    began = time.monotonic()
+    for some in (count // 2, count - count // 2):
+        kinds = itertools.cycle(KINDS.values())
+        flood(site.settings, site.queue, (next(kinds)(sound) for _ in range(some)))
+        experiment = site.client.submit(image="any:1", command=["true"])
+    assert experiment.result(timeout=600) == {"exit_code": 0}
+    wait_until(lambda: depth(site, site.queue) == 0, what="nothing left of it", within=timedelta(minutes=10))
+    took = time.monotonic() - began
+    assert worker.log.read_text().count("delivery.refused") - lines <= took + 2
+    assert largest(worker) - before < 40 * 2**20
+    assert depth(site, f"{site.queue}_dead") <= 1000
+
+
+def _sound_message(site: Site) -> bytes:
+    """Return the envelope of an experiment that is cancelled."""
+    with closing(open_registry(site.settings.registry)) as registry:
+        experiment = site.client.submit(image="any:1", command=["sleep", "60"])
+        message = registry.experiments.get(ExperimentId(experiment.id)).submission.message
+    experiment.cancel()
+    return message

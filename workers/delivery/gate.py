@@ -122,7 +122,7 @@ class Gate:
     def _is_beyond(self, error: BadEnvelope, queue: str) -> bool:
         try:
             is_beyond = self.refusals.is_full(queue)
-        except (BrokerUnavailable, NoSuchQueue):
+        except NoSuchQueue:
             return False
         if is_beyond:
             self.refusals.note_dropped(Reason.BAD_ENVELOPE.name, queue=queue, detail=error.message)

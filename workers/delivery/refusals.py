@@ -22,6 +22,7 @@ LOG_EVERY_SECONDS: Final = 1.0
 # So many dead letters of a request queue leave no room for further garbage, and so many are added in a second.
 MOST_DEAD_LETTERS: Final = 1000
 MOST_DEAD_LETTERS_A_SECOND: Final = 100
+_FEW: Final = 10
 
 
 @dataclass(kw_only=True)
@@ -92,15 +93,20 @@ class Refusals:
         """Tell whether there is no room for another dead letter of a request queue now.
 
         Raises:
-            BrokerUnavailable: the broker does not say.
             NoSuchQueue: there is nowhere to set anything aside.
         """
         room, now = self._rooms.get(queue), self._clock()
         if room is None or now - room.at_seconds >= 1:
-            there = self._node.broker.queues.depth(dead_letter_queue(queue)).ready
-            room = _Room(at_seconds=now, left=min(MOST_DEAD_LETTERS - there, MOST_DEAD_LETTERS_A_SECOND))
+            room = _Room(at_seconds=now, left=min(MOST_DEAD_LETTERS - self._there(queue), MOST_DEAD_LETTERS_A_SECOND))
             self._rooms[queue] = room
         return room.left <= 0
+
+    def _there(self, queue: str) -> int:
+        """Return how many dead letters there are; where the broker does not say, as many as leave room for a few."""
+        try:
+            return self._node.broker.queues.depth(dead_letter_queue(queue)).ready
+        except BrokerUnavailable:
+            return MOST_DEAD_LETTERS - _FEW
 
     def tell(self, event: str, *, queue: str, detail: str, **fields: str) -> None:
         """Log a line for a queue, never the message; at most one a second, with how many were left out before it."""

@@ -16,6 +16,7 @@ from jobqueue.application import CONTENT_TYPE
 from jobqueue.brokers.base import Depth
 from jobqueue.brokers.copies import as_message, dead_headers, pack
 from jobqueue.envelope import MAX_ENVELOPE_BYTES
+from jobqueue.errors import BrokerUnavailable
 from workers.delivery.ends import Ends
 from workers.delivery.gate import REPEATED, Gate
 from workers.delivery.refusals import MOST_DEAD_LETTERS, MOST_DEAD_LETTERS_A_SECOND
@@ -211,6 +212,16 @@ def test_what_has_ended_here_is_dropped_when_it_comes_again(world: World) -> Non
     assert (world.wire.acknowledged, world.dead, world.node.reports()) == (100, [], [])
     body, header = world.node.seal()
     assert world.gate.let_in(world.make(body, id=header.experiment_id))
+
+
+def test_where_the_broker_does_not_tell_how_many_dead_letters_there_are_a_few_are_set_aside(world: World) -> None:
+    def silent(_queue: str) -> Depth:
+        raise BrokerUnavailable("not for this user")
+
+    world.gate.refusals._node.broker.queues.depth = silent  # type: ignore[method-assign,assignment]
+    for _ in range(100):
+        assert world.gate.let_in(world.make(b"x")) is None
+    assert (len(world.dead), world.gate.refusals.dropped) == (10, 90)
 
 
 @pytest.mark.security_case("100,000 garbage messages in a row")

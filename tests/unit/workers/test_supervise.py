@@ -702,6 +702,46 @@ def keep_lease(node: FakeNode, lease: Lease) -> str:
 # The marker is the truth
 
 
+@pytest.mark.security_case("replayed after success")
+def test_a_replay_after_a_registry_was_wiped_meets_the_marker(node: FakeNode) -> None:
+    """A message is sent again after its experiment has ended and the registry has forgotten everything.
+
+    Refused: the marker in the store is the end; nothing is started, and the registry is told that end.
+    Evidence: one container in all, the marker as it was, the registry's record.
+    """
+    message = node.message()
+    node.register(message)
+    node.run(message)
+    first = node.marker(message)
+    node.registry.forget()
+    node.clock.ahead += timedelta(seconds=10)
+    result = node.run(message)
+    assert isinstance(result, Ended)
+    assert (len(node.runtime.containers), node.marker(message)) == (1, first)
+    assert node.record(message).state is State.SUCCEEDED
+
+
+@pytest.mark.security_case("same id, another message")
+def test_another_message_under_a_known_id_starts_nothing_and_is_reported_to_nobody(node: FakeNode) -> None:
+    """A message of a trusted sender that names the id of an experiment which waits already.
+
+    Refused: it becomes a dead letter, BAD_ENVELOPE; the first one is untouched and runs as ever.
+    Evidence: no container, no report, the record before and after; then the first one succeeds.
+    Red before: it got the lease, and ran in the first one's name.
+    """
+    first, other = node.message(), node.message(command=["false"])
+    node.register(first)
+    before = node.record(first)
+    forged = replace(other, header=replace(other.header, experiment_id=first.header.experiment_id))
+    result = node.run(forged)
+    assert isinstance(result, Ended)
+    assert (result.outcome.reason, result.is_dead_letter) == (Reason.BAD_ENVELOPE, True)
+    assert (node.runtime.containers, node.reports(), node.record(first)) == ([], [], before)
+    ended = node.run(first)
+    assert isinstance(ended, Ended)
+    assert ended.state is State.SUCCEEDED
+
+
 def test_a_marker_of_an_earlier_attempt_is_followed_and_reported_and_nothing_runs(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
