@@ -16,22 +16,24 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from jobqueue.errors import ArtifactRefused, InvalidSetting
 from jobqueue.ids import ExperimentId
-from jobqueue.permit import Permit
-from jobqueue.storage.base import Readable, Store, check_key
-from jobqueue.storage.granted import GRANTED, GrantedStore
+from jobqueue.storage.base import GRANTED, Readable, Store, check_key
 from jobqueue.storage.hosts import Host, parse_target
+
+if TYPE_CHECKING:
+    from jobqueue.permit import Permit
+    from jobqueue.storage.granted import GrantedStore
 
 STORE_SCHEME: Final = "store:"
 _WEB: Final = ("https", "http")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
-def open_store(url: str, *, endpoint: str = "", granted: GrantedStore | None = None) -> Store:
+def open_store(url: str, *, endpoint: str = "", granted: "GrantedStore | None" = None) -> Store:
     """Return the store at `url`; a folder is made if it is not there, a bucket is not.
 
     Args:
@@ -64,13 +66,20 @@ def open_store(url: str, *, endpoint: str = "", granted: GrantedStore | None = N
 
 def scope(store: Store, *, queue: str, experiment_id: ExperimentId | None = None) -> Store:
     """Return a store as one experiment may use it, which makes a difference where a clerk grants."""
-    return store.scoped(queue=queue, experiment_id=experiment_id) if isinstance(store, GrantedStore) else store
+    granted = _as_granted(store)
+    return granted.scoped(queue=queue, experiment_id=experiment_id) if granted else store
 
 
-def show_permit(store: Store, permit: Permit | None, *, attempt: int, token: int) -> None:
+def show_permit(store: Store, permit: "Permit | None", *, attempt: int, token: int) -> None:
     """Show a clerk, where one grants, what the sender lets an experiment read, and under which lease it asks."""
-    if isinstance(store, GrantedStore):
-        store.show(permit, attempt=attempt, token=token)
+    if granted := _as_granted(store):
+        granted.show(permit, attempt=attempt, token=token)
+
+
+def _as_granted(store: Store) -> "GrantedStore | None":
+    from jobqueue.storage.granted import GrantedStore
+
+    return store if isinstance(store, GrantedStore) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +137,8 @@ def locate(uri: str, *, default: Store, allowed: Allowed | None = None) -> tuple
         return default, uri.removeprefix(STORE_SCHEME)
     allowed = allowed or Allowed()
     parts = _split(uri)
-    if parts.scheme == "s3" and isinstance(default, GrantedStore):
-        return default.beside(uri), _path(parts)
+    if parts.scheme == "s3" and (granted := _as_granted(default)):
+        return granted.beside(uri), _path(parts)
     if parts.scheme == "s3":
         _require_bucket(parts.netloc, allowed.buckets)
         return _s3(parts.netloc, "", allowed.endpoint), _path(parts)

@@ -10,6 +10,8 @@ from jobqueue.artifacts import path_fault
 from jobqueue.errors import ArtifactRefused, InvalidSetting
 
 MAX_KEY_BYTES: Final = 1024
+# In the place of a store's URL: a clerk grants.
+GRANTED: Final = "granted:"
 PROBE: Final = "doctor/written-once"
 
 

@@ -27,7 +27,6 @@ from jobqueue.permit import Permit
 from jobqueue.quantities import describe_size
 from jobqueue.storage.base import StoredObject, check_key
 
-GRANTED: Final = "granted:"
 # A URL is for one request, and S3 takes no more in one.
 MAX_UPLOAD_BYTES: Final = 5 * 2**30
 ASKED_WITHIN: Final = timedelta(seconds=15)

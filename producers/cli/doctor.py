@@ -146,8 +146,7 @@ def _judge_clock(ahead: timedelta) -> Finding:
 
 def _check_store(settings: "Settings") -> Iterator[Finding]:
     from jobqueue.storage import open_store
-    from jobqueue.storage.base import check_store
-    from jobqueue.storage.granted import GRANTED
+    from jobqueue.storage.base import GRANTED, check_store
 
     if settings.storage == GRANTED:
         yield _check_clerk(settings)
