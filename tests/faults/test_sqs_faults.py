@@ -187,7 +187,7 @@ def test_a_worker_starts_and_works_while_the_bus_is_away_and_hears_when_it_is_ba
         with place.make_worker(environment=environment) as worker:
             assert place.submit("true").result(timeout=40) == {"exit_code": 0}
             bus.process.start()
-            settings = Settings(**{**place.site.settings.model_dump(), "events_url": bus.url})
+            settings = Settings(**{**place.site.settings.model_dump(exclude_defaults=True), "events_url": bus.url})
             with make_app(settings) as app, app.connection_for_write() as connection:
                 ping = partial(app.control.ping, timeout=1, limit=1, connection=connection)
                 wait_until(ping, what="an answer", within=LONG)

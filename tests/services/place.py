@@ -95,7 +95,7 @@ def open_place(folder: Path, *, broker: str, registry: str, engine: Engine | Non
     """Open a place over running servers, with its request queue; without an engine, containers are processes."""
     runtime = "docker" if engine else "process"
     with open_site(
-        folder, broker=broker, registry=registry, runtime=runtime, images="jobqueue-test/*,127.0.0.1:*", **settings
+        folder, broker=broker, registry=registry, runtime=runtime, images="jobqueue-test/*,127.0.0.1:*/*", **settings
     ) as site:
         place = Place(site=site, engine=engine)
         place.create(site.queue)
