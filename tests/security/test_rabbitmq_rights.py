@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 from celery import Celery
+from services.broker_client import patiently
 from services.place import LONG, Place
 from services.rabbitmq import RabbitServer
 from services.redis import RedisServer
@@ -118,7 +120,7 @@ def test_a_producers_password_publishes_and_does_nothing_else(rights: Rights) ->
     """
     operator = open_broker(rights.urls["operator"], lease=LONG)
     try:
-        operator.queues.create("lab_cpu")
+        patiently(partial(operator.queues.create, "lab_cpu"))
         make_exchanges(rights.urls["operator"])
         assert attempt(rights.urls["producer"], lambda channel: publish(channel, queue="lab_cpu")) == ""
         tried = {name: attempt(rights.urls["producer"], act) for name, act in steals("lab_cpu").items()}
@@ -137,7 +139,7 @@ def test_a_nodes_password_changes_no_queue(rights: Rights) -> None:
     """
     operator = open_broker(rights.urls["operator"], lease=LONG)
     try:
-        operator.queues.create("lab_cpu")
+        patiently(partial(operator.queues.create, "lab_cpu"))
         make_exchanges(rights.urls["operator"])
         refused = {
             name: act
@@ -147,7 +149,7 @@ def test_a_nodes_password_changes_no_queue(rights: Rights) -> None:
         tried = {name: attempt(rights.urls["node"], act) for name, act in refused.items()}
         assert tried == dict.fromkeys(tried, "ACCESS_REFUSED")
         for queue in ("other_cpu", reporting_queue("lab_cpu")):
-            operator.queues.create_plain(queue)
+            patiently(partial(operator.queues.create_plain, queue))
             assert attempt(rights.urls["node"], methodcaller("basic_get", queue)) == "ACCESS_REFUSED"
     finally:
         operator.close()
@@ -182,7 +184,7 @@ def test_a_dashboards_password_sends_nothing(rights: Rights) -> None:
     """
     operator = open_broker(rights.urls["operator"], lease=LONG)
     try:
-        operator.queues.create("lab_cpu")
+        patiently(partial(operator.queues.create, "lab_cpu"))
         make_exchanges(rights.urls["operator"])
         tries = {**steals("lab_cpu"), "submit": lambda channel: publish(channel, queue="lab_cpu")}
         tried = {name: attempt(rights.urls["flower"], act) for name, act in tries.items()}
@@ -202,8 +204,8 @@ def test_an_experiment_runs_with_these_rights_and_nobody_stops_the_worker(
     Red before: there was no such setting; every order reached the worker, for RabbitMQ cannot refuse it.
     """
     operator = open_broker(rights.urls["operator"], lease=LONG)
-    operator.queues.create("lab_cpu")
-    operator.queues.create_plain(reporting_queue("lab_cpu"))
+    patiently(partial(operator.queues.create, "lab_cpu"))
+    patiently(partial(operator.queues.create_plain, reporting_queue("lab_cpu")))
     operator.close()
     environment = {"JOBQUEUE_BROKER_URL": rights.urls["node"], "JOBQUEUE_REMOTE_CONTROL": "false"}
     site = open_site(
