@@ -54,7 +54,7 @@ def hold_device(slot: Slot, settings: Settings, *, folder: NodeFolder, owner: st
     Raises:
         InvalidSetting: it is not there, or another worker has it.
     """
-    kept = CustodyFiles(folder=folder.root / "devices", boot_id=read_boot_id())
+    kept = CustodyFiles(folder=folder.devices, boot_id=read_boot_id())
     locks = open_device_locks(settings.device_locks_dir)
     held = HeldDevice(slot, devices=NvmlDevices(), locks=locks, owner=owner, kept=kept)
     # For what this process itself may load; an experiment is told by its plan.

@@ -60,7 +60,7 @@ class Ledger:
         self._node, self._worker_id, self._clock = node, worker_id, clock
         self._cpus, self._memory_bytes = cpus, memory_bytes
         self._slots = node.root / "slots"
-        self._custody = CustodyFiles(folder=node.root / "devices", boot_id=read_boot_id())
+        self._custody = CustodyFiles(folder=node.devices, boot_id=read_boot_id())
         self._own: SlotRecord | None = None
         self.is_withheld: Callable[[], bool] = lambda: False
         self._seen, self._seen_at_seconds, self._takes_more = (0, 0), 0.0, True

@@ -39,6 +39,11 @@ class NodeFolder:
         return self.root / "leases"
 
     @property
+    def devices(self) -> Path:
+        """Where it is kept which of its devices are not fit."""
+        return self.root / "devices"
+
+    @property
     def guard(self) -> Path:
         """The file that its guard holds locked."""
         return self.root / "guard"
