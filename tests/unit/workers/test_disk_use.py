@@ -100,14 +100,19 @@ def test_a_folder_without_rights_hides_nothing(workspace: Path) -> None:
     assert "more than 1 MiB" in excess(workspace)
 
 
-def test_what_was_deleted_and_is_still_open_counts(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_deleted_and_is_still_open_counts(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The others of this machine have deleted files too, and all of them see this folder.
+    (tmp_path / "processes").mkdir()
+    (tmp_path / "processes" / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    monkeypatch.setattr(disk_use, "_PROCESSES", tmp_path / "processes")
     (workspace / "file").write_bytes(bytes(2 * MIB))
     with (workspace / "file").open("rb"):
         (workspace / "file").unlink()
         assert excess(workspace) == ""  # this process does not have it as /workspace
         monkeypatch.setattr(disk_use, "WORKSPACE", workspace)
         assert "more than 1 MiB" in excess(workspace)
-    assert excess(workspace) == ""
 
 
 def test_a_workspace_that_is_gone_takes_nothing(tmp_path: Path) -> None:
