@@ -58,7 +58,7 @@ def test_what_was_taken_by_a_worker_that_died_before_it_knew_comes_back(
     with request_queue(broker) as queue, closing(Redis.from_url(redis_server.url)) as client:
         publish(broker, queue)
         tag = str(uuid4())
-        taken = client.register_script(RECEIVE)(keys=mail_keys(queue), args=[queue, tag, 1])
+        taken, _ = client.register_script(RECEIVE)(keys=mail_keys(queue), args=[tag, 1, queue])
         assert json.loads(taken)["headers"]["id"] == "exp-1"
         assert broker.queues.depth(queue).ready == 0
         with closing(Consumer(broker, queue)) as consumer:
