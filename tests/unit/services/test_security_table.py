@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from services.security_table import ROOT, Case, ShapelessCase, missing, read_cases, write_page
+from services.security_table import ROOT, Case, ShapelessCase, main, missing, read_cases, write_page
 
 SHAPE = '''
 import pytest
@@ -87,3 +87,7 @@ def test_a_test_without_the_mark_is_no_row(tmp_path: Path) -> None:
 
 def test_every_case_that_is_wanted_has_a_test_which_tells_what_a_row_needs() -> None:
     assert missing(read_cases(ROOT)) == []
+
+
+def test_the_page_is_what_the_tests_say() -> None:
+    assert main(["--check"]) == 0, "run `make security-table`"
