@@ -149,7 +149,7 @@ def seal_reply(reply: Reply, *, message: bytes, queue: str, keys: KeyRing) -> by
     Raises:
         NotFound, KeyRefused: a key is missing, or not to be used.
     """
-    recipient, signer = keys.recipient(queue), keys.sender()
+    recipient, signer = keys.recipient(queue), keys.clerk()
     asked = hashlib.sha256(message).digest()
     box = recipient.seal(json.dumps(vars(reply)).encode(), info=_joined(_ANSWERED, asked))
     head = {
@@ -183,14 +183,21 @@ def read_reply(answer: bytes, *, message: bytes, queue: str, keys: KeyRing) -> R
         raise BadEnvelope("what came is no reply of a clerk") from None
     asked = hashlib.sha256(message).digest()
     try:
-        clerk, key = keys.trusted(key_id, queue=queue), keys.node_key(recipient)
+        clerk, key = keys.trusted_clerk(key_id, queue=queue), keys.node_key(recipient)
     except NotFound as error:
         raise Untrusted(f"the clerk's reply cannot be used: {error.message}", hint=error.hint) from None
     if not clerk.has_signed(_joined(_ANSWERED, asked, recipient.encode(), box), signature):
         raise Untrusted("the signature of the clerk does not hold")
-    fields = json.loads(key.open(box, info=_joined(_ANSWERED, asked)))
-    objects = tuple((str(name), int(size)) for name, size in fields.pop("objects", ()))
-    return Reply(**{**fields, "verdict": Verdict(fields["verdict"]), "objects": objects})
+    return _reply(key.open(box, info=_joined(_ANSWERED, asked)))
+
+
+def _reply(content: bytes) -> Reply:
+    try:
+        fields = json.loads(content)
+        objects = tuple((str(name), int(size)) for name, size in fields.pop("objects", ()))
+        return Reply(**{**fields, "verdict": Verdict(fields["verdict"]), "objects": objects})
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise BadEnvelope("the clerk's reply is of another version", hint="update the clerk and this node") from None
 
 
 def _request(fields: Mapping[str, Any]) -> Request:

@@ -35,7 +35,7 @@ def open_clerk(settings: "Settings", registry: Registry, *, keys: KeyRing, name:
         StoreUnavailable: it does not answer.
         NotFound, KeyRefused: there is no key to sign replies with.
     """
-    keys.sender()
+    keys.clerk()
     store = open_store(settings.storage, endpoint=settings.store_endpoint)
     try:
         store.presign(PROBE, method="GET", expires=URL_LIFE)

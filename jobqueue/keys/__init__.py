@@ -7,6 +7,8 @@
     trusted/   [<prefix>.]<key id>.pub  whose messages a node accepts, for queues that begin with the prefix
     reporting/ <key id>.key             what the reports of what was submitted here are opened with
                [<prefix>.]<key id>.pub  what a node seals reports to, for queues of that prefix whose specs name none
+    clerk/     <key id>.key             what a clerk of the store signs its grants with
+               [<prefix>.]<key id>.pub  whose grants a node takes, for queues of that prefix
     operator/  <key id>.key             what an operator signs the keys with that it publishes through the registry
                [<prefix>.]<key id>.pub  whose published keys a sender seals to, for queues of that prefix
                <key id>.published       the newest list of that operator that was seen here

@@ -16,14 +16,16 @@ NODE: Final = "node"
 SENDER: Final = "sender"
 TRUSTED: Final = "trusted"
 REPORTING: Final = "reporting"
+CLERK: Final = "clerk"
 OPERATOR: Final = "operator"
-ROLES: Final = (NODE, SENDER, TRUSTED, REPORTING, OPERATOR)
+ROLES: Final = (NODE, SENDER, TRUSTED, REPORTING, CLERK, OPERATOR)
 
 OWN: Final[dict[Signer | Reader, str]] = {
     Reader.NODE: NODE,
     Reader.REPORTING: REPORTING,
     Signer.NODE: NODE,
     Signer.SENDER: SENDER,
+    Signer.CLERK: CLERK,
     Signer.OPERATOR: OPERATOR,
 }
 
@@ -54,7 +56,7 @@ class KeyEntry:
 
 
 def trust(folder: Path, line: str, *, queue_prefix: str = "") -> KeyId:
-    """Install a public key: accept this sender's messages, this node's reports, seal to this node, seal reports to it.
+    """Install a public key: accept this sender's messages, this node's reports, this clerk's grants, or seal to it.
 
     Args:
         folder: of all keys.

@@ -11,7 +11,7 @@ from jobqueue.errors import KeyRefused, NotFound
 from jobqueue.ids import KeyId
 from jobqueue.keys.directory import Published, newest_list
 from jobqueue.keys.files import stamp
-from jobqueue.keys.folder import NODE, OPERATOR, REPORTING, SENDER, TRUSTED, KeyEntry, read_role
+from jobqueue.keys.folder import CLERK, NODE, OPERATOR, REPORTING, SENDER, TRUSTED, KeyEntry, read_role
 from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 
@@ -66,9 +66,9 @@ class KeyRing:
         shown: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
         self.folder, self.weakest, self._now = folder, weakest, now
-        self._node, self._sender, self._trusted, self._reporting, self._operator = (
+        self._node, self._sender, self._trusted, self._reporting, self._clerk, self._operator = (
             _Watched(folder / role, passphrase=passphrase, clock=clock)
-            for role in (NODE, SENDER, TRUSTED, REPORTING, OPERATOR)
+            for role in (NODE, SENDER, TRUSTED, REPORTING, CLERK, OPERATOR)
         )
         self._shown, self._clock = shown, clock
         self._shown_at, self._lists = float("-inf"), list[Published]()
@@ -152,21 +152,28 @@ class KeyRing:
 
     def trusted(self, key_id: KeyId, *, queue: str) -> SigningPublicKey:
         """Return the sender's key with this id, if it is one of those with the longest prefix of the queue's name."""
-        for key in _most_specific(_signing(self._trusted.entries(), Signer.SENDER), queue):
-            if key.key_id == key_id:
-                return key
-        raise NotFound(
-            f"the sender {key_id:.40} is not trusted for the queue {queue}", hint="`jobqueue keys trust LINE`"
-        )
+        found = _most_specific(_signing(self._trusted.entries(), Signer.SENDER), queue)
+        return _named(key_id, found, told=f"the sender {key_id:.40} is not trusted for the queue {queue}")
 
     def trusted_node(self, key_id: KeyId, *, queue: str) -> SigningPublicKey:
         """Return the key with this id that a node signs reports with, if it is trusted for the request queue."""
-        for key in _most_specific(_signing(self._node.entries(), Signer.NODE), queue):
-            if key.key_id == key_id:
-                return key
-        raise NotFound(
-            f"the node {key_id:.40} is not trusted to report on the queue {queue}", hint="`jobqueue keys trust LINE`"
-        )
+        found = _most_specific(_signing(self._node.entries(), Signer.NODE), queue)
+        return _named(key_id, found, told=f"the node {key_id:.40} is not trusted to report on the queue {queue}")
+
+    def clerk(self) -> SigningKey:
+        """Return what this clerk signs its grants with: the newest one."""
+        keys = _private_signing(self._clerk.entries(), Signer.CLERK)
+        if not keys:
+            raise NotFound(
+                f"no key to sign grants with, in {self.folder / CLERK}",
+                hint="`jobqueue keys new clerk`, then `jobqueue keys trust LINE` on the nodes",
+            )
+        return self._current(keys)
+
+    def trusted_clerk(self, key_id: KeyId, *, queue: str) -> SigningPublicKey:
+        """Return the key with this id that a clerk signs grants with, if it is trusted for the request queue."""
+        found = _most_specific(_signing(self._clerk.entries(), Signer.CLERK), queue)
+        return _named(key_id, found, told=f"the clerk {key_id:.40} is not trusted for the queue {queue}")
 
     def reporting(self, queue: str) -> SealingPublicKey | None:
         """Return what to seal a queue's reports to where a spec names nothing, if anything."""
@@ -233,6 +240,13 @@ def _most_specific(keys: Sequence[tuple[str, _Public]], queue: str) -> list[_Pub
     matching = [(prefix, key) for prefix, key in keys if queue.startswith(prefix)]
     longest = max((len(prefix) for prefix, _ in matching), default=0)
     return [key for prefix, key in matching if len(prefix) == longest]
+
+
+def _named(key_id: KeyId, keys: Iterable[SigningPublicKey], *, told: str) -> SigningPublicKey:
+    for key in keys:
+        if key.key_id == key_id:
+            return key
+    raise NotFound(told, hint="`jobqueue keys trust LINE`")
 
 
 def _sealing(entries: Iterable[KeyEntry], reader: Reader) -> list[tuple[str, SealingPublicKey]]:

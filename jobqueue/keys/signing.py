@@ -1,4 +1,4 @@
-"""Signing pairs, Ed25519: a sender's for specs, a node's for reports, an operator's for the keys that it publishes."""
+"""Signing pairs, Ed25519: of senders for specs, nodes for reports, clerks for grants, operators for published keys."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +26,7 @@ class Signer(StrEnum):
 
     SENDER = "sender"
     NODE = "node"
+    CLERK = "clerk"
     OPERATOR = "operator"
 
     @property

@@ -23,7 +23,7 @@ def serve() -> None:
     """Answer nodes whose JOBQUEUE_STORAGE_URL is `granted:`, until Ctrl-C.
 
     Runs where the operator trusts the machine, with the credentials of the store; any number may run at once. No port
-    is opened. The nodes' lines and the senders' lines have to be trusted here, this machine's sender line by the nodes.
+    is opened. The nodes' lines and the senders' lines have to be trusted here, this machine's clerk line by the nodes.
     """
     from jobqueue.keys import KeyRing
     from jobqueue.registry import open_registry
@@ -38,7 +38,7 @@ def serve() -> None:
         clerk = open_clerk(settings, registry, keys=keys, name=name)
         registry.ping()
         click.echo(f"grants.ready {name}: the clerk of {settings.storage}", err=True)
-        click.echo(f"nodes have to trust it: jobqueue keys trust '{keys.sender().public.line}'", err=True)
+        click.echo(f"nodes have to trust it: jobqueue keys trust '{keys.clerk().public.line}'", err=True)
         answer(clerk, registry.calls, stop=stop)
 
 

@@ -19,6 +19,7 @@ _NEXT = {
     "sender": "on each node:  jobqueue keys trust '<this line>' [--queue PREFIX]",
     "reporting": "experiments submitted from here name it; for others, on each node:  "
     "jobqueue keys trust '<this line>' --queue PREFIX",
+    "clerk": "on each node:  jobqueue keys trust '<this line>' [--queue PREFIX]",
     "operator": "where experiments are submitted:  jobqueue keys trust '<this line>' [--queue PREFIX]; "
     "here, for each node:  jobqueue keys publish '<its lines>' [--queue PREFIX]",
 }
@@ -39,10 +40,10 @@ for command in (publish, unpublish, published):
 def new(*, role: str) -> None:
     """Make the keys of a ROLE, the newest from now on, and write their public lines.
 
-    A `node` opens specs and signs reports, a `sender` signs specs, with `reporting` reports are opened, an `operator`
-    signs the keys of nodes that it publishes. `laptop` makes what a machine needs that submits to itself, unless it is
-    there: a node's and a sender's keys, and trust in that sender. Where JOBQUEUE_KEYS_PASSPHRASE or its _FILE is set,
-    private keys are encrypted under it.
+    A `node` opens specs and signs reports, a `sender` signs specs, with `reporting` reports are opened, a `clerk`
+    signs what it grants of the store, an `operator` signs the keys of nodes that it publishes. `laptop` makes what a
+    machine needs that submits to itself, unless it is there: a node's and a sender's keys, and trust in that sender.
+    Where JOBQUEUE_KEYS_PASSPHRASE or its _FILE is set, private keys are encrypted under it.
     """
     from jobqueue.keys import ensure_laptop_keys
 
@@ -96,6 +97,7 @@ def _make(role: str, settings: "Settings", *, used_from: datetime | None = None)
         "node": [Reader.NODE, Signer.NODE],
         "sender": [Signer.SENDER],
         "reporting": [Reader.REPORTING],
+        "clerk": [Signer.CLERK],
         "operator": [Signer.OPERATOR],
     }
     folder, passphrase = settings.keys_dir, settings.keys_passphrase

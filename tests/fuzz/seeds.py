@@ -26,7 +26,7 @@ from jobqueue.envelope import seal
 from jobqueue.grants import Reply, Request, Verdict, Wish, seal_reply, sign_request, write_trouble
 from jobqueue.header import Header
 from jobqueue.ids import ExperimentId, KeyId, WorkerId, make_experiment_id
-from jobqueue.keys import KeyRing, Signer, SigningKey, ensure_laptop_keys
+from jobqueue.keys import KeyRing, Signer, SigningKey, ensure_laptop_keys, make_pair
 from jobqueue.keys.directory import sign_list
 from jobqueue.keys.signing import make_signing_key
 from jobqueue.lifecycle import Reason, State
@@ -44,9 +44,10 @@ _DEEP = 200_000
 
 @cache
 def key_folder() -> Path:
-    """Return the keys of a laptop, which seals, signs, trusts and opens; the folder ends with this process."""
+    """Return the keys of a laptop that grants as well; the folder ends with this process."""
     folder = _kept().name
     ensure_laptop_keys(Path(folder))
+    make_pair(Path(folder), Signer.CLERK)
     return Path(folder)
 
 

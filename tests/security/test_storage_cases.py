@@ -420,7 +420,7 @@ def test_a_node_of_another_queue_gets_nothing_of_this_one(counter: Counter, tmp_
     keys, elsewhere = KeyRing(tmp_path / "thief"), "another_cpu"
     lines = [make_node_keys(keys.folder).line, make_node_signer(keys.folder).line]
     introduce(counter.clerk_keys, lines, queue=elsewhere)
-    introduce(keys, [counter.clerk_keys.sender().public.line], queue=elsewhere)
+    introduce(keys, [counter.clerk_keys.clerk().public.line], queue=elsewhere)
     store = counter.open_store(keys).scoped(queue=elsewhere, experiment_id=started.lease.experiment_id)
     show_permit(store, started.opened.permit, attempt=started.lease.attempt, token=started.lease.token)
     for key in (f"{started.prefix}/outputs/model", "inputs/a", result_key(started.lease.experiment_id)):
@@ -457,7 +457,7 @@ def test_who_reads_the_registry_can_use_nothing_that_a_clerk_has_granted(
     again = signing.clerk.answer(question)
     assert b"http" not in again
     other = KeyRing(tmp_path / "other")
-    introduce(other, [path.read_text().strip() for path in (signing.node.folder / "trusted").iterdir()], queue="")
+    introduce(other, [path.read_text().strip() for path in (signing.node.folder / "clerk").iterdir()], queue="")
     with pytest.raises(Refused, match="node key"):
         read_reply(again, message=question, queue=signing.queue, keys=other)
     changed = question.replace(b"outputs/model", b"outputs/other")
@@ -466,13 +466,15 @@ def test_who_reads_the_registry_can_use_nothing_that_a_clerk_has_granted(
 
 
 @pytest.mark.security_case("forged grant")
-@pytest.mark.parametrize("forger", ["a stranger", "in its name", "another reply", "garbage", "a changed one"])
+@pytest.mark.parametrize(
+    "forger", ["a stranger", "in its name", "a sender", "another reply", "garbage", "a changed one"]
+)
 def test_a_node_takes_a_grant_from_a_clerk_that_it_trusts_and_for_what_it_has_asked(
-    counter: Counter, forger: str, tmp_path: Path
+    counter: Counter, forger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody with the registry's password answers in the clerk's place, to have outputs sent to a store of their own.
+    """Somebody with the registry's password, a sender too, answers in the clerk's place, to have outputs sent away.
 
-    Refused: a node takes a reply that a sender trusted for the queue has signed, over the very request.
+    Refused: a node takes a reply that a clerk trusted for the queue has signed, over the request; no sender is one.
     Evidence: nothing is granted by any of them: `StoreUnavailable`, which attempts wait out.
     """
     started = counter.start()
@@ -489,13 +491,15 @@ def test_a_node_takes_a_grant_from_a_clerk_that_it_trusts_and_for_what_it_has_as
             return reply[:-1] + bytes([reply[-1] ^ 1])
         forged = evil.clerk.answer(question)
         if forger == "in its name":
-            own, name = (keys.sender().public.key_id.encode() for keys in (evil.clerk_keys, counter.clerk_keys))
+            own, name = (keys.clerk().public.key_id.encode() for keys in (evil.clerk_keys, counter.clerk_keys))
             return forged.replace(own, name)
         return forged
 
     started.store.size(f"{started.prefix}/outputs/model")
     evil = open_counter(tmp_path / "evil", open_store(f"memory://{uuid.uuid4()}"))
     evil = replace_keys(evil, counter)
+    if forger == "a sender":
+        monkeypatch.setattr(evil.clerk_keys, "clerk", counter.sender.sender)
     store = counter.open_store(ask=answer).scoped(queue=counter.queue, experiment_id=started.lease.experiment_id)
     show_permit(store, started.opened.permit, attempt=started.lease.attempt, token=started.lease.token)
     assert set(try_all(store, f"{started.prefix}/outputs/model").values()) == {StoreUnavailable}

@@ -11,7 +11,7 @@ from jobqueue.artifacts import Artifact, attempt_prefix
 from jobqueue.envelope import Opened, Verified, open_sealed, seal, verify
 from jobqueue.header import Header
 from jobqueue.ids import NodeId, WorkerId, make_experiment_id
-from jobqueue.keys import KeyRing, make_node_keys, make_node_signer, make_sender_keys, trust
+from jobqueue.keys import KeyRing, Signer, make_node_keys, make_node_signer, make_pair, make_sender_keys, trust
 from jobqueue.registry.base import Granted, Lease, Submission
 from jobqueue.registry.memory import MemoryRegistry
 from jobqueue.spec import parse_spec
@@ -132,7 +132,7 @@ def open_counter(folder: Path, whole: Store, *, endpoint: str = "", pace: Pace |
     queue = f"q{uuid.uuid4().hex[:10]}_cpu"
     sender, node, clerk = (KeyRing(folder / name) for name in ("sender", "node", "clerk"))
     node_lines = [make_node_keys(node.folder).line, make_node_signer(node.folder).line]
-    sender_line, clerk_line = make_sender_keys(sender.folder).line, make_sender_keys(clerk.folder).line
+    sender_line, clerk_line = make_sender_keys(sender.folder).line, make_pair(clerk.folder, Signer.CLERK).line
     introduce(sender, node_lines, queue=queue)
     introduce(node, [sender_line, clerk_line], queue=queue)
     introduce(clerk, [*node_lines, sender_line], queue=queue)

@@ -43,6 +43,27 @@ def test_a_clerk_that_does_not_answer_is_a_store_that_does_not(counter: Counter,
             call()
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"verdict": "of a newer version"},
+        {"verdict": "granted", "objects": [["key", "many"]]},
+        {"verdict": "granted", "objects": 1},
+        {"verdict": "granted", "further": 1},
+        {},
+        [],
+    ],
+    ids=str,
+)
+def test_a_clerk_of_another_version_is_a_store_that_does_not_answer(
+    counter: Counter, reply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobqueue.grants.vars", lambda _: reply, raising=False)
+    store = counter.open_store().scoped(queue=counter.queue, experiment_id=None)
+    with pytest.raises(StoreUnavailable, match="of another version"):
+        store.size("key")
+
+
 def test_a_node_without_a_key_of_its_own_is_told_how_to_make_one(counter: Counter, tmp_path: Path) -> None:
     store = GrantedStore(counter.ask, KeyRing(tmp_path / "nothing"), queue=counter.queue)
     with pytest.raises(StoreUnavailable, match="no key to sign") as raised:
