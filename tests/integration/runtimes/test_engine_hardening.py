@@ -16,7 +16,7 @@ GOLDEN: Mapping[str, Any] = {
     "CapDrop": ["ALL"],
     "SecurityOpt": ["no-new-privileges"],
     "ReadonlyRootfs": True,
-    "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={128 * MIB},nr_inodes=1m,mode=1777"},
+    "Tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,size={128 * MIB},nr_inodes=1m,mode=1777"},
     "Memory": 256 * MIB,
     "MemorySwap": 256 * MIB,
     "NanoCpus": 1_000_000_000,
@@ -166,6 +166,23 @@ def test_what_an_image_brings_is_out_of_the_way(engine: Engine, runtime: DockerR
     assert container.labels.node_id == NODE
     assert [each.labels for each in runtime.find(NODE)] == [container.labels]
     assert engine.client.api.volumes()["Volumes"] in (None, [])
+
+
+def test_what_is_compiled_at_run_time_is_loaded_from_the_home_folder(start: StartContainer) -> None:
+    code = """
+import mmap, os, subprocess
+from pathlib import Path
+home = Path.home()
+with (home / "library").open("w+b") as file:
+    file.truncate(4096)
+    mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+program = home / "program"
+program.write_text("#!/bin/sh\\necho ran")
+program.chmod(0o755)
+print(subprocess.run([program], capture_output=True, text=True, check=True).stdout)
+"""
+    _, reader = run(start("python", "-c", code, env={"HOME": "/tmp"}))
+    assert reader.text().strip() == "ran", reader.text("stderr")
 
 
 def _build(engine: Engine, recipe: str, name: str) -> None:

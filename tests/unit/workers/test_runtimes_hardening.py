@@ -57,7 +57,7 @@ def test_the_whole_body_of_a_plan(tmp_path: Path) -> None:
             "Privileged": False,
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
-            "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={4 * GIB},nr_inodes=1m,mode=1777"},
+            "Tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,size={4 * GIB},nr_inodes=1m,mode=1777"},
             "Mounts": [
                 bind | {"Target": "/workspace", "ReadOnly": False},
                 bind | {"Target": "/inputs/data", "ReadOnly": True},

@@ -155,7 +155,8 @@ def size_tmp(plan: Plan) -> int:
 
 
 def _make_tmpfs(plan: Plan, volumes: Collection[str]) -> dict[str, str]:
-    options = f"rw,nosuid,nodev,size={size_tmp(plan)},nr_inodes={_TMP_FILES},mode=1777"
+    # HOME is here: what is compiled at run time (Triton, extensions of PyTorch, Numba) is loaded from its caches.
+    options = f"rw,exec,nosuid,nodev,size={size_tmp(plan)},nr_inodes={_TMP_FILES},mode=1777"
     declared = {"/" + posixpath.normpath(f"/{path}").lstrip("/") for path in volumes} - {WORKSPACE}
     for path in sorted(declared):
         if path == "/" or any(f"{path}/".startswith(f"{other}/") for other in _NO_VOLUME):
