@@ -25,8 +25,9 @@ _SECRETS: Final = (
 )  # fmt: skip
 # A private key as text, one of ours, what an engine keeps of registries, a repository's address with a password.
 _KEY: Final = re.compile(
-    rb"^\s*(?:-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|jobqueue-[a-z0-9-]+-private |"
-    rb"\"auths\"\s*:\s*\{|url\s*=\s*https?://[^/\s:@]*:?[^/\s@]+@)",
+    # Blanks, not line ends, at the beginning: else a file of nothing but line ends takes minutes.
+    rb"^[ \t]*(?:-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|jobqueue-[a-z0-9-]+-private |"
+    rb"\"auths\"\s*:\s*\{|url[ \t]*=[ \t]*https?://(?!git@)[^/\s@]+@)",
     re.MULTILINE,
 )
 # Larger files are no keys.

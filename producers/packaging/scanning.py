@@ -61,6 +61,7 @@ class Scan:
     entries: list[Entry] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
     secrets: list[str] = dataclasses.field(default_factory=list)
+    keys: list[str] = dataclasses.field(default_factory=list)
     links: list[str] = dataclasses.field(default_factory=list)
     specials: list[str] = dataclasses.field(default_factory=list)
     folded: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -76,8 +77,10 @@ class Scan:
     @property
     def warnings(self) -> list[str]:
         """What is left out, by the reason."""
+        way_out = f"(write !NAME into {IGNORE_FILE} to send them, or use secrets=)"
         reasons = (
-            (self.secrets, f"look like secrets (write !NAME into {IGNORE_FILE} to send them, or use secrets=)"),
+            (self.secrets, f"look like secrets by their names {way_out}"),
+            (self.keys, f"have a line that looks like a private key or a password {way_out}"),
             (self.links, "are links that are broken, lead out of the folder, or into a folder around them"),
             (self.specials, "are no files or folders, but sockets, pipes or devices"),
         )
@@ -206,10 +209,13 @@ def _is_left_out(found: Scan, place: _Place, entry: Entry) -> bool:
         return False
     if found.honours_ignores and (is_never_wanted(name) or is_ignored(path, place.patterns)):
         return True
-    if looks_secret(name) or _holds_key(entry):
+    if looks_secret(name):
         found.secrets.append(entry.path)
-        return True
-    return False
+    elif _holds_key(entry):
+        found.keys.append(entry.path)
+    else:
+        return False
+    return True
 
 
 def _holds_key(entry: Entry) -> bool:

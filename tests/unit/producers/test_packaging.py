@@ -21,6 +21,7 @@ from jobqueue.storage import locate, open_store
 from jobqueue.storage.base import Store
 from producers import packaging
 from producers.packaging import check_workspace, pack_workspace, upload_input
+from producers.packaging.ignoring import MAX_KEY_BYTES, holds_key
 
 OLD = 1_700_000_000
 MEBIBYTE = 1 << 20
@@ -205,6 +206,23 @@ def test_what_looks_like_a_secret_stays_here_and_is_named(folder: Path, store: S
     for name in (".env", ".env.local", "KEY.PEM", "sub/id_rsa", "sub/.git-credentials", ".ssh", "id_ed25519", ".netrc"):
         assert name in warnings[0]
     assert ".jobqueueignore" in warnings[0]
+
+
+def test_why_a_file_is_left_out_is_told(folder: Path, store: Store) -> None:
+    key = "-----BEGIN PRIVATE KEY-----"
+    write(folder, {"fixture.pem": "", "test_tls.py": f'KEY = """\n{key}\n"""', "sign.py": f'HEAD = "{key}"'})
+    artifact, warnings = pack_workspace(folder, store)
+    assert list(members(artifact, store)) == ["sign.py"]
+    assert "fixture.pem, which look like secrets by their names" in warnings[0]
+    assert "test_tls.py, which have a line that looks like a private key" in warnings[1]
+
+
+@pytest.mark.parametrize("content", ["\n" * MAX_KEY_BYTES, "url=https://" + "a" * (MAX_KEY_BYTES - 12), " \t" * 30000])
+def test_a_file_is_searched_for_keys_in_no_time_whatever_is_in_it(content: str, folder: Path) -> None:
+    (folder / "blank").write_text(content)
+    began = time.process_time()
+    assert not holds_key(folder / "blank")
+    assert time.process_time() - began < 2  # half a minute, when each blank was tried from each line
 
 
 def test_a_secret_that_is_asked_for_travels(folder: Path, store: Store) -> None:
