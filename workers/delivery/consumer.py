@@ -19,7 +19,7 @@ from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
 from workers.delivery.absent import Absent
 from workers.delivery.ends import ends_of
-from workers.delivery.gate import Gate
+from workers.delivery.gate import Gate, source_of
 from workers.delivery.intake import Intake
 from workers.delivery.request import requeue
 from workers.delivery.room import Room, make_room
@@ -159,6 +159,7 @@ class Consumer(CeleryConsumer):
     def _take(self, message: Any, handle: Callable[[Any], None]) -> None:
         verified = self._gate.let_in(message)
         if verified is None:
+            self._intake.passed_over(source_of(message))
             return
         if (running := self._running(verified)) is not None:
             log.info("delivery.adopted", extra={"experiment": running.id})
@@ -173,6 +174,7 @@ class Consumer(CeleryConsumer):
         scout_of(self.app).saw(verified.header)
         if self._room and not self._room.admit(message, verified):
             self._turns.note(verified.header.queue)
+            self._intake.passed_over(source_of(message))
             return
         try:
             handle(message)
@@ -180,7 +182,7 @@ class Consumer(CeleryConsumer):
             log.exception("delivery.refused_by_celery")
             self._gate.set_aside(message, type(error).__name__)
         else:
-            self._tell_intake(self._intake.took, str(message.delivery_info["routing_key"]))
+            self._tell_intake(self._intake.took, source_of(message))
 
     def _tell_intake(self, tell: Callable[[Any, Any], None], what: Any) -> None:
         """Tell of a sound message, and connect anew if that fails: it was handed on, or comes back with its channel."""

@@ -145,4 +145,9 @@ class Gate:
 
 def queue_of(message: Any) -> str:
     """Return the request queue that a message came from."""
-    return served_queue(str((message.delivery_info or {}).get("routing_key", "")))
+    return served_queue(source_of(message))
+
+
+def source_of(message: Any) -> str:
+    """Return the queue that a message lay in: a request queue, or what is served before one."""
+    return str((message.delivery_info or {}).get("routing_key", ""))

@@ -52,6 +52,7 @@ class Intake:
         self._waiting: dict[str, int | None] = {}
         self._precedence = Precedence()
         self._listened: set[str] = set()
+        self._lacking: set[str] = set()
         self._paused: dict[str, Any] = {}
 
     @property
@@ -97,6 +98,7 @@ class Intake:
         # Each question to a broker that is silent takes seconds: after the first one nothing more is asked for now.
         try:
             self._listen_at_new(chosen)
+            self._listen_at_late()
             following = self._next(consumers) if self._paused and self.is_open else []
             gone = self._gone(following)
         except BrokerUnavailable as error:
@@ -132,6 +134,11 @@ class Intake:
             self._pause(queue, consumers)  # or the broker would go on with the same one
             self.rearrange(consumers)
 
+    def passed_over(self, source: str) -> None:
+        """Note that a message from a consumed queue was refused or put off; a flood of what goes ahead has its end."""
+        if is_first_queue(source):
+            self._precedence.note(source)
+
     def _choose(self) -> list[str]:
         known = {**self._waiting, **dict.fromkeys(self._named)}
         barred = {*self._stopped, *self._closed}
@@ -144,25 +151,37 @@ class Intake:
                 log.log(logging.INFO if name in self._named else logging.DEBUG, "queue.found", extra={"queue": name})
                 self._paused |= {each.name: each for each in consumed}
 
+    def _listen_at_late(self) -> None:
+        """Consume companions that were made after their queue was found."""
+        for name in self._listened if self._lacking else ():
+            for each in self._node.broker.consumed(name):
+                if each.name in self._lacking and self._look_for(each.name):
+                    self._lacking.discard(each.name)
+                    self._paused[each.name] = self._queues.select_add(each)
+
     def _listen(self, name: str) -> list[Any]:
         """Have Celery know what a request queue is consumed through; nothing when it is not there."""
         if not self._exists(name):
             return []
+        through = self._node.broker.consumed(name)
+        # Who made a queue by other means may have made no companions, or make them later.
+        self._lacking |= {each.name for each in through if each.name != name and not self._look_for(each.name)}
         self._listened.add(name)
-        exists = self._node.broker.queues.exists  # who made a queue by other means may have made no companions
-        there = [each for each in self._node.broker.consumed(name) if each.name == name or exists(each.name)]
-        return [self._queues.select_add(each) for each in there]
+        return [self._queues.select_add(each) for each in through if each.name not in self._lacking]
 
     def _leave(self, name: str, consumers: Any) -> None:
         log.debug("queue.left", extra={"queue": name})
         self._pause(name, consumers)
         self._listened.discard(name)
+        self._lacking -= {each for each in self._lacking if served_queue(each) == name}
         self._paused = {each: queue for each, queue in self._paused.items() if served_queue(each) != name}
         self._queues.deselect([each.name for each in self._node.broker.consumed(name)])
 
     def _exists(self, name: str) -> bool:
-        if name not in self._named:
-            return self._node.broker.queues.exists(name)
+        return self._look_for(name) if name in self._named else self._node.broker.queues.exists(name)
+
+    def _look_for(self, name: str) -> bool:
+        """Tell whether a queue is there; one that was not is asked for now and then only, and missing in between."""
         if not self._absent.is_due(name):
             return False
         is_there = self._node.broker.queues.exists(name)

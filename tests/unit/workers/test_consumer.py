@@ -17,7 +17,7 @@ from jobqueue.errors import BrokerUnavailable, KeyRefused
 from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
-from jobqueue.routing import Selection
+from jobqueue.routing import Selection, first_queue
 from jobqueue.spec import parse_spec
 from workers.bootstrap import attach
 from workers.delivery import consumer as module
@@ -58,6 +58,7 @@ class Gate:
         self.has_place = True
         self.dead_before = 0
         self.refused_for_want_of_a_place: list[Any] = []
+        self.passed: list[str] = []
         self.error: Exception | None = None
         site = SimpleNamespace(
             keys=node.site.keys, outbox=node.site.outbox, worker_id=node.site.worker_id, deliveries=self
@@ -99,6 +100,9 @@ class Gate:
     def took(self, queue: str, consumers: Any) -> None:
         assert queue == self.node.queue
         self.meet_trouble()
+
+    def passed_over(self, source: str) -> None:
+        self.passed.append(source)
 
     def meet_trouble(self) -> None:
         if self.trouble:
@@ -372,6 +376,16 @@ def test_a_queue_whose_message_finds_no_room_has_had_its_turn(gate: Gate) -> Non
     gate.consumer._room = SimpleNamespace(admit=lambda *_: False)  # type: ignore[assignment]
     gate.take(gate.seal())
     assert gate.was_served()
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_what_is_refused_or_finds_no_room_counts_where_it_went_ahead(gate: Gate, *, is_sound: bool) -> None:
+    gate.consumer._room = SimpleNamespace(admit=lambda *_: False)  # type: ignore[assignment]
+    first = first_queue(gate.node.queue)
+    message = gate.seal() if is_sound else Message(b"no envelope", "exp-1", queue=gate.node.queue)
+    message.delivery_info["routing_key"] = first
+    gate.take(message)
+    assert gate.passed == [first]
 
 
 @pytest.mark.parametrize("trouble", [ConsumerCancelled("a_cpu"), NotFound(), ConnectionResetError(), KeyError("tag")])

@@ -84,6 +84,7 @@ class Situation:
     gone: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     is_silent: bool = False
+    unanswered: set[str] = field(default_factory=set)
     now: float = 0.0
     is_pushing: bool = True
     is_charging: bool = False
@@ -112,7 +113,7 @@ class Situation:
 
     def ask(self, queue: str) -> None:
         self.asked.append(queue)
-        if self.is_silent:
+        if self.is_silent or queue in self.unanswered:
             raise BrokerUnavailable("no answer")
 
     def exists(self, name: str) -> bool:
@@ -252,6 +253,32 @@ def test_a_queue_that_was_made_without_companions_is_served() -> None:
     assert set(site.consumers.names) == {A, *both(B)}
 
 
+def test_a_companion_that_is_made_later_is_consumed_without_a_new_connection() -> None:
+    site = Situation(free=1, named=(A,), gone={first_queue(A)})
+    site.gone.clear()
+    site.rearrange()
+    assert site.consumers.names == [A]
+    site.now += 3
+    site.rearrange()
+    assert set(site.consumers.names) == both(A)
+    asked = len(site.asked)
+    site.rearrange()
+    assert len(site.asked) == asked
+
+
+def test_a_flood_of_what_is_refused_ahead_of_a_queue_keeps_nobody_from_it() -> None:
+    first = first_queue(A)
+    site = Situation(named=(A,), ready={A: 1, first: 1000})
+    site.refuse(A)
+    site.free = 1
+    for _ in range(IN_A_ROW):
+        site.rearrange()
+        assert site.consumers.names == [first]
+        site.intake.passed_over(first)
+    site.rearrange()
+    assert set(site.consumers.names) == both(A)
+
+
 def test_a_queue_that_went_while_it_was_paused_keeps_nobody_from_the_others() -> None:
     site = Situation(free=1, ready={B: 1})
     site.take(B)
@@ -344,6 +371,15 @@ def test_a_broker_that_is_silent_is_asked_once_and_nothing_is_lost_meanwhile() -
     assert len(site.asked) == 1
     site.is_silent = False
     assert site.rearrange() == {A, B, C}
+
+
+def test_a_queue_of_which_the_broker_said_only_half_is_asked_for_again() -> None:
+    site = Situation(free=1, named=(), unanswered={first_queue(A)})
+    site.intake.learn((A,), {})
+    assert site.rearrange() == set()
+    site.unanswered.clear()
+    site.rearrange()
+    assert set(site.consumers.names) == both(A)
 
 
 def test_a_broker_that_is_silent_from_the_start_is_asked_once_a_look() -> None:
