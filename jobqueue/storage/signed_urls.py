@@ -99,6 +99,6 @@ def _translated(key: str) -> Iterator[None]:
 
 @cache
 def _pool(ca: str) -> urllib3.PoolManager:
-    # At DEBUG it logs every URL.
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
+    for logger in ("urllib3.connectionpool", "urllib3.util.retry"):  # they log URLs, at WARNING when they try again
+        logging.getLogger(logger).setLevel(logging.ERROR)
     return urllib3.PoolManager(maxsize=8, ca_certs=ca or None)
