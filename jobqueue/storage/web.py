@@ -158,7 +158,11 @@ def _ask(line: http.client.HTTPConnection, target: Target) -> http.client.HTTPRe
 
 
 def _follow(target: Target, response: http.client.HTTPResponse) -> Target:
-    return parse_target(urljoin(target.origin + target.path, response.headers.get("Location") or ""))
+    try:
+        location = urljoin(target.origin + target.path, response.headers.get("Location") or "")
+    except ValueError:  # what cannot even be split
+        location = ""
+    return parse_target(location)
 
 
 def _require_content(response: http.client.HTTPResponse, key: str) -> None:

@@ -295,6 +295,7 @@ def test_a_second_answer_of_the_name_server_changes_nothing(plain: Server, monke
         "http://127.0.0.1:{other}/", "https://localhost:{other}/", "//127.0.0.1:{other}/", "http://[::1]:{other}/",
         "http://169.254.169.254/latest/meta-data/", "file:///etc/shadow", "s3://bucket/key", "gopher://127.0.0.1/",
         "http://localhost:{port}/data", "https://user@localhost:{port}/data", "https://localhost:{port}/loop", "",
+        "http://[", "//[::1",
     ],
 )  # fmt: skip
 def test_a_redirect_leads_nowhere_that_the_address_could_not(location: str, secure: Server, plain: Server) -> None:
