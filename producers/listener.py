@@ -83,7 +83,8 @@ def _pass_once(
 
 
 def _describe(numbers: range) -> str:
-    return f"report {numbers[0]}" if len(numbers) == 1 else f"reports {numbers[0]} to {numbers[-1]}"
+    first, last = numbers[0], numbers[-1]  # its length may be more than `len` can tell
+    return f"report {first}" if first == last else f"reports {first} to {last}"
 
 
 def _create(broker: Broker, queues: Sequence[str]) -> None:

@@ -70,6 +70,11 @@ def listen_until(broker: Broker, queues: list[str], *, count: int) -> list[int]:
     return got
 
 
+def test_a_number_that_leaves_out_more_than_there_can_be_ends_no_listening(broker: Broker, queue: str) -> None:
+    send(broker, queue, report(0), report(2**64 - 1), report(1))
+    assert listen_until(broker, [queue], count=3) == [0, 2**64 - 1, 1]
+
+
 def test_reports_come_in_order_and_are_acknowledged_one_after_the_other(broker: Broker, queue: str) -> None:
     send(broker, queue, report(0), report(1), report(2))
     assert [each.sequence for each in islice(Inbox(broker, [queue], keys=NO_KEYS), 2)] == [0, 1]
