@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeGuard
 
 from jobqueue.errors import KeyRefused
 from jobqueue.ids import KeyId
 from jobqueue.keys.files import read_kept, write_kept
-from jobqueue.keys.parsing import parse_key
+from jobqueue.keys.parsing import Key, parse_key
 from jobqueue.keys.sealing import Reader, SealingPublicKey
 from jobqueue.keys.signing import SigningKey, SigningPublicKey
 
@@ -43,17 +43,25 @@ class Published:
 
 
 def sign_list(keys: Iterable[tuple[str, SealingPublicKey]], *, at: datetime, operator: SigningKey) -> bytes:
-    """Return the document that publishes these keys, and no others."""
+    """Return the document that publishes these keys, and no others.
+
+    Raises:
+        KeyRefused: they are so many that nobody would read it.
+    """
     listed = [{"queue": prefix, "line": key.line} for prefix, key in keys]
     body = json.dumps({"at": at.isoformat(), "keys": listed})
-    return json.dumps({"body": body, "signature": operator.sign(_SIGNED + body.encode()).hex()}).encode()
+    document = json.dumps({"body": body, "signature": operator.sign(_SIGNED + body.encode()).hex()}).encode()
+    if len(document) > MAX_LIST_BYTES:
+        told = f"a list of {len(listed)} keys has {len(document)} bytes, {MAX_LIST_BYTES} are read"
+        raise KeyRefused(told, hint="`jobqueue keys unpublish KEY` what is no longer used")
+    return document
 
 
 def read_list(document: bytes, *, operator: SigningPublicKey) -> Published:
     """Return what an operator publishes.
 
     Raises:
-        KeyRefused: the operator has not signed it.
+        KeyRefused: the operator has not signed it, or it is none.
     """
     try:
         outside = json.loads(document if len(document) <= MAX_LIST_BYTES else b"")
@@ -62,9 +70,10 @@ def read_list(document: bytes, *, operator: SigningPublicKey) -> Published:
         raise KeyRefused("the registry holds what is no list of published keys") from None
     if not operator.has_signed(_SIGNED + body, signature):
         raise KeyRefused(f"the operator {operator.key_id} has not signed the list that the registry holds")
-    inside = json.loads(body)
-    keys = tuple((entry["queue"], key) for entry in inside["keys"] if (key := _node_key(entry)))
-    at = datetime.fromisoformat(inside["at"])
+    try:
+        at, keys = _read_body(body)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise KeyRefused(f"what the operator {operator.key_id} has signed is no list of published keys") from None
     return Published(operator=operator.key_id, at=at, keys=keys, document=document)
 
 
@@ -95,6 +104,17 @@ def _read(document: bytes | None, operator: SigningPublicKey) -> Published | Non
         return None
 
 
-def _node_key(entry: Any) -> SealingPublicKey | None:
-    key = parse_key(entry["line"])
-    return key if isinstance(key, SealingPublicKey) and key.reader is Reader.NODE else None
+def _read_body(body: bytes) -> tuple[datetime, tuple[tuple[str, SealingPublicKey], ...]]:
+    """Return what a list says; what is none raises what a wrong value raises."""
+    inside = json.loads(body)
+    at = datetime.fromisoformat(inside["at"])
+    if at.tzinfo is None:
+        raise ValueError(at)
+    pairs = [(entry["queue"], parse_key(entry["line"])) for entry in inside["keys"]]
+    if not all(isinstance(prefix, str) for prefix, _ in pairs):
+        raise TypeError(pairs)
+    return at, tuple((prefix, key) for prefix, key in pairs if _is_of_node(key))
+
+
+def _is_of_node(key: Key) -> TypeGuard[SealingPublicKey]:
+    return isinstance(key, SealingPublicKey) and key.reader is Reader.NODE

@@ -72,10 +72,11 @@ def _decode(parts: list[str]) -> bytes:
 
 
 def _instant(text: str) -> datetime:
+    told = "not a key: it does not end with the time it was made"
     try:
         instant = datetime.fromisoformat(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise KeyRefused("not a key: it does not end with the time it was made", hint="copy the whole line")
-    return instant
+        if instant.tzinfo is None:
+            raise KeyRefused(told, hint="copy the whole line")
+        return instant.astimezone(UTC)
+    except (ValueError, OverflowError):  # an OverflowError where it lies in no year of UTC
+        raise KeyRefused(told, hint="copy the whole line") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobqueue.errors import NotFound
+from jobqueue.errors import KeyRefused, NotFound
 from jobqueue.keys import (
     KeyRing,
     Reader,
@@ -19,6 +19,7 @@ from jobqueue.keys import (
     sign_list,
     trust,
 )
+from jobqueue.keys.directory import MAX_LIST_BYTES
 
 AT = datetime(2026, 7, 1, tzinfo=UTC)
 
@@ -113,6 +114,37 @@ def test_a_list_that_no_trusted_operator_has_signed_changes_nothing(world: World
 
 
 @pytest.mark.security_case("published key replayed")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"at": 1, "keys": []}',
+        '{"at": "2027-01-01T00:00:00", "keys": []}',
+        '{"at": "2027-01-01T00:00:00Z", "keys": 1}',
+        '{"at": "2027-01-01T00:00:00Z", "keys": [1]}',
+        '{"at": "2027-01-01T00:00:00Z", "keys": [{"queue": 1, "line": "LINE"}]}',
+        '{"at": "2027-01-01T00:00:00Z", "keys": [{"queue": "lab_", "line": 1}]}',
+    ],
+)
+def test_a_signed_list_that_is_none_changes_nothing(world: World, body: str) -> None:
+    node = world.make_node("node")
+    world.show(world.sign(("", node)))
+    assert world.ring.recipient("default_cpu") == node
+    body = body.replace("LINE", node.line)
+    operator = KeyRing(world.operator_keys).operator()
+    signature = operator.sign(b"jobqueue/v1/published" + body.encode()).hex()
+    world.show(json.dumps({"body": body, "signature": signature}).encode())
+    assert world.ring.recipient("default_cpu") == world.make_ring().recipient("default_cpu") == node
+
+
+def test_a_list_that_nobody_would_read_is_not_signed(world: World) -> None:
+    node = world.make_node("node")
+    with pytest.raises(KeyRefused, match="bytes"):
+        world.sign(*[(f"lab{number}_", node) for number in range(MAX_LIST_BYTES // len(node.line) + 1)])
+
+
 def test_an_older_list_that_is_shown_again_changes_nothing(world: World) -> None:
     """The registry shows the list from before a stolen node's key was unpublished, or hides the newer one.
 

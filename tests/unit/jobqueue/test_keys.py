@@ -398,6 +398,13 @@ def test_a_node_key_that_leads_to_no_secret_is_refused() -> None:
         SealingPublicKey(reader=Reader.NODE, suite=Suite.X25519, content=bytes(32), created_at=NOW)
 
 
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_a_line_whose_time_is_none_in_utc_is_refused(tmp_path: Path, moment: str) -> None:
+    line = " ".join([*make_reporting_keys(tmp_path).line.split()[:2], moment])
+    with pytest.raises(KeyRefused, match="the time it was made"):
+        parse_reporting(line)
+
+
 def test_a_file_that_is_not_named_after_its_key_is_refused(tmp_path: Path) -> None:
     key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
     path = tmp_path / "trusted" / f"{key_id}.pub"
