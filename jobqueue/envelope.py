@@ -72,7 +72,7 @@ class Opened:
 
     Attributes:
         reporting_key: what reports on it are to be sealed to, if its sender has named something.
-        permit: what it may read of stores, by the word of its sender, for a clerk of the store.
+        permit: what it may read of stores, by its sender's word, for a clerk of the store; None of an older sender.
     """
 
     spec: ExperimentSpec
@@ -191,7 +191,7 @@ def _find_sender(envelope: SealedEnvelope, *, keys: KeyRing, queue: str) -> Sign
     try:
         return keys.trusted(envelope.sender_key_id, queue=queue)
     except NotFound as error:
-        raise Untrusted(error.message) from None
+        raise Untrusted(error.message, hint=error.hint) from None
 
 
 def _open(verified: Verified, *, keys: KeyRing) -> Opened:
@@ -206,15 +206,20 @@ def _open(verified: Verified, *, keys: KeyRing) -> Opened:
     if inside.sender_key_id != envelope.sender_key_id:
         raise Untrusted("sealed by another sender than the one who signed")
     spec = decode_spec(inside.spec)
-    permit = Permit(
-        experiment_id=verified.header.experiment_id,
-        queue=verified.header.queue,
+    reporting_key = _reporting_key(inside.reporting_key, weakest=keys.weakest)
+    return Opened(spec=spec, reporting_key=reporting_key, permit=_permit(inside, spec, verified.header))
+
+
+def _permit(inside: SealedSpec, spec: ExperimentSpec, header: Header) -> Permit | None:
+    if not inside.permit:
+        return None
+    return Permit(
+        experiment_id=header.experiment_id,
+        queue=header.queue,
         uris=uris_of(spec),
         sender_key_id=inside.sender_key_id,
         signature=inside.permit,
     )
-    reporting_key = _reporting_key(inside.reporting_key, weakest=keys.weakest)
-    return Opened(spec=spec, reporting_key=reporting_key, permit=permit)
 
 
 def _reporting_key(line: str, *, weakest: Suite) -> SealingPublicKey | None:

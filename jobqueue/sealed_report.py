@@ -119,7 +119,7 @@ def _verify(signed: SignedReport, *, queue: str, keys: KeyRing) -> KeyId | None:
     try:
         node = keys.trusted_node(signed.node_key_id, queue=queue)
     except NotFound as error:
-        raise Untrusted(error.message) from None
+        raise Untrusted(error.message, hint=error.hint) from None
     if not node.has_signed(_SIGNED + signed.content, signed.signature):
         raise Untrusted("the signature does not hold")
     return signed.node_key_id

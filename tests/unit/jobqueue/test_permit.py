@@ -1,5 +1,6 @@
 """A permit says what one experiment may read, by the word of a sender that is trusted for its queue."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ from jobqueue.envelope import open_sealed, seal, verify
 from jobqueue.errors import NotFound, Untrusted
 from jobqueue.header import Header
 from jobqueue.ids import KeyId, make_experiment_id
-from jobqueue.keys import KeyRing, ensure_laptop_keys, make_sender_keys, trust
+from jobqueue.keys import KeyRing, SigningKey, ensure_laptop_keys, make_sender_keys, trust
 from jobqueue.permit import Permit
 from jobqueue.spec import parse_spec
 
@@ -28,6 +29,13 @@ def keys(tmp_path: Path) -> KeyRing:
 
 @pytest.fixture
 def permit(keys: KeyRing) -> Permit:
+    found = submit(keys)
+    assert found is not None
+    return found
+
+
+def submit(keys: KeyRing) -> Permit | None:
+    """Return the permit that comes with a spec."""
     inputs = {
         "b": Artifact(uri="store:inputs/b"),
         "a": Artifact(uri="s3://bucket/a"),
@@ -45,9 +53,16 @@ def permit(keys: KeyRing) -> Permit:
         submitted_at=NOW,
         expires_at=NOW + timedelta(hours=1),
     )
-    opened = open_sealed(verify(seal(spec, header, keys=keys), keys=keys, queue=QUEUE, now=NOW), keys=keys)
-    assert opened.permit is not None
-    return opened.permit
+    return open_sealed(verify(seal(spec, header, keys=keys), keys=keys, queue=QUEUE, now=NOW), keys=keys).permit
+
+
+def test_what_a_sender_before_permits_has_sealed_has_none(keys: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SigningKey, "sign", sign_no_permit(SigningKey.sign))
+    assert submit(keys) is None
+
+
+def sign_no_permit(sign: Callable[[SigningKey, bytes], bytes]) -> Callable[[SigningKey, bytes], bytes]:
+    return lambda key, message: b"" if b"/permit" in message[:30] else sign(key, message)
 
 
 def test_a_permit_comes_with_the_spec_and_names_what_lies_in_stores(keys: KeyRing, permit: Permit) -> None:
