@@ -57,6 +57,12 @@ def test_what_is_essential_is_refused_unless_an_operator_accepts_it(name: str, c
     assert name in flaw(**changes, accepted=others)
 
 
+def test_all_that_is_refused_is_told_at_once_with_the_whole_setting() -> None:
+    changes: dict[str, Any] = {"SecurityOptions": ["name=seccomp,profile=unconfined"], "PidsLimit": False}
+    assert "JOBQUEUE_ACCEPTED_GAPS=bare-tcp,no-limits,no-seccomp)" in flaw("tcp://engine:2375", **changes)
+    assert "JOBQUEUE_ACCEPTED_GAPS=no-seccomp,no-limits)" in flaw(**changes, accepted=("no-seccomp",))
+
+
 @pytest.mark.parametrize("changes", [{"SecurityOptions": ["name=seccomp"]}, {"LiveRestoreEnabled": False}])
 def test_what_is_desirable_is_told(changes: dict[str, Any]) -> None:
     assert flaw(**changes) == ""

@@ -64,9 +64,12 @@ class DockerRuntime:
 
     def check(self) -> None:
         """Ask the engine for a sign of life, for at most a second; one with a flaw that is refused counts as none."""
-        self.knock()
-        if flaw := self._find_flaw():
-            raise RuntimeFailure(flaw)
+        with ExitStack() as undone:
+            undone.callback(self._forget_facts)
+            self.knock()
+            if flaw := self._find_flaw():
+                raise RuntimeFailure(flaw)
+            undone.pop_all()
 
     def knock(self) -> None:
         """Ask the engine for a sign of life, for at most a second, whatever it keeps.
@@ -156,6 +159,11 @@ class DockerRuntime:
 
     def _find_flaw(self) -> str:
         return find_flaw(self._read_facts(), address=self._engine.address, policy=self._policy)
+
+    def _forget_facts(self) -> None:
+        """Ask anew: what was away, or is to be mended, may come back as another one."""
+        with self._lock:
+            self._facts = None
 
     def _read_facts(self) -> Mapping[str, Any]:
         with self._lock:

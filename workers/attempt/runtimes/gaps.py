@@ -66,9 +66,12 @@ def find_gaps(facts: Mapping[str, Any], *, address: str) -> Iterator[Gap]:
 
 def find_flaw(facts: Mapping[str, Any], *, address: str, policy: EnginePolicy) -> str:
     """Return why no experiment may run on the engine, in words with the way out; empty when one may."""
-    for gap in find_gaps(facts, address=address):
-        if gap.name and gap.name not in policy.accepted:
-            return f"this engine {gap.text} (mend it, or set JOBQUEUE_ACCEPTED_GAPS={gap.name})"
+    refused = [gap for gap in find_gaps(facts, address=address) if gap.name and gap.name not in policy.accepted]
+    if refused:
+        # All at once, with those that are accepted already: the setting is replaced by what is told here.
+        names = ",".join(dict.fromkeys((*policy.accepted, *(gap.name for gap in refused))))
+        told = ", and ".join(gap.text for gap in refused)
+        return f"this engine {told} (mend it, or set JOBQUEUE_ACCEPTED_GAPS={names})"
     there = sorted(facts.get("Runtimes") or ())
     if policy.oci_runtime and policy.oci_runtime not in there:
         return f"this engine has no runtime {policy.oci_runtime!r} (JOBQUEUE_OCI_RUNTIME), it has {', '.join(there)}"
