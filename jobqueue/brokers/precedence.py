@@ -28,6 +28,10 @@ class Precedence:
         """Tell whether so much went ahead in a row that what lies in the request queue itself is next."""
         return self._streaks[queue] >= IN_A_ROW
 
+    def left(self, queue: str) -> int:
+        """Return how many may go ahead before the others' next turn, at least one."""
+        return IN_A_ROW - self._streaks[queue] % IN_A_ROW
+
     def note(self, name: str) -> None:
         """Note that a message was taken from one of the two, or that the request queue had its turn."""
         queue = served_queue(name)

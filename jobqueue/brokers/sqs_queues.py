@@ -85,7 +85,7 @@ class SqsQueues:
         depth = self.count(queue)
         if depth is None:
             raise missing_queue(queue)
-        return add_depths(depth, self.count(first_queue(queue)))
+        return add_depths(depth, self.count(first_queue(queue)) if is_request_queue(queue) else None)
 
     def count(self, queue: str) -> Depth | None:
         """Return about how much lies in this one alone; None: it does not exist."""

@@ -16,7 +16,7 @@ from datetime import timedelta
 from queue import SimpleQueue
 from typing import Final
 
-from jobqueue.brokers.precedence import IN_A_ROW, Precedence
+from jobqueue.brokers.precedence import Precedence
 from jobqueue.brokers.sqs_client import Receipt, SqsServer
 from jobqueue.errors import BrokerUnavailable, JobqueueError, NoSuchQueue
 from jobqueue.routing import first_queue, is_first_queue
@@ -104,7 +104,7 @@ class Receiver:
     def _ask(self, queue: str, *, count: int, wait: timedelta) -> Sequence[Receipt]:
         """Ask for messages of a request queue, and first for what is served before it when that is due."""
         for name, patience in self._steps(queue, wait):
-            most = min(count, IN_A_ROW) if is_first_queue(name) else count
+            most = min(count, self._precedence.left(queue)) if is_first_queue(name) else count
             if receipts := self._ask_one(name, count=most, wait=patience):
                 self._quiet[queue] = 0
                 for _ in receipts:

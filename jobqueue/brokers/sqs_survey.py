@@ -12,7 +12,7 @@ from jobqueue.brokers.base import Depth, Seen
 from jobqueue.brokers.sqs_client import SqsServer
 from jobqueue.brokers.sqs_queues import SqsQueues, add_depths
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
-from jobqueue.routing import Selection, dead_letter_queue, first_queue
+from jobqueue.routing import Selection, dead_letter_queue, first_queue, is_request_queue
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class SqsSurvey:
 
     def depths(self, queues: Collection[str]) -> dict[str, Depth]:
         """Return about how much lies in each of these queues; several are asked at a time."""
-        names = dict.fromkeys(name for queue in queues for name in (queue, first_queue(queue)))
+        names = dict.fromkeys([*queues, *map(first_queue, filter(is_request_queue, queues))])
         if len(names) > _MANY:  # to ask for each one that is missing would cost a request, too
             names = dict.fromkeys(name for name in self._queues.names() if name in names)
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:

@@ -1,0 +1,69 @@
+"""What SQS is asked for, where each question costs: no more than is needed, and no more than may go ahead."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+from jobqueue.brokers.precedence import IN_A_ROW
+from jobqueue.brokers.sqs_client import Receipt
+from jobqueue.brokers.sqs_queues import SqsQueues
+from jobqueue.brokers.sqs_receiver import Question, Receiver
+from jobqueue.brokers.sqs_survey import SqsSurvey
+from jobqueue.routing import COMPANIONS, first_queue
+
+QUEUE = "lab_cpu"
+FIRST = first_queue(QUEUE)
+
+
+class Counting:
+    """A server whose queues are all there and empty."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def on_queue(self, operation: str, queue: str, **_: object) -> dict[str, dict[str, str]]:
+        self.asked.append(queue)
+        return {"Attributes": {}}
+
+
+def test_companions_have_no_queue_that_is_served_before_them() -> None:
+    server: Any = Counting()
+    queues = SqsQueues(server)
+    names = [QUEUE, *(QUEUE + suffix for suffix in COMPANIONS)]
+    SqsSurvey(server, queues, asks_per_second=1).depths(names)
+    assert sorted(server.asked) == sorted(names)
+    server.asked.clear()
+    queues.depth(f"{QUEUE}_dead")
+    assert server.asked == [f"{QUEUE}_dead"]
+
+
+class Full:
+    """A server in which more lies than anybody asks for."""
+
+    address = SimpleNamespace(wait=timedelta(0))
+
+    def receive(self, queue: str, *, count: int, wait: timedelta) -> list[Receipt]:
+        return [Receipt(queue=queue, handle=str(each), body="") for each in range(count)]
+
+
+@contextmanager
+def receiver(server: Any) -> Iterator[tuple[Receiver, "SimpleQueue[Sequence[Receipt]]"]]:
+    answers: SimpleQueue[Sequence[Receipt]] = SimpleQueue()
+    made = Receiver(server, on_answer=answers.put)
+    try:
+        yield made, answers
+    finally:
+        made.close()
+
+
+def test_however_many_are_asked_for_no_more_go_ahead_in_a_row() -> None:
+    taken: list[str] = []
+    with receiver(Full()) as (asking, answers):
+        for count in (3, 10, 10, 1, 2, 10, 10):
+            asking.ask(Question(queues=(QUEUE,), count=count))
+            taken += [receipt.queue for receipt in answers.get(timeout=30)]
+    ahead = "".join("1" if queue == FIRST else "0" for queue in taken).split("0")
+    assert max(map(len, ahead)) == IN_A_ROW
