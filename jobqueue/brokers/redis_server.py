@@ -60,18 +60,19 @@ _CUT: Final = f"if #mail > {LARGEST_BYTES} then mail = string.sub(mail, 1, {KEPT
 RECEIVE: Final = _RECEIVE.replace("-- cut", "")
 # Of what is too large for any request, nobody receives more than the beginning.
 RECEIVE_REQUEST: Final = _RECEIVE.replace("-- cut", _CUT)
-# Takes some messages of one queue. KEYS: its mail that is not acknowledged, when that comes back, and its lists.
-# ARGV: what stands before a number in their tags, how long others do not get them, how many.
+# Takes some messages of one queue, not many more bytes than the largest one has. KEYS: its mail that is not acknowledged,
+# when that comes back, and its lists. ARGV: what stands before a number in their tags, how long others do not get them,
+# how many.
 RECEIVE_SOME: Final = f"""
 local clock = redis.call('time')
 local back = clock[1] + clock[2] / 1000000 + ARGV[2]
-local found = {{}}
+local found, size = {{}}, 0
 for list = 3, #KEYS do
-  while #found < tonumber(ARGV[3]) do
+  while #found < tonumber(ARGV[3]) and size < {LARGEST_BYTES} do
     local mail = redis.call('rpop', KEYS[list])
     if not mail then break end
     {_CUT}
-    found[#found + 1] = mail
+    found[#found + 1], size = mail, size + #mail
     redis.call('hset', KEYS[1], ARGV[1] .. #found, mail)
     redis.call('zadd', KEYS[2], back, ARGV[1] .. #found)
   end
