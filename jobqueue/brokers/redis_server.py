@@ -60,9 +60,9 @@ _CUT: Final = f"if #mail > {LARGEST_BYTES} then mail = string.sub(mail, 1, {KEPT
 RECEIVE: Final = _RECEIVE.replace("-- cut", "")
 # Of what is too large for any request, nobody receives more than the beginning.
 RECEIVE_REQUEST: Final = _RECEIVE.replace("-- cut", _CUT)
-# Takes some messages of one queue, not many more bytes than the largest one has. KEYS: its mail that is not acknowledged,
-# when that comes back, and its lists. ARGV: what stands before a number in their tags, how long others do not get them,
-# how many.
+# Takes some messages of one queue, not many more bytes than one may have. KEYS: its mail that is not acknowledged, when
+# that comes back, and its lists. ARGV: what stands before a number in their tags, how long others do not get them, how
+# many.
 RECEIVE_SOME: Final = f"""
 local clock = redis.call('time')
 local back = clock[1] + clock[2] / 1000000 + ARGV[2]
