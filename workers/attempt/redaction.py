@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 from urllib.parse import quote
@@ -10,7 +11,8 @@ REDACTED: Final = b"[secret]"
 # Of what is shorter, other forms and single lines would be found everywhere.
 _MIN_FORM_BYTES: Final = 6
 _MAX_FORM_BYTES: Final = 8192
-_PROBE_BYTES: Final = 8
+# Secrets are told by so many of their first bytes, the shorter ones by fewer.
+_HEADS_BYTES: Final = (16, 8, 4, 2, 1)
 
 
 def forms_of(values: Iterable[str]) -> tuple[bytes, ...]:
@@ -49,26 +51,91 @@ class Redactor:
     """
 
     def __init__(self, secrets: tuple[bytes, ...]) -> None:
-        self._secrets = longest_first(secrets)
+        self._search = _Search(secrets) if any(secrets) else None
         self._rest = b""
         # Of the rest, what belongs to a secret that has been replaced already.
         self._covered_bytes = 0
 
     def feed(self, data: bytes) -> bytes:
         """Return what is safe to pass on; the end is kept back while it may be the beginning of a secret."""
-        if not self._secrets:
-            return data
-        data = self._rest + data
-        return self._release(data, len(data) - max(_suspect_bytes(data, secret) for secret in self._secrets))
+        return self._release(self._rest + data, is_all=False)
 
     def flush(self) -> bytes:
         """Return what was kept back."""
-        return self._release(self._rest, len(self._rest))
+        return self._release(self._rest, is_all=True)
 
-    def _release(self, data: bytes, cut: int) -> bytes:
-        clean, done = _cover(data, self._secrets, cut=cut, covered=self._covered_bytes)
+    def _release(self, data: bytes, *, is_all: bool) -> bytes:
+        if self._search is None:
+            return data
+        spans, cut = self._search.find(data, is_all=is_all)
+        clean, done = [], self._covered_bytes
+        for start, end in spans:
+            if start >= done:
+                clean += [data[done:start], REDACTED]
+            done = max(done, end)
         self._rest, self._covered_bytes = data[cut:], max(0, done - cut)
-        return clean
+        return b"".join([*clean, data[done:cut]])
+
+
+class _Search:
+    """Finds many secrets in one pass: by which bytes each place of their beginnings can have, then by the beginnings.
+
+    To look for each by itself takes a pass for each, and there may be thousands of forms.
+
+    Args:
+        secrets: at least one; empty ones are none.
+    """
+
+    def __init__(self, secrets: tuple[bytes, ...]) -> None:
+        self._by_head: dict[bytes, list[bytes]] = {}
+        self._beginnings: set[bytes] = set()
+        for secret in longest_first(secrets):
+            head = secret[: _size_head(secret)]
+            self._by_head.setdefault(head, []).append(secret)
+            self._beginnings.update(head[:size] for size in range(1, len(head)))
+        self._sizes = sorted({len(head) for head in self._by_head}, reverse=True)
+        self._candidates = re.compile(b"|".join(_make_classes(self._by_head, size) for size in self._sizes))
+
+    def find(self, data: bytes, *, is_all: bool) -> tuple[list[tuple[int, int]], int]:
+        """Return where secrets begin and end, in order, and up to where `data` is judged.
+
+        Args:
+            data: where to look.
+            is_all: nothing follows; else its end is not judged while it may be the beginning of a secret.
+        """
+        spans: list[tuple[int, int]] = []
+        found = self._candidates.search(data)
+        while found:
+            start = found.start()
+            for secret in self._choose(data, start):
+                if data.startswith(secret, start):
+                    spans.append((start, start + len(secret)))
+                    break
+                if not is_all and len(secret) > len(data) - start and secret.startswith(data[start:]):
+                    return spans, start
+            found = self._candidates.search(data, start + 1)
+        cut = len(data) if is_all else self._find_beginning(data)
+        return [span for span in spans if span[0] < cut], cut
+
+    def _choose(self, data: bytes, start: int) -> Iterator[bytes]:
+        """Return those that may begin there, the longest ones first."""
+        for size in self._sizes:
+            yield from self._by_head.get(data[start : start + size], ())
+
+    def _find_beginning(self, data: bytes) -> int:
+        """Return where the beginning of a head stands at the end, or the end."""
+        places = range(max(0, len(data) - self._sizes[0] + 1), len(data))
+        return next((place for place in places if data[place:] in self._beginnings), len(data))
+
+
+def _size_head(secret: bytes) -> int:
+    return next(size for size in _HEADS_BYTES if size <= len(secret))
+
+
+def _make_classes(heads: Iterable[bytes], size: int) -> bytes:
+    """Return the expression of what the heads of that size can be, each byte by itself."""
+    columns = zip(*(head for head in heads if len(head) == size), strict=True)
+    return b"".join(b"[%s]" % b"".join(b"\\x%02x" % byte for byte in sorted(set(column))) for column in columns)
 
 
 def longest_first(secrets: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -82,54 +149,27 @@ def redact_json(value: object, secrets: tuple[bytes, ...]) -> object:
     Raises:
         RecursionError: it is nested too deeply.
     """
+    return _redact(value, secrets, Redactor(secrets))
+
+
+def redact_text(text: str, secrets: tuple[bytes, ...]) -> str:
+    """Return a text without secrets."""
+    return _redact_text(text, Redactor(secrets))
+
+
+def _redact(value: object, secrets: tuple[bytes, ...], redactor: Redactor) -> object:
     match value:
         case dict():
-            return {redact_text(str(name), secrets): redact_json(item, secrets) for name, item in value.items()}
+            return {_redact_text(str(name), redactor): _redact(item, secrets, redactor) for name, item in value.items()}
         case list():
-            return [redact_json(item, secrets) for item in value]
+            return [_redact(item, secrets, redactor) for item in value]
         case str():
-            return redact_text(value, secrets)
+            return _redact_text(value, redactor)
         case _:
             written = json.dumps(value).encode()
             return REDACTED.decode() if any(secret in written for secret in secrets) else value
 
 
-def redact_text(text: str, secrets: tuple[bytes, ...]) -> str:
-    """Return a text without secrets."""
+def _redact_text(text: str, redactor: Redactor) -> str:
     data = text.encode(errors="surrogatepass")
-    return _cover(data, secrets, cut=len(data))[0].decode(errors="replace")
-
-
-def _cover(data: bytes, secrets: tuple[bytes, ...], *, cut: int, covered: int = 0) -> tuple[bytes, int]:
-    """Return what is clean of `data[:cut]`, and where the last secret that begins there ends.
-
-    So many bytes at the beginning as are `covered` belong to what was replaced before.
-    """
-    clean, done = [], covered
-    for start, end in sorted(_spans(data, secrets, cut)):
-        if start >= done:
-            clean += [data[done:start], REDACTED]
-        done = max(done, end)
-    return b"".join([*clean, data[done:cut]]), done
-
-
-def _spans(data: bytes, secrets: tuple[bytes, ...], cut: int) -> Iterator[tuple[int, int]]:
-    for secret in secrets:
-        start = data.find(secret)
-        while 0 <= start < cut:
-            yield start, start + len(secret)
-            start = data.find(secret, start + 1)
-
-
-def _suspect_bytes(data: bytes, secret: bytes) -> int:
-    """Return the length of the longest end of `data` that a secret begins with, but is not all of."""
-    start = max(0, len(data) - len(secret) + 1)
-    while 0 <= start <= len(data) - _PROBE_BYTES:
-        start = data.find(secret[:_PROBE_BYTES], start)
-        if start < 0:
-            break
-        if secret.startswith(data[start:]):
-            return len(data) - start
-        start += 1
-    ends = range(min(_PROBE_BYTES - 1, len(data), len(secret) - 1), 0, -1)
-    return next((length for length in ends if secret.startswith(data[-length:])), 0)
+    return (redactor.feed(data) + redactor.flush()).decode(errors="replace")

@@ -1,8 +1,10 @@
 """Secrets are found in a stream, whatever they are and wherever it is cut."""
 
 import base64
+import hashlib
 import itertools
 import json
+import time
 from urllib.parse import quote
 
 import pytest
@@ -67,6 +69,15 @@ def test_memory_is_bounded_by_the_longest_secret() -> None:
     out = [redactor.feed(b"a" * 1000) for _ in range(50)]
     assert len(redactor._rest) < 100
     assert b"".join(out) == REDACTED
+
+
+def test_many_secrets_are_looked_for_at_once() -> None:
+    secrets = forms_of(hashlib.sha256(bytes([number])).hexdigest() for number in range(64))
+    redactor = Redactor(secrets)
+    line = b"[INFO] step 1234/5678 loss=0.1234 accuracy=0.98 lr=1e-4 on cuda:0, 12.3 images a second\n"
+    began = time.process_time()
+    assert b"".join(redactor.feed(line) for _ in range(10_000)) + redactor.flush() == line * 10_000
+    assert time.process_time() - began < 2  # a tenth of that, and five seconds when each was looked for by itself
 
 
 @pytest.mark.security_case("secrets in other forms")
