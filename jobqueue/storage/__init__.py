@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from jobqueue.errors import ArtifactRefused, InvalidSetting
+from jobqueue.errors import ArtifactRefused, InvalidSetting, InvalidSpec, Problem
 from jobqueue.ids import ExperimentId
 from jobqueue.storage.base import GRANTED, Readable, Store, check_key
 from jobqueue.storage.hosts import Host, parse_target
@@ -71,8 +71,15 @@ def scope(store: Store, *, queue: str, experiment_id: ExperimentId | None = None
 
 
 def show_permit(store: Store, permit: "Permit | None", *, attempt: int, token: int) -> None:
-    """Show a clerk, where one grants, what the sender lets an experiment read, and under which lease it asks."""
+    """Show a clerk, where one grants, what the sender lets an experiment read, and under which lease it asks.
+
+    Raises:
+        InvalidSpec: there is none, so that a clerk would take no result either.
+    """
     if granted := _as_granted(store):
+        if permit is None:
+            what = "without the permit that this node needs (submit it with a current client)"
+            raise InvalidSpec([Problem(path="", message=what)])
         granted.show(permit, attempt=attempt, token=token)
 
 

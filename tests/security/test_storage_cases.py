@@ -324,7 +324,7 @@ def test_a_node_reads_what_a_trusted_sender_has_signed_for_this_experiment(
         "of another queue's sender": sign(spec, lease, counter.queue, stranger),
         "none": None,
     }[forgery]
-    show_permit(mine.store, permit, attempt=lease.attempt, token=lease.token)
+    mine.store.show(permit, attempt=lease.attempt, token=lease.token)
     # Whom the clerk should trust, it may come to trust: attempts wait for that.
     expected = StoreUnavailable if "trusted" in forgery or "queue" in forgery else ArtifactRefused
     with pytest.raises(expected):
@@ -574,7 +574,7 @@ def test_who_has_not_opened_the_spec_says_only_what_needs_no_spec(
     Evidence: the marker in the store, or none.
     """
     started = counter.start()
-    show_permit(started.store, None, attempt=0, token=0)
+    started.store.show(None, attempt=0, token=0)
     if prepare == "cancelled":
         counter.registry.experiments.cancel(started.lease.experiment_id)
     marker = marker_of(started.lease, reason, exit_code=1 if prepare == "with an exit code" else None)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from services.clerk import Counter, open_counter
 
-from jobqueue.errors import InvalidSetting, RegistryUnavailable, StoreUnavailable, Superseded
+from jobqueue.errors import InvalidSetting, InvalidSpec, RegistryUnavailable, StoreUnavailable, Superseded
 from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Outcome, Reason
-from jobqueue.storage import open_store
+from jobqueue.storage import open_store, show_permit
 from jobqueue.storage.granted import GrantedStore
 from workers.attempt.logs import LogWriter
 
@@ -76,6 +76,13 @@ def test_a_store_for_workers_is_none_for_anybody_else(counter: Counter) -> None:
     assert open_store("granted:", granted=granted) is granted
     with pytest.raises(InvalidSetting, match="the store itself"):
         open_store("granted:")
+
+
+def test_what_was_submitted_without_a_permit_is_refused_before_it_runs_for_nothing(counter: Counter) -> None:
+    started = counter.start()
+    show_permit(counter.whole, None, attempt=1, token=1)
+    with pytest.raises(InvalidSpec, match="submit it with a current client"):
+        show_permit(started.store, None, attempt=1, token=1)
 
 
 def test_the_log_of_a_superseded_attempt_ends_with_that_and_keeps_nobody_waiting(counter: Counter) -> None:
