@@ -26,7 +26,7 @@ prefix_option = click.option(
 def read_lines(key: str) -> str:
     """Return the text that a user means by a key: its lines, those of a file, or of stdin for `-`."""
     if key == "-":
-        return sys.stdin.read()
+        return sys.stdin.buffer.read().decode("ascii", "replace")
     if " " in key:
         return key
     try:

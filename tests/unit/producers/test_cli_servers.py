@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def _call(*words: str, stdin: str | None = None) -> Result:
+def _call(*words: str, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(jobqueue, words, input=stdin)
 
 
@@ -102,6 +102,16 @@ def test_a_key_is_trusted_for_some_queues_by_line_file_or_stdin(project: str, tm
     assert ring.trusted(key.key_id, queue="vision_cpu") == key
     with pytest.raises(NotFound):
         ring.trusted(key.key_id, queue="other_cpu")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [b"", b"\xff" * 300, "jobqueue-sender-ed25519 \N{EM DASH} now".encode()],
+    ids=["nothing", "bytes", "a dash"],
+)
+def test_what_is_no_key_on_stdin_is_refused(project: str, given: bytes) -> None:
+    result = _call("keys", "trust", "-", stdin=given)
+    assert "not a key" in result.stderr
 
 
 def test_what_a_node_has_written_is_trusted_as_it_is(project: str, tmp_path: Path) -> None:
