@@ -104,9 +104,9 @@ class _Search:
             is_all: nothing follows; else its end is not judged while it may be the beginning of a secret.
         """
         spans: list[tuple[int, int]] = []
+        cut = len(data) if is_all else self._find_beginning(data)
         found = self._candidates.search(data)
-        while found:
-            start = found.start()
+        while found and (start := found.start()) < cut:
             for secret in self._choose(data, start):
                 if data.startswith(secret, start):
                     spans.append((start, start + len(secret)))
@@ -114,8 +114,7 @@ class _Search:
                 if not is_all and len(secret) > len(data) - start and secret.startswith(data[start:]):
                     return spans, start
             found = self._candidates.search(data, start + 1)
-        cut = len(data) if is_all else self._find_beginning(data)
-        return [span for span in spans if span[0] < cut], cut
+        return spans, cut
 
     def _choose(self, data: bytes, start: int) -> Iterator[bytes]:
         """Return those that may begin there, the longest ones first."""

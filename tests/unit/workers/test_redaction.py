@@ -42,6 +42,7 @@ def by_hand(secrets: tuple[bytes, ...], text: bytes) -> bytes:
 @example(secrets=(b"aa",), text="aaaaaaa", cuts=[1, 2, 3, 4, 5, 6])
 @example(secrets=(b"abab", b"ba\nb"), text="ababa\nb", cuts=[4])
 @example(secrets=("a\u00fcb".encode(),), text="a\u00fcb", cuts=[2])
+@example(secrets=(b"aabb\0\0", b"abb"), text="aabb\0\0", cuts=[3])
 def test_no_secret_comes_out_whatever_it_is_and_wherever_the_stream_is_cut(
     secrets: tuple[bytes, ...], text: str, cuts: list[int]
 ) -> None:
