@@ -113,8 +113,9 @@ def read_role(folder: Path, *, passphrase: str = "") -> list[KeyEntry]:
     Raises:
         KeyRefused: a file is not a key, or not to be used; the message names it.
     """
-    if folder.exists():
-        check_folder(folder)
+    for each in (folder.parent, folder):  # who may write to the first can put another folder in the second's place
+        if each.exists():
+            check_folder(each)
     entries = [entry for path in key_files(folder) if (entry := _read_entry(path, passphrase))]
     return sorted(entries, key=lambda entry: (entry.key.created_at, entry.path.name))
 

@@ -125,16 +125,18 @@ def test_a_trusted_key_that_others_can_replace_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.security_case("key file world-readable")
-def test_a_folder_that_others_can_add_keys_to_is_refused(tmp_path: Path) -> None:
-    """Others can put keys into the folder of those who are trusted.
+@pytest.mark.parametrize("folder", ["trusted", "."])
+def test_a_folder_that_others_can_add_keys_to_is_refused(tmp_path: Path, folder: str) -> None:
+    """Others can put keys into the folder of those who are trusted, or another folder in its place.
 
     Refused: nobody of that folder is trusted until it is mended.
     Evidence: looking up raises KeyRefused with the chmod to run.
     """
     key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
-    (tmp_path / "trusted").chmod(0o777)
-    with pytest.raises(KeyRefused, match=f"chmod 700 {tmp_path / 'trusted'}"):
+    (tmp_path / folder).chmod(0o777)
+    with pytest.raises(KeyRefused) as raised:
         KeyRing(tmp_path).trusted(key_id, queue="q")
+    assert raised.value.hint == f"chmod 700 {tmp_path / folder}"
 
 
 def test_a_missing_key_is_an_error_that_says_how_to_make_it(tmp_path: Path) -> None:
