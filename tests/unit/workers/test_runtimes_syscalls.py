@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from socket import AF_INET, AF_INET6, AF_NETLINK, AF_UNIX
 
 import pytest
 
@@ -70,6 +71,19 @@ def test_nothing_is_typed_into_a_terminal() -> None:
     program = make_filter("x86_64")
     assert run(program, 16, 0, 0x5413) == ALLOWED
     assert run(program, 16, 0, 0x5412) == run(program, 16, 0, 0x541C) == "EPERM"
+
+
+@pytest.mark.parametrize(("machine", "architecture", "number"), [("x86_64", X86, 41), ("aarch64", ARM, 198)])
+def test_sockets_are_of_the_families_that_a_network_namespace_holds(
+    machine: str, architecture: int, number: int
+) -> None:
+    def ask(family: int) -> str:
+        return run(make_filter(machine), number, family, 1, architecture=architecture)
+
+    assert {ask(int(family)) for family in (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)} == {ALLOWED}
+    assert {ask(family) for family in range(64) if family not in (1, 2, 10, 16)} == {"EPERM"}  # 40 is the hypervisor's
+    assert ask(1 << 32 | 40) == "EPERM"
+    assert run(make_filter(machine), number + 1, 40, architecture=architecture) == ALLOWED
 
 
 def test_the_other_numberings_of_calls_are_no_way_round() -> None:

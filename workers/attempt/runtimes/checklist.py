@@ -170,6 +170,8 @@ TABLE = [
         "enter the folders of a process of the machine": "os.listdir(f'/proc/{HOST_PID}/root')",
     }),
     # Network
+    Row(what="open a socket to the machine's hypervisor", code="socket.socket(40, socket.SOCK_STREAM)",
+        expected=_DENIED, only=("process",)),
     Row(what="see a network", code="[n for _, n in socket.if_nameindex() if n != 'lo']", expected=_NOTHING),
     *_rows(_DENIED | _UNREACHED, {
         "open a raw socket": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",

@@ -2,8 +2,9 @@
 
 An engine brings a filter of its own; bubblewrap brings none. This one is a list of what no experiment needs and what
 has let programs out of their namespaces before: making namespaces and mounts, keyrings, tracing, loading code into the
-kernel, io_uring. Everything else is allowed. Each is answered with EPERM; `clone3` with ENOSYS, because its flags lie
-in memory that a filter cannot read: libraries then use `clone`, whose flags it can.
+kernel, io_uring, and sockets of families that do not stop at the borders of a network namespace (to the machine's
+hypervisor) or that nobody needs. Everything else is allowed. Each is answered with EPERM; `clone3` with ENOSYS, because
+its flags lie in memory that a filter cannot read: libraries then use `clone`, whose flags it can.
 """
 
 import errno
@@ -80,6 +81,10 @@ _NEW_NAMESPACES: Final = 0x7E020000
 # Both put words into the input of a terminal that others read.
 _TERMINAL: Final = (0x5412, 0x541C)
 
+_SOCKET: Final = (41, 198)
+# Of this machine, IPv4, IPv6, and the kernel's word about networks.
+_FAMILIES: Final = (1, 2, 10, 16)
+
 # What identifies the machine to the filter, and its column above.
 _MACHINES: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 # The other numbering of x86-64 has the same calls under numbers from here on.
@@ -115,6 +120,7 @@ def make_filter(machine: str = "") -> bytes:
     steps += _refuse((_IS_EQUAL, _CLONE3), errno.ENOSYS)
     steps += _judge_argument(_CLONE[column], 0, [(_HAS_BIT, _NEW_NAMESPACES)])
     steps += _judge_argument(_IOCTL[column], 1, [(_IS_EQUAL, word) for word in _TERMINAL])
+    steps += _require_argument(_SOCKET[column], 0, _FAMILIES)
     steps.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
@@ -131,4 +137,13 @@ def _judge_argument(call: int, position: int, tests: Sequence[tuple[int, int]]) 
     for test in tests:
         inner += _refuse(test, errno.EPERM)
     inner.append((_RETURN, 0, 0, _ALLOW))
+    return [(_IS_EQUAL, 0, len(inner), call), *inner]
+
+
+def _require_argument(call: int, position: int, values: Sequence[int]) -> list[_Step]:
+    """Allow one call with these values of an argument of 32 bits alone; what comes after is for other calls."""
+    inner: list[_Step] = [(_LOAD, 0, 0, _ARGUMENTS + 8 * position)]
+    for left, value in zip(range(len(values), 0, -1), values, strict=True):
+        inner.append((_IS_EQUAL, left, 0, value))
+    inner += [(_RETURN, 0, 0, _ERROR | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
     return [(_IS_EQUAL, 0, len(inner), call), *inner]
