@@ -2,7 +2,7 @@
 
 import getpass
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,8 @@ def pause(*, names: tuple[str, ...], reason: str) -> None:
                 click.echo(f"{name} was paused already, by {known[name].by}", err=True)
             registry.pauses.pause(Pause(queue=name, at=now, by=_tell_who(), reason=reason))
             click.echo(name)
+        if old := _find_old(registry, names):
+            click.echo(f"older workers that know no pause go on: {', '.join(old)} (update or stop them)", err=True)
 
 
 @click.command()
@@ -62,6 +64,12 @@ def open_whole_registry() -> "Iterator[Registry]":
 
     with closing(open_registry(read_settings().registry)) as registry:
         yield registry
+
+
+def _find_old(registry: "Registry", queues: Collection[str]) -> list[str]:
+    """Return who serves one of these queues and is of a version before pauses, which came with what goes ahead."""
+    present = registry.workers.present()
+    return [each.worker_id for each in present if not each.takes_first and not set(queues).isdisjoint(each.queues)]
 
 
 def _tell_who() -> str:

@@ -11,7 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jobqueue.brokers import open_broker
+from jobqueue.ids import NodeId, WorkerId
 from jobqueue.registry import open_registry
+from jobqueue.registry.presence import WorkerRecord
+from jobqueue.resources import Offer
 from producers.cli import jobqueue
 
 
@@ -40,6 +43,23 @@ def test_a_paused_queue_is_shown_with_who_paused_it_until_it_is_resumed(queue: s
     assert call("resume", queue).stdout == f"{queue}\n"
     assert json.loads(call("ls", queue, "-o", "json").stdout)[0]["paused"] is None
     assert "was not paused" in call("resume", queue).stderr
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_whoever_pauses_a_queue_is_told_of_older_workers_that_go_on(queue: str, *, is_old: bool) -> None:
+    worker = WorkerRecord(
+        worker_id=WorkerId(f"cpu@{queue}"),
+        node_id=NodeId(f"{queue}-1a2b"),
+        queues=(queue,),
+        offer=Offer(cpus=8, memory_bytes=2**35, disk_bytes=2**42),
+        runtime="docker",
+        takes_first=not is_old,
+    )
+    workers = open_registry("memory://").workers
+    workers.announce(worker, ttl=timedelta(minutes=1))
+    told = call("pause", queue).stderr
+    workers.leave(worker.worker_id)
+    assert (f"older workers that know no pause go on: cpu@{queue}" in told) == is_old
 
 
 def test_what_is_no_queue_cannot_be_paused(queue: str) -> None:
