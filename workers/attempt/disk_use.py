@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -79,24 +80,24 @@ class DiskMeter:
         self._is_over.set()
 
     def look(self) -> None:
-        """Look once. A workspace that is gone or cannot be read takes nothing."""
+        """Look, and once more where that was over: what is moved or deleted during a look may be counted twice."""
+        self.excess = self._find_excess() and self._find_excess()
+
+    def _find_excess(self) -> str:
+        """Return what it is over. A workspace that is gone or cannot be read takes nothing."""
         count = _Count()
         with suppress(OSError):
-            for _ in _walk(self._workspace, count):
-                if self._judge(count):
-                    return
-            for _ in _find_deleted(self._workspace, count):
-                if self._judge(count):
-                    return
+            for _ in chain(_walk(self._workspace, count), _find_deleted(self._workspace, count)):
+                if excess := self._judge(count):
+                    return excess
+        return ""
 
-    def _judge(self, count: _Count) -> bool:
+    def _judge(self, count: _Count) -> str:
         if count.bytes_ > self._limit_bytes:
-            self.excess = f"more than {describe_size(self._limit_bytes)} in its workspace"
-        elif count.entries > MOST_ENTRIES:
-            self.excess = f"more than {MOST_ENTRIES} files in its workspace"
-        elif count.depth > MOST_DEPTH:
-            self.excess = f"folders in its workspace that are more than {MOST_DEPTH} deep"
-        return bool(self.excess)
+            return f"more than {describe_size(self._limit_bytes)} in its workspace"
+        if count.entries > MOST_ENTRIES:
+            return f"more than {MOST_ENTRIES} files in its workspace"
+        return f"folders in its workspace that are more than {MOST_DEPTH} deep" if count.depth > MOST_DEPTH else ""
 
     def _stay(self) -> None:
         rest_seconds = _LOOK_EVERY_SECONDS

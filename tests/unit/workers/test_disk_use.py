@@ -1,6 +1,7 @@
 """What a workspace takes on the disk: counted whatever hides in it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,19 +101,37 @@ def test_a_folder_without_rights_hides_nothing(workspace: Path) -> None:
     assert "more than 1 MiB" in excess(workspace)
 
 
-def test_what_was_deleted_and_is_still_open_counts(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The others of this machine have deleted files too, and all of them see this folder.
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at this process alone: the others here have deleted files too, and all of them see this folder."""
     (tmp_path / "processes").mkdir()
     (tmp_path / "processes" / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
     monkeypatch.setattr(disk_use, "_PROCESSES", tmp_path / "processes")
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_was_deleted_and_is_still_open_counts(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (workspace / "file").write_bytes(bytes(2 * MIB))
     with (workspace / "file").open("rb"):
         (workspace / "file").unlink()
         assert excess(workspace) == ""  # this process does not have it as /workspace
         monkeypatch.setattr(disk_use, "WORKSPACE", workspace)
         assert "more than 1 MiB" in excess(workspace)
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_deleted_during_a_look_is_not_counted_twice(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_use, "WORKSPACE", workspace)
+    fill(workspace / "file", MIB * 3 // 4)
+    inhabitants = disk_use._find_inhabitants
+
+    def delete_first(there: os.stat_result) -> Iterator[Path]:
+        (workspace / "file").unlink(missing_ok=True)
+        return inhabitants(there)
+
+    monkeypatch.setattr(disk_use, "_find_inhabitants", delete_first)
+    with (workspace / "file").open("rb"):
+        assert excess(workspace) == ""
 
 
 def test_a_workspace_that_is_gone_takes_nothing(tmp_path: Path) -> None:
