@@ -1,17 +1,19 @@
 """`jobqueue keys`: the keys that messages are signed with, sealed to and trusted by."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobqueue.errors import NotFound
+from jobqueue.errors import KeyRefused, NotFound
 from producers.cli.arguments import Duration, read_settings
 from producers.cli.output import format_option, write_instant, write_rows
 from producers.cli.published import prefix_option, publish, published, read_lines, unpublish
 
 if TYPE_CHECKING:
     from jobqueue.config import Settings
+    from jobqueue.ids import KeyId
     from jobqueue.keys import KeyEntry
 
 _NEXT = {
@@ -140,8 +142,26 @@ def trust(*, key: str, prefix: str) -> None:
     """
     from jobqueue.keys import trust_lines
 
-    for key_id in trust_lines(read_settings().keys_dir, read_lines(key), queue_prefix=prefix):
+    settings = read_settings()
+    trusted = trust_lines(settings.keys_dir, read_lines(key), queue_prefix=prefix)
+    for key_id in trusted:
         click.echo(key_id)
+    with suppress(NotFound, KeyRefused):  # other keys may be missing or in disorder, which is told where they are used
+        _warn_of_own(settings, trusted, prefix)
+
+
+def _warn_of_own(settings: "Settings", trusted: "list[KeyId]", prefix: str) -> None:
+    """Say so where a site's key was trusted, and what is sent there is still sealed to this machine itself."""
+    from jobqueue.keys import KeyRing, Signer, SigningPublicKey, list_keys
+
+    entries = list_keys(settings.keys_dir, passphrase=settings.keys_passphrase)
+    new = [entry.key for entry in entries if entry.key_id in trusted and entry.role in ("node", "operator")]
+    if all(isinstance(key, SigningPublicKey) and key.signer is Signer.NODE for key in new):
+        return
+    used = KeyRing.of(settings).recipient(prefix).key_id
+    if used not in trusted and any(entry.key_id == used and entry.key is not entry.public for entry in entries):
+        told = f"what is sent to queues {prefix}* is still sealed to {used}, this machine's own key"
+        click.echo(f"warning: {told} (trust with a longer --queue, or set JOBQUEUE_KEYS to another folder)", err=True)
 
 
 @keys.command()

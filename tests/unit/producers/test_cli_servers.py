@@ -13,7 +13,7 @@ from jobqueue.brokers import open_broker
 from jobqueue.codec import encode_report
 from jobqueue.errors import NotFound
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
-from jobqueue.keys import KeyRing, ensure_laptop_keys, make_sender_keys
+from jobqueue.keys import KeyRing, Signer, ensure_laptop_keys, make_node_keys, make_pair, make_sender_keys
 from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.registry.presence import WorkerRecord
@@ -81,7 +81,7 @@ def test_without_queues_ls_says_how_to_make_them(project: str) -> None:
 
 
 def test_new_keys_write_their_public_lines_alone_on_stdout(project: str, tmp_path: Path) -> None:
-    for role, lines in (("node", 2), ("sender", 1), ("reporting", 1)):
+    for role, lines in (("node", 2), ("sender", 1), ("reporting", 1), ("clerk", 1), ("operator", 1)):
         result = _call("keys", "new", role)
         assert all(line.startswith(f"jobqueue-{role}-") for line in result.stdout.splitlines())
         assert len(result.stdout.splitlines()) == lines
@@ -112,6 +112,20 @@ def test_a_key_is_trusted_for_some_queues_by_line_file_or_stdin(project: str, tm
 def test_what_is_no_key_on_stdin_is_refused(project: str, given: bytes) -> None:
     result = _call("keys", "trust", "-", stdin=given)
     assert "not a key" in result.stderr
+
+
+def test_who_trusts_a_site_and_still_seals_to_oneself_is_warned(project: str, tmp_path: Path) -> None:
+    site = tmp_path / "site's"
+    lines = [make_node_keys(site).line, make_pair(site, Signer.OPERATOR).line]
+    ensure_laptop_keys(tmp_path / "keys")
+    own = KeyRing(tmp_path / "keys").recipient("vision_cpu").key_id
+    for line in lines:
+        assert own in _call("keys", "trust", line).stderr
+    assert own in _call("keys", "trust", lines[1], "--queue", "vision_").stderr
+    assert not _call("keys", "trust", lines[0], "--queue", "vision_").stderr
+    assert not _call("keys", "trust", make_sender_keys(site).line).stderr
+    (tmp_path / "keys" / "sender").chmod(0o777)
+    assert _call("keys", "trust", lines[0]).exit_code == 0
 
 
 def test_what_a_node_has_written_is_trusted_as_it_is(project: str, tmp_path: Path) -> None:
