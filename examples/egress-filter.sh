@@ -8,8 +8,9 @@ set -eu
 
 bridge=jobqueue0
 reject="REJECT --reject-with icmp-admin-prohibited"
+# Besides private ranges: Azure answers machines about themselves at a public address.
 private="0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.168.0.0/16
-198.18.0.0/15 224.0.0.0/4 240.0.0.0/4"
+198.18.0.0/15 224.0.0.0/4 240.0.0.0/4 168.63.129.16/32"
 
 iptables -N JOBQUEUE-EGRESS 2>/dev/null || iptables -F JOBQUEUE-EGRESS
 for server in "$@"; do

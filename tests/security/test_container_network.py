@@ -23,7 +23,7 @@ from workers.attempt.runtimes.hardening import EGRESS, run_as
 
 FILTER = Path(__file__).parents[2] / "examples" / "egress-filter.sh"
 WORLD = "203.0.113.1"
-PRIVATE = ("169.254.169.254", "10.0.0.1", "172.31.255.1", "192.168.0.1", "100.64.0.1", "192.0.2.53")
+PRIVATE = ("169.254.169.254", "168.63.129.16", "10.0.0.1", "172.31.255.1", "192.168.0.1", "100.64.0.1", "192.0.2.53")
 
 # Somebody lives at every address: without a filter all of them answer.
 LIVE = """
@@ -172,6 +172,7 @@ def test_egress_reaches_the_world_and_nothing_private(tmp_path: Path) -> None:
 
 # What takes a rule away, what puts it back where the script alone does not, and what the probe then says.
 HOLES = [
+    ("iptables -D JOBQUEUE-EGRESS -d 168.63.129.16 -j REJECT --reject-with icmp-admin-prohibited", "", "168.63.129.16"),
     ("iptables -D JOBQUEUE-EGRESS -d 169.254.0.0/16 -j REJECT --reject-with icmp-admin-prohibited", "", "the metadata"),
     (
         "iptables -D JOBQUEUE-EGRESS -d 10.0.0.0/8 -j REJECT --reject-with icmp-admin-prohibited",

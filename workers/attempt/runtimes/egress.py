@@ -90,6 +90,7 @@ class Target:
 _FIXED: Final = (
     Target(what="the metadata service", address="169.254.169.254", port=80),
     Target(what="the metadata service", address="fd00:ec2::254", port=80),
+    Target(what="the metadata service", address="168.63.129.16", port=80),
     Target(what="a private network", address="10.0.0.1", port=80),
     Target(what="a private network", address="172.31.255.1", port=80),
     Target(what="a private network", address="192.168.0.1", port=80),
