@@ -15,8 +15,11 @@ from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.site import Policy
 
 PROGRESS_FILE: Final = ".jobqueue/progress"
-# Libraries start a thread for each core that they see, which are all of the machine.
-THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# Libraries start a thread for each core that they see, which are all of the machine: on a large one, with some loaders
+# of data, that is more than a container may have.
+THREAD_VARIABLES: Final = tuple(
+    f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "RAYON")
+)
 
 
 def refuse(
