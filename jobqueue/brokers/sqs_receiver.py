@@ -33,6 +33,8 @@ _FIRST_EVERY: Final = 4
 _FIRST_WAIT: Final = timedelta(seconds=1)
 # One that is not there may be made later.
 _MISSING_SECONDS: Final = 600.0
+# So long one that cannot be asked for is left alone.
+_SILENT_SECONDS: Final = 30.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _LOG_EVERY_SECONDS: Final = 10.0
@@ -124,10 +126,13 @@ class Receiver:
     def _ask_one(self, name: str, *, count: int, wait: timedelta) -> Sequence[Receipt]:
         try:
             return self._server.receive(name, count=count, wait=wait)
-        except NoSuchQueue:
+        except JobqueueError as error:
             if not is_first_queue(name):
                 raise
-            self._missing[name] = time.monotonic() + _MISSING_SECONDS
+            is_missing = isinstance(error, NoSuchQueue)
+            self._missing[name] = time.monotonic() + (_MISSING_SECONDS if is_missing else _SILENT_SECONDS)
+            if not is_missing:  # whoever may not ask for it, as by rights of before, still serves the request queue
+                self._tell(error, name)
             return ()
 
     def _choose(self, queues: Sequence[str]) -> tuple[str, timedelta]:
@@ -140,11 +145,14 @@ class Receiver:
         # Where one of many was chosen for what waits in it, another one may soon be.
         return queue, wait if self._alone > _ALONE else min(wait, _SHARED_WAIT)
 
-    def _pause(self, error: JobqueueError, queue: str) -> None:
+    def _tell(self, error: JobqueueError, queue: str) -> None:
         if time.monotonic() - self._logged_at >= _LOG_EVERY_SECONDS:
             self._logged_at = time.monotonic()
             event = "queue.gone" if isinstance(error, NoSuchQueue) else "broker.unavailable"
             log.warning(event, extra={"queue": queue, "error": error.message})
+
+    def _pause(self, error: JobqueueError, queue: str) -> None:
+        self._tell(error, queue)
         seconds = min(_FIRST_PAUSE_SECONDS * 2**self._failures, _LONGEST_PAUSE_SECONDS)
         self._failures = min(self._failures + 1, 10)
         self._is_closed.wait(seconds * random.uniform(0.5, 1))  # noqa: S311 - nobody gains by guessing it

@@ -98,7 +98,10 @@ class SqsSurvey:
         self._empty[queue] = 0 if waiting else self._empty[queue] + 1
         if waiting or first not in self._firsts or self._empty[queue] % _FIRST_EVERY:
             return waiting
-        return self._count(first)
+        try:
+            return self._count(first)
+        except (BrokerUnavailable, NoSuchQueue):  # the request queue has answered
+            return waiting
 
     def _count(self, queue: str) -> int:
         answer = self._server.on_queue("get_queue_attributes", queue, AttributeNames=[_COUNT])

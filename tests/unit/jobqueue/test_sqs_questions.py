@@ -7,12 +7,15 @@ from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from jobqueue.brokers.precedence import IN_A_ROW
-from jobqueue.brokers.sqs_client import Receipt
+from jobqueue.brokers.sqs_client import Receipt, Refusal
 from jobqueue.brokers.sqs_queues import SqsQueues
 from jobqueue.brokers.sqs_receiver import Question, Receiver
 from jobqueue.brokers.sqs_survey import SqsSurvey
-from jobqueue.routing import COMPANIONS, first_queue
+from jobqueue.errors import BrokerUnavailable, JobqueueError
+from jobqueue.routing import COMPANIONS, dead_letter_queue, first_queue, is_first_queue, parse_selection
 
 QUEUE = "lab_cpu"
 FIRST = first_queue(QUEUE)
@@ -67,3 +70,44 @@ def test_however_many_are_asked_for_no_more_go_ahead_in_a_row() -> None:
             taken += [receipt.queue for receipt in answers.get(timeout=30)]
     ahead = "".join("1" if queue == FIRST else "0" for queue in taken).split("0")
     assert max(map(len, ahead)) == IN_A_ROW
+
+
+class HalfClosed(Full):
+    """A server that says nothing of what is served before the request queues."""
+
+    def __init__(self, error: JobqueueError) -> None:
+        self.error = error
+
+    def receive(self, queue: str, *, count: int, wait: timedelta) -> list[Receipt]:
+        if is_first_queue(queue):
+            raise self.error
+        return super().receive(queue, count=count, wait=wait)
+
+    def names(self, _beginning: str = "") -> Iterator[str]:
+        yield from (
+            name for queue in (QUEUE, "lab_gpu") for name in (queue, first_queue(queue), dead_letter_queue(queue))
+        )
+
+    def on_queue(self, _operation: str, queue: str, **_: object) -> dict[str, dict[str, str]]:
+        if is_first_queue(queue):
+            raise self.error
+        return {"Attributes": {}}
+
+
+HALF_CLOSED = [Refusal("not allowed", reason="AccessDenied"), BrokerUnavailable("503")]
+
+
+@pytest.mark.parametrize("error", HALF_CLOSED)
+def test_a_request_queue_is_served_though_nobody_may_ask_for_what_is_served_before_it(error: JobqueueError) -> None:
+    with receiver(HalfClosed(error)) as (asking, answers):
+        for _ in range(3):
+            asking.ask(Question(queues=(QUEUE,), count=1))
+            assert [receipt.queue for receipt in answers.get(timeout=30)] == [QUEUE]
+
+
+@pytest.mark.parametrize("error", HALF_CLOSED)
+def test_a_request_queue_is_found_though_nobody_may_ask_for_what_is_served_before_it(error: JobqueueError) -> None:
+    server: Any = HalfClosed(error)
+    survey = SqsSurvey(server, server, asks_per_second=1e9)
+    for _ in range(8):
+        assert survey.look(parse_selection(["lab_*"])).waiting == {QUEUE: 0, "lab_gpu": 0}
