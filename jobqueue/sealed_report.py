@@ -115,7 +115,8 @@ def _verify(signed: SignedReport, *, queue: str, keys: KeyRing) -> KeyId | None:
     if not keys.trusts_nodes(queue):
         return None
     if not signed.signature:
-        raise Untrusted("not signed by any node")
+        hint = "update jobqueue on the node, and run `jobqueue keys new node` there"
+        raise Untrusted("not signed by any node", hint=hint)
     try:
         node = keys.trusted_node(signed.node_key_id, queue=queue)
     except NotFound as error:

@@ -88,13 +88,17 @@ def test_a_signature_is_taken_off_as_it_was_put_on(report: Report) -> None:
     assert decode_report(encode_signed_report(signed)) == report
 
 
-def test_a_node_that_is_not_trusted_yet_is_refused_with_what_to_run(keys: KeyRing, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("is_signing", "hint"), [(True, "keys trust"), (False, "keys new node")])
+def test_a_node_that_is_not_trusted_yet_is_refused_with_what_to_run(
+    keys: KeyRing, tmp_path: Path, is_signing: bool, hint: str
+) -> None:
     other = KeyRing(tmp_path / "other")
-    make_node_signer(other.folder)
+    if is_signing:
+        make_node_signer(other.folder)
     content_type, body = close_report(encode_report(make_report()), queue=QUEUE, keys=other)
     with pytest.raises(Untrusted) as raised:
         open_report(body, content_type=content_type, queue=QUEUE, keys=keys)
-    assert "keys trust" in raised.value.hint
+    assert hint in raised.value.hint
 
 
 def test_nothing_may_stand_behind_a_signature(keys: KeyRing) -> None:
