@@ -88,12 +88,12 @@ def test_a_signature_is_taken_off_as_it_was_put_on(report: Report) -> None:
     assert decode_report(encode_signed_report(signed)) == report
 
 
-@pytest.mark.parametrize(("is_signing", "hint"), [(True, "keys trust"), (False, "keys new node")])
+@pytest.mark.parametrize(("node", "hint"), [("unknown", "keys trust"), ("old", "keys new node")])
 def test_a_node_that_is_not_trusted_yet_is_refused_with_what_to_run(
-    keys: KeyRing, tmp_path: Path, is_signing: bool, hint: str
+    keys: KeyRing, tmp_path: Path, node: str, hint: str
 ) -> None:
     other = KeyRing(tmp_path / "other")
-    if is_signing:
+    if node == "unknown":
         make_node_signer(other.folder)
     content_type, body = close_report(encode_report(make_report()), queue=QUEUE, keys=other)
     with pytest.raises(Untrusted) as raised:
