@@ -83,6 +83,7 @@ def _environment(
     deadline = datetime.now(UTC) + spec.timeout
     return {
         "HOME": "/tmp",  # noqa: S108 - the container's own, the only folder it may write besides its workspace
+        "USER": "experiment",  # an image may have none for whom it runs as, and libraries ask for it
         "PYTHONUNBUFFERED": "1",
         "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus) or "-1",

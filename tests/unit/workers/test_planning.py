@@ -1,5 +1,6 @@
 """What a node refuses, and what a container is told."""
 
+import getpass
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,6 +93,7 @@ def test_a_container_knows_who_it_is_and_until_when() -> None:
     assert timedelta(minutes=59) < deadline - datetime.now(UTC) <= timedelta(hours=1)
     assert env == {
         "HOME": "/tmp",
+        "USER": "experiment",
         "PYTHONUNBUFFERED": "1",
         "NVIDIA_VISIBLE_DEVICES": "void",
         "CUDA_VISIBLE_DEVICES": "-1",
@@ -128,6 +130,12 @@ def test_libraries_start_as_many_threads_as_there_are_cores_for(cpus: float, thr
 
 def test_the_users_own_home_wins_over_the_default() -> None:
     assert plan_of(spec_of(env={"HOME": "/workspace"})).env["HOME"] == "/workspace"
+
+
+def test_whoever_asks_for_the_name_of_the_user_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOGNAME", raising=False)
+    monkeypatch.setenv("USER", plan_of(spec_of()).env["USER"])
+    assert getpass.getuser() == "experiment"
 
 
 def test_a_plan_shows_no_environment() -> None:
