@@ -180,7 +180,10 @@ def _visit(found: Scan, place: _Place) -> None:
     elif entry.is_folder and (status.st_dev, status.st_ino) in place.around:
         found.links.append(entry.path)
     elif fault := _fault(entry.path) or _find_twin(found, entry.path):
-        way_out = f"rename it, or list it in {IGNORE_FILE}" if found.honours_ignores else "rename it"
+        other = (
+            f"list it in {IGNORE_FILE}" if found.honours_ignores else "send a .tar that the experiment unpacks itself"
+        )
+        way_out = f"rename it, or {other}"
         found.faults.append(f"{_shown(entry.path)} {fault} ({way_out})")
     else:
         found.entries.append(entry)

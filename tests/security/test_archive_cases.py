@@ -111,9 +111,17 @@ def test_links_out_of_the_folder_are_not_followed(kind: str, tmp_path: Path) -> 
 
 
 def test_names_that_would_be_one_elsewhere_are_told_before_anything_is_sent(tmp_path: Path) -> None:
-    fill(tmp_path / "source", {"Data/x": "1", "data/y": "2"})
-    with pytest.raises(InvalidSpec, match=r"data.*differs from .*Data.* in case alone"):
-        pack_workspace(tmp_path / "source", open_store("memory://"))
+    source, store = tmp_path / "source", open_store("memory://")
+    fill(source, {"Data/x": "1", "data/y": "2"})
+    with pytest.raises(
+        InvalidSpec, match=r"data.*differs from .*Data.* in case alone \(rename it, or list it in \.job"
+    ):
+        pack_workspace(source, store)
+    with pytest.raises(InvalidSpec, match=r"rename it, or send a \.tar that the experiment unpacks itself"):
+        upload_input(source, store)
+    with tarfile.open(tmp_path / "letters.tar", "w") as archive:
+        archive.add(source, "letters")
+    assert upload_input(tmp_path / "letters.tar", store)[1] == []
 
 
 @pytest.mark.security_case("zstd bomb")

@@ -245,7 +245,10 @@ def _require_one_name(path: str, folded: dict[str, str]) -> None:
         if other == path:
             return
         if other:
-            raise ArtifactRefused(f"{_shown(path)} and {_shown(other)} differ in case alone", hint="rename one of them")
+            raise ArtifactRefused(
+                f"{_shown(path)} and {_shown(other)} differ in case alone",
+                hint="rename one of them, or send a .tar that the experiment unpacks itself",
+            )
         folded[fold] = path
         path = path.rpartition("/")[0]
 

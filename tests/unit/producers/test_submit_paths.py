@@ -61,7 +61,9 @@ def test_names_that_are_no_text_are_told_with_the_way_out_that_there_is(client: 
     told = wrong_fields(client, workspace=tmp_path, inputs={"data": tmp_path})
 
     assert "rename it, or list it in .jobqueueignore" in told["workspace"]
-    assert told["inputs.data"].endswith("is not UTF-8 (rename it)"), "ignore files have no say about inputs"
+    assert told["inputs.data"].endswith(
+        "is not UTF-8 (rename it, or send a .tar that the experiment unpacks itself)"
+    ), "ignore files have no say about inputs"
 
 
 def test_an_input_file_may_be_called_anything(client: Client, tmp_path: Path) -> None:
