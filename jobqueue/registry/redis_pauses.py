@@ -1,13 +1,14 @@
 """Paused queues in Redis: one hash, of a JSON object for each."""
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from jobqueue.registry.pauses import Pause
 from jobqueue.registry.redis_client import RedisClient, as_bytes
 
 _PAUSES: Final = "jobqueue:pauses"
+_SOMEBODY: Final = "somebody"
 
 
 class RedisPauses:
@@ -34,5 +35,9 @@ class RedisPauses:
 
 
 def _parse(queue: str, text: bytes) -> Pause:
-    told = json.loads(text)
-    return Pause(queue=queue, at=datetime.fromisoformat(told["at"]), by=told["by"], reason=told.get("reason", ""))
+    """Return what is kept of a queue; what cannot be read pauses it all the same, and keeps nobody from the others."""
+    try:
+        told = json.loads(text)
+        return Pause(queue=queue, at=datetime.fromisoformat(told["at"]), by=told["by"], reason=told.get("reason", ""))
+    except (ValueError, TypeError, KeyError):
+        return Pause(queue=queue, at=datetime.fromtimestamp(0, UTC), by=_SOMEBODY)
