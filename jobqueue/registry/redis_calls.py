@@ -41,10 +41,11 @@ class RedisCalls:
         """Return a question."""
         ends_at = time.monotonic() + within.total_seconds()
         while (left := ends_at - time.monotonic()) > 0:
-            if name := self._pop(_WAITING, left):
-                (question,) = self._client.ask(("GET", _QUESTION + name.decode()))
+            if found := self._pop(_WAITING, left):
+                name = found.decode("ascii", "replace")  # anybody with the password may have put it there
+                (question,) = self._client.ask(("GET", _QUESTION + name))
                 if question is not None:
-                    return Call(name=name.decode(), question=question)
+                    return Call(name=name, question=question)
         return None
 
     def answer(self, call: Call, reply: bytes) -> None:

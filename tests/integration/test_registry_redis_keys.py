@@ -119,6 +119,15 @@ def test_texts_that_utf_8_cannot_hold_are_stored_all_the_same(registry: Registry
     assert not isinstance(acquire(registry, submission), Final)
 
 
+def test_names_of_questions_that_somebody_else_has_put_there_are_passed_over(
+    registry: Registry, client: redis.Redis
+) -> None:
+    client.rpush("jobqueue:calls", b"\xff", "", "none", "one")
+    client.set("jobqueue:call:one", "question", px=60_000)
+    assert registry.calls.take(within=LONG) == Call(name="one", question=b"question")
+    client.delete("jobqueue:call:one")
+
+
 def test_questions_that_nobody_answers_and_answers_that_nobody_takes_expire(
     registry: Registry, client: redis.Redis
 ) -> None:
