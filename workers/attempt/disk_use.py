@@ -110,34 +110,38 @@ class DiskMeter:
 def _walk(root: Path, count: _Count) -> Iterator[None]:
     """Count what lies in a folder, by descriptors and never through a link; yields now and then."""
     opened = [os.open(root, os.O_RDONLY | _FOLDER)]
-    waiting: list[list[str]] = [_count_folder(opened[0], count)]
+    folders = [_count_folder(opened[0], count)]
     try:
         while opened:
+            name = None
+            with suppress(OSError):
+                name = next(folders[-1], None)
             yield
-            if not waiting[-1]:
-                waiting.pop()
+            if name is None:
+                folders.pop()
                 os.close(opened.pop())
                 continue
             with suppress(OSError):  # it may be gone by now
-                opened.append(_open(waiting[-1].pop(), opened[-1]))
+                opened.append(_open(name, opened[-1]))
                 count.depth = max(count.depth, len(opened))
-                waiting.append(_count_folder(opened[-1], count))
+                folders.append(_count_folder(opened[-1], count))
     finally:
         for descriptor in opened:
             os.close(descriptor)
 
 
-def _count_folder(descriptor: int, count: _Count) -> list[str]:
-    folders = []
+def _count_folder(descriptor: int, count: _Count) -> Iterator[str]:
+    """Count what is in one folder, and yield the folders in it; their names are not kept, there may be millions."""
     with os.scandir(descriptor) as entries:
         for entry in entries:
+            is_folder = False
             with suppress(OSError):
                 count.add(entry.stat(follow_symlinks=False))
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
+                is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder:
+                yield entry.name
             if count.entries > MOST_ENTRIES:
                 break
-    return folders
 
 
 def _open(name: str, parent: int) -> int:

@@ -1,6 +1,7 @@
 """What a workspace takes on the disk: counted whatever hides in it."""
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,17 @@ def test_what_is_deleted_during_a_look_is_not_counted_twice(workspace: Path, mon
     monkeypatch.setattr(disk_use, "_find_inhabitants", delete_first)
     with (workspace / "file").open("rb"):
         assert excess(workspace) == ""
+
+
+def test_the_names_of_very_many_folders_are_not_kept(workspace: Path) -> None:
+    for number in range(4000):
+        (workspace / f"{number:0200}").mkdir()
+    tracemalloc.start()
+    try:
+        assert excess(workspace, limit_bytes=1000 * MIB) == ""
+        assert tracemalloc.get_traced_memory()[1] < MIB // 2  # twice as much for their names alone
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_workspace_that_is_gone_takes_nothing(tmp_path: Path) -> None:
