@@ -120,7 +120,8 @@ for _ in range(3):
         break
 while time.monotonic() - began < {seconds}:
     pass
-print(sum(os.times()[:2]) - sum(used[:2]), flush=True)
+# In one piece: four of them write at the same moment.
+os.write(1, b"%f\\n" % (sum(os.times()[:2]) - sum(used[:2])))
 """
 FLOOD = "import os\nwhile True: os.write(1, b'x' * 100 + b'\\n' * 100)"
 LINE = "import os, time\nfor _ in range({mebibytes}): os.write(1, b'x' * 2**20)\ntime.sleep(60)"
