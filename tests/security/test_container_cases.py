@@ -139,4 +139,6 @@ def test_the_engines_socket_is_the_nodes_alone() -> None:
     chart = [file for file in (ROOT / "charts").rglob("*") if file.is_file()]
     product = [*(ROOT / "workers").rglob("*.py"), *(ROOT / "jobqueue").rglob("*.py"), *chart]
     assert len(chart) > 3
-    assert [file for file in product if "docker.sock" in file.read_text() and file.name != "engine.py"] == []
+    # The engine's own client, and the checklist that tries from inside whether it is there.
+    known = {"engine.py", "reach.py", "checklist.py"}
+    assert [file for file in product if "docker.sock" in file.read_text() and file.name not in known] == []
