@@ -18,10 +18,14 @@ import pytest
 from services.images import PYTHON
 from services.runtimes import MIB, NODE, REAL, run
 
+from jobqueue.config import Settings
+from jobqueue.errors import RuntimeFailure
 from jobqueue.resources import Resources
+from workers.attempt import reach
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import Container, ContainerRuntime, Labels, Plan
-from workers.attempt.runtimes.checklist import TABLE, Known, choose_rows, make_program, read_namespaces
+from workers.attempt.runtimes.checklist import PLANTED, TABLE, Known, choose_rows, make_program, read_namespaces
+from workers.attempt.runtimes.fake import FakeRuntime
 from workers.attempt.runtimes.hardening import run_as
 
 LISTEN = """
@@ -102,7 +106,8 @@ def test_nothing_that_an_experiment_must_not_reach_is_reached(
         itself the same probe is told of much.
     """
     assert listener.stdout
-    monkeypatch.setenv("JOBQUEUE_PROBED", "worker-secret")
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
     start("import time; time.sleep(1000)")
     rows = choose_rows(runtime.name)
     known = Known(
@@ -262,6 +267,16 @@ def test_a_setuid_program_of_an_image_gives_nothing(request: pytest.FixtureReque
     finally:
         with suppress(docker.errors.ImageNotFound):
             client.images.remove("jobqueue-test/setuid:1", force=True)
+
+
+def test_what_the_probe_looks_for_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in PLANTED:
+        monkeypatch.setenv(name, "")
+    runtime = FakeRuntime()
+    runtime.is_down = True
+    with pytest.raises(RuntimeFailure):
+        reach._probe(runtime, Settings(state_dir=tmp_path, cache_dir=tmp_path))
+    assert PLANTED.items() <= os.environ.items()
 
 
 @pytest.mark.parametrize("runtime", REAL, indirect=True)

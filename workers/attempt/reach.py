@@ -22,7 +22,7 @@ from jobqueue.errors import JobqueueError, RuntimeFailure
 from jobqueue.resources import Resources
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import ContainerRuntime, Labels, Plan
-from workers.attempt.runtimes.checklist import Known, choose_rows, make_program, read_namespaces
+from workers.attempt.runtimes.checklist import PLANTED, Known, choose_rows, make_program, read_namespaces
 from workers.attempt.runtimes.gaps import EnginePolicy
 from workers.attempt.runtimes.hardening import run_as
 from workers.attempt.trees import own, remove
@@ -58,6 +58,7 @@ def main() -> int:
 
 
 def _probe(runtime: ContainerRuntime, settings: Settings) -> dict[str, str]:
+    os.environ.update(PLANTED)
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="reach-", dir=settings.cache_dir))
     try:

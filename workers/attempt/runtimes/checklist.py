@@ -17,6 +17,8 @@ _ABSENT = frozenset({"ENOENT", "ENOTDIR", "ESRCH", "ENXIO", "ENODEV"})
 _UNREACHED = frozenset({"ENETUNREACH", "EHOSTUNREACH", "ECONNREFUSED", "EADDRNOTAVAIL"})
 _NOTHING = frozenset({"[]"})
 _KINDS = ("pid", "mnt", "net", "ipc", "uts")
+# Stands in the environment of whoever starts the probe, which looks for it.
+PLANTED = {"JOBQUEUE_PROBED": "worker-secret"}
 
 # What stands there before every try.
 _PREPARE = """
