@@ -27,6 +27,8 @@ _DELIVERY_LIMIT: Final = 1_000_000
 _CONSUMER_TIMEOUT: Final = timedelta(days=30)
 _SHORTEST_DELAY: Final = timedelta(milliseconds=100)
 _LONGEST_DELAY: Final = timedelta(seconds=5)
+# Messages expire at the head of their queue only: what a stranger laid there without an end would hold up all others.
+_LONGEST_MS: Final = int(_LONGEST_DELAY.total_seconds() * 1000)
 # A copy must neither expire, nor claim another user, nor change its queue type's arguments.
 _LEFT_OUT: Final = ("application_headers", "expiration", "user_id", "cluster_id", "delivery_mode")
 # A lone broker notes its newest quorum queue only when another one is made, or seconds later, and loses it when it is
@@ -119,7 +121,7 @@ class RabbitQueues:
                 LEDGER: {**_QUORUM, "x-delivery-limit": _DELIVERY_LIMIT},
                 dead_letter_queue(queue): {**_QUORUM, "x-delivery-limit": _DELIVERY_LIMIT},
                 first_queue(queue): served,
-                deferred_queue(queue): {**_QUORUM, **_dead_lettering(first_queue(queue))},
+                deferred_queue(queue): {**_QUORUM, **_dead_lettering(first_queue(queue)), "x-message-ttl": _LONGEST_MS},
                 queue: served,
             }
         )
