@@ -1,5 +1,6 @@
 """From a spec to a plan: may it run here, and what does its container see."""
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -15,6 +16,9 @@ from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.site import Policy
 
 PROGRESS_FILE: Final = ".jobqueue/progress"
+# Loaders of data, and the threads that libraries start for each core.
+_FEWEST_PIDS: Final = 512
+_PIDS_PER_CORE: Final = 64
 # Libraries start a thread for each core that they see, which are all of the machine: on a large one, with some loaders
 # of data, that is more than a container may have.
 THREAD_VARIABLES: Final = tuple(
@@ -73,6 +77,7 @@ def make_plan(
         resources=spec.resources,
         gpus=gpus,
         network=spec.network,
+        pids=max(_FEWEST_PIDS, _PIDS_PER_CORE * math.ceil(spec.cpus)),
     )
 
 

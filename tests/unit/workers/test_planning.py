@@ -128,6 +128,11 @@ def test_libraries_start_as_many_threads_as_there_are_cores_for(cpus: float, thr
     assert env["RAYON_NUM_THREADS"] == threads  # of tokenizers
 
 
+@pytest.mark.parametrize(("cpus", "pids"), [(0.5, 512), (8, 512), (8.5, 576), (64, 4096)])
+def test_who_has_many_cores_may_have_many_processes(cpus: float, pids: int) -> None:
+    assert plan_of(spec_of(cpus=cpus)).pids == pids
+
+
 def test_the_users_own_home_wins_over_the_default() -> None:
     assert plan_of(spec_of(env={"HOME": "/workspace"})).env["HOME"] == "/workspace"
 
