@@ -24,7 +24,7 @@ GOLDEN: Mapping[str, Any] = {
     "ShmSize": 64 * MIB,
     "Ulimits": [
         {"Name": "core", "Hard": 0, "Soft": 0},
-        {"Name": "nofile", "Hard": 65_536, "Soft": 4096},
+        {"Name": "nofile", "Hard": 4096, "Soft": 4096},
         {"Name": "fsize", "Hard": 1024 * MIB, "Soft": 1024 * MIB},
     ],
     "OomScoreAdj": 500,

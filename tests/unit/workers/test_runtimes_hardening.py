@@ -69,7 +69,7 @@ def test_the_whole_body_of_a_plan(tmp_path: Path) -> None:
             "ShmSize": GIB,
             "Ulimits": [
                 {"Name": "core", "Soft": 0, "Hard": 0},
-                {"Name": "nofile", "Soft": 4096, "Hard": 65_536},
+                {"Name": "nofile", "Soft": 4096, "Hard": 4096},
                 {"Name": "fsize", "Soft": 10 * GIB, "Hard": 10 * GIB},
             ],
             "OomScoreAdj": 500,

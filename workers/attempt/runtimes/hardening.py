@@ -25,7 +25,7 @@ _MIB = 2**20
 _DEFAULT_SHM_BYTES = 64 * _MIB
 _SMALLEST_TMP_BYTES = 16 * _MIB
 _TMP_FILES = "1m"
-_OPEN_FILES, _MOST_OPEN_FILES = 4096, 65_536
+_OPEN_FILES = 4096
 # The container goes first when the node runs out of memory, never the worker.
 _OOM_SCORE = 500
 # What a worker that comes back finds of the output that was written while it was away.
@@ -193,10 +193,10 @@ def _check_source(path: os.PathLike[str]) -> str:
 
 
 def _make_ulimits(disk_bytes: int) -> list[dict[str, Any]]:
-    limits = {"core": (0, 0), "nofile": (_OPEN_FILES, _MOST_OPEN_FILES)}
+    limits = {"core": 0, "nofile": _OPEN_FILES}
     if disk_bytes:
-        limits["fsize"] = (disk_bytes, disk_bytes)
-    return [{"Name": name, "Soft": soft, "Hard": hard} for name, (soft, hard) in limits.items()]
+        limits["fsize"] = disk_bytes
+    return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
 
 
 def _make_device_requests(gpus: tuple[str, ...], devices: str) -> list[dict[str, Any]]:
