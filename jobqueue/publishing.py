@@ -96,7 +96,7 @@ class Publisher:
     def _send(self, connection: _Connection, submissions: Sequence[Submission]) -> None:
         queues = {name: self._broker().request_queue(name) for name in {sent.queue for sent in submissions}}
         try:
-            with connection.translated(), connection.line.confirmed() as producer:
+            with connection.translated(), connection.line.confirmed(queues) as producer:
                 for submission in submissions:
                     self._publish(submission, queue=queues[submission.queue], producer=producer)
         except BaseException:

@@ -199,11 +199,11 @@ class Post(Protocol):
 class Line(Protocol):
     """A way into the request queues over one kombu connection; used by one thread at a time, dropped after an error."""
 
-    def confirmed(self) -> AbstractContextManager[Any]:
-        """Lend a `kombu.Producer`; when the block ends, the broker has what was published through it for good.
+    def confirmed(self, queues: Collection[str], /) -> AbstractContextManager[Any]:
+        """Lend a `kombu.Producer` for some queues; when the block ends, the broker has what was published for good.
 
         Raises:
-            NoSuchQueue: a message could not be routed; others may have been published.
+            NoSuchQueue: one of them does not exist; others may have been published.
             BrokerUnavailable: the broker refused one; any of them may have been published, as after kombu's own errors.
         """
         ...

@@ -1,7 +1,7 @@
 """Ways into the request queues: many messages go out before the first confirmation is waited for."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
@@ -17,16 +17,22 @@ class BatchLine:
 
     Args:
         connection: kombu's.
+        find_missing: returns which of some queues do not exist, where the broker takes a message for any name.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(
+        self, connection: Any, *, find_missing: Callable[[Collection[str]], Collection[str]] = lambda _: ()
+    ) -> None:
         self._producer = connection.Producer()
+        self._find_missing = find_missing
 
     @contextmanager
-    def confirmed(self) -> Iterator[Any]:
+    def confirmed(self, queues: Collection[str]) -> Iterator[Any]:
         """Lend a producer whose messages are sent, and answered, when the block ends."""
         with self._producer.batch(_LARGEST_BATCH):
             yield self._producer
+        for queue in self._find_missing(queues):
+            raise missing_queue(queue)
 
 
 class ConfirmingLine:
@@ -47,7 +53,7 @@ class ConfirmingLine:
         self._unroutable = ""
 
     @contextmanager
-    def confirmed(self) -> Iterator[Any]:
+    def confirmed(self, _queues: Collection[str]) -> Iterator[Any]:
         """Lend a producer; wait for what the broker says to all of its messages when the block ends."""
         if self._producer is None:
             self._producer = self._connection.Producer(self._open_channel())

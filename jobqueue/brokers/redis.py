@@ -111,8 +111,8 @@ class RedisBroker:
         return [self.request_queue(name)]
 
     def line(self, connection: Any) -> Line:
-        """Return a way into the request queues."""
-        return BatchLine(connection)
+        """Return a way into the request queues: a list takes what is put into it, whether its queue exists or not."""
+        return BatchLine(connection, find_missing=self._server.clear_missing)
 
     def close(self) -> None:
         """Close its connections; mail that was not acknowledged comes back after a while."""

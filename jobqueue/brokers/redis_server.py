@@ -1,7 +1,7 @@
 """The connections to one Redis, with bounded waits, and the scripts that make several steps one."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Final
@@ -22,6 +22,12 @@ HEALTH_CHECK_SECONDS: Final = 25
 _SEND: Final = """
 if redis.call('sismember', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('lpush', KEYS[2], ARGV[2])
+return 1
+"""
+# KEYS: the set of queues, and the lists of one that is removed unless it is in there.
+_CLEAR_MISSING: Final = """
+if redis.call('sismember', KEYS[1], KEYS[2]) == 1 then return 0 end
+redis.call('del', unpack(KEYS, 2))
 return 1
 """
 # Takes one message from the first of some queues that holds one. KEYS: the set of queues, and for each queue its mail
@@ -163,6 +169,15 @@ class RedisServer:
     def send(self, queue: str, payload: Mapping[str, Any]) -> bool:
         """Lay a message into a queue. Returns False when the queue does not exist."""
         return bool(self._send(keys=[QUEUES, queue], args=[queue, json.dumps(payload)]))
+
+    @cached_property
+    def _clear_missing(self) -> Any:
+        return self.client.register_script(_CLEAR_MISSING)
+
+    def clear_missing(self, queues: Collection[str]) -> list[str]:
+        """Return which queues do not exist, of which nothing is left then."""
+        with self.translated():
+            return [queue for queue in queues if self._clear_missing(keys=[QUEUES, *lists_of(queue)])]
 
     @contextmanager
     def translated(self) -> Iterator[Any]:
