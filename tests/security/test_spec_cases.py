@@ -35,9 +35,20 @@ SMALL: Mapping[str, Any] = {"image": "python:3.12", "command": ["true"]}
 # The client library's options that are a field of a spec as well; the spec's own meaning is checked below.
 BOTH = {"command", "image", "labels", "name", "shm_size"}
 # What of a create request may differ from one spec to another.
-VARIES = {"Memory", "MemorySwap", "NanoCpus", "ShmSize", "Ulimits", "Tmpfs", "NetworkMode", "DeviceRequests", "Mounts"}
+VARIES = {
+    "Memory",
+    "MemorySwap",
+    "NanoCpus",
+    "PidsLimit",
+    "ShmSize",
+    "Ulimits",
+    "Tmpfs",
+    "NetworkMode",
+    "DeviceRequests",
+    "Mounts",
+}
 HOST_CONFIG = VARIES | {
-    *("CapDrop", "Privileged", "SecurityOpt", "ReadonlyRootfs", "PidsLimit", "OomScoreAdj", "IpcMode", "Init"),
+    *("CapDrop", "Privileged", "SecurityOpt", "ReadonlyRootfs", "OomScoreAdj", "IpcMode", "Init"),
     *("AutoRemove", "RestartPolicy", "LogConfig", "Runtime"),
 }
 LABELS = {"jobqueue.experiment", "jobqueue.attempt", "jobqueue.token", "jobqueue.node"}
