@@ -78,12 +78,16 @@ def weigh_files(pid: int) -> int:
     total = 0
     for place in _IN_MEMORY:
         with suppress(OSError):
-            there = _PROCESSES / str(pid) / "root" / place
-            # Until it is confined it sees the folders of the machine.
-            if there.stat().st_dev != Path("/", place).stat().st_dev:
-                found = os.statvfs(there)
-                total += (found.f_blocks - found.f_bfree) * found.f_frsize
-                total += (found.f_files - found.f_ffree) * _ENTRY_BYTES
+            # Opened once: while it is being confined, the same path leads now here, now there.
+            folder = os.open(_PROCESSES / str(pid) / "root" / place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # Until it is confined it sees the folders of the machine.
+                if os.fstat(folder).st_dev != Path("/", place).stat().st_dev:
+                    found = os.statvfs(folder)
+                    total += (found.f_blocks - found.f_bfree) * found.f_frsize
+                    total += (found.f_files - found.f_ffree) * _ENTRY_BYTES
+            finally:
+                os.close(folder)
     return total
 
 
