@@ -172,10 +172,13 @@ on_sqs = pytest.mark.parametrize("served", ["sqs"], indirect=True)
 
 
 def connected(site: Site) -> Connection:
-    """Return a connection of whoever speaks to the broker as Celery does."""
+    """Return a connection of whoever speaks to the broker as Celery does, and has time."""
     with opened(site) as broker:
         settings = broker.celery_settings()
-    return Connection(settings["broker_url"], transport_options=settings["broker_transport_options"])
+    options = dict(settings["broker_transport_options"])
+    if "socket_timeout" in options:
+        options["socket_timeout"] = LONG.total_seconds()
+    return Connection(settings["broker_url"], transport_options=options)
 
 
 def publish_raw(site: Site, *messages: dict[str, Any]) -> None:
