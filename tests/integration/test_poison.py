@@ -431,6 +431,7 @@ def test_of_what_is_far_too_large_only_the_beginning_is_taken(site: Site, worker
 
 
 @pytest.mark.security_case("100,000 garbage messages in a row")
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("count", [1500, pytest.param(100_000, marks=pytest.mark.full)])
 def test_a_worker_works_on_behind_a_flood(site: Site, worker: Process, count: int) -> None:
     """A flood of garbage of five kinds, 100,000 messages (1,500 in short), before and behind a sound one.
