@@ -12,7 +12,7 @@ from jobqueue.envelope import Opened, Verified, open_sealed, seal, verify
 from jobqueue.header import Header
 from jobqueue.ids import NodeId, WorkerId, make_experiment_id
 from jobqueue.keys import KeyRing, Signer, make_node_keys, make_node_signer, make_pair, make_sender_keys, trust
-from jobqueue.registry.base import Granted, Lease, Submission
+from jobqueue.registry.base import Granted, Lease
 from jobqueue.registry.memory import MemoryRegistry
 from jobqueue.spec import parse_spec
 from jobqueue.storage import Allowed, locate, show_permit
@@ -20,6 +20,7 @@ from jobqueue.storage.base import Store
 from jobqueue.storage.granted import GrantedStore
 from producers.clerk import Clerk
 from producers.pace import Pace
+from services.submissions import submission_of
 
 TTL = timedelta(minutes=5)
 SOON = timedelta(seconds=2)
@@ -111,20 +112,6 @@ class Counter:
         show_permit(store, opened.permit, attempt=lease.attempt, token=lease.token)
         prefix = attempt_prefix(lease.experiment_id, lease.attempt, lease.token)
         return Started(message=message, opened=opened, lease=lease, prefix=prefix, store=store)
-
-
-def submission_of(header: Header, *, message: bytes = b"") -> Submission:
-    """Return what a producer registers."""
-    return Submission(
-        id=header.experiment_id,
-        queue=header.queue,
-        project=header.project,
-        resources=header.resources,
-        submitted_at=header.submitted_at,
-        expires_at=header.expires_at,
-        spec_digest="0" * 64,
-        message=message,
-    )
 
 
 def open_counter(folder: Path, whole: Store, *, endpoint: str = "", pace: Pace | None = None) -> Counter:

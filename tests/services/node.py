@@ -26,6 +26,7 @@ from jobqueue.sealed_report import open_report
 from jobqueue.spec import parse_spec
 from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
+from services.submissions import submission_of
 from services.waiting import wait_until
 from workers.attempt.health import NodeHealth
 from workers.attempt.input_cache import InputCache
@@ -124,17 +125,7 @@ class FakeNode:
 
     def register(self, message: Verified) -> Submission:
         """Let the registry know of an experiment, as its producer does."""
-        header = message.header
-        submission = Submission(
-            id=header.experiment_id,
-            queue=header.queue,
-            project=header.project,
-            resources=header.resources,
-            submitted_at=header.submitted_at,
-            expires_at=header.expires_at,
-            spec_digest="0" * 64,
-            message=message.message,
-        )
+        submission = submission_of(message.header, message=message.message)
         self.registry.experiments.register(submission)
         return submission
 
