@@ -22,11 +22,7 @@ from jobqueue.keys.directory import Published, sign_list
 from jobqueue.keys.folder import KeyEntry, check_prefix, list_keys, revoke, trust, trust_lines
 from jobqueue.keys.making import (
     ensure_laptop_keys,
-    make_node_keys,
-    make_node_signer,
     make_pair,
-    make_reporting_keys,
-    make_sender_keys,
 )
 from jobqueue.keys.parsing import parse_key, parse_lines, parse_reporting
 from jobqueue.keys.ring import KeyRing
@@ -47,11 +43,7 @@ __all__ = [
     "check_prefix",
     "ensure_laptop_keys",
     "list_keys",
-    "make_node_keys",
-    "make_node_signer",
     "make_pair",
-    "make_reporting_keys",
-    "make_sender_keys",
     "parse_key",
     "parse_lines",
     "parse_reporting",

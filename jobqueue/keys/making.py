@@ -58,26 +58,6 @@ def make_pair(
     return key.public
 
 
-def make_node_keys(folder: Path, *, suite: Suite = Suite.MLKEM768_X25519) -> SealingPublicKey:
-    """Make the pair that specs are sealed to."""
-    return make_pair(folder, Reader.NODE, suite=suite)
-
-
-def make_node_signer(folder: Path) -> SigningPublicKey:
-    """Make the pair that a node signs reports with."""
-    return make_pair(folder, Signer.NODE)
-
-
-def make_reporting_keys(folder: Path, *, suite: Suite = Suite.MLKEM768_X25519) -> SealingPublicKey:
-    """Make the pair that reports are sealed to; whoever submits from here names it in each spec."""
-    return make_pair(folder, Reader.REPORTING, suite=suite)
-
-
-def make_sender_keys(folder: Path) -> SigningPublicKey:
-    """Make the pair that specs are signed with."""
-    return make_pair(folder, Signer.SENDER)
-
-
 def ensure_laptop_keys(folder: Path, *, passphrase: str = "") -> None:
     """Make, once, what a machine needs that submits to itself: its pairs, trust in its sender. Safe in processes.
 

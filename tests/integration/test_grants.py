@@ -19,7 +19,7 @@ from services.process import Process
 from services.site import ROOT
 from services.waiting import wait_until
 
-from jobqueue.keys import KeyRing, Signer, make_node_keys, make_node_signer, make_pair
+from jobqueue.keys import KeyRing, Reader, Signer, make_pair
 from jobqueue.lifecycle import Reason, State
 from jobqueue.storage.markers import read_marker
 from producers.handle import Experiment
@@ -63,7 +63,7 @@ def granting(
 def make_keys(place: Place, folder: Path) -> tuple[Path, Path]:
     """Make a node's and a clerk's keys in folders of their own, and let each trust whom it needs."""
     client, node, clerk = place.client._connections.keys, KeyRing(folder / "node keys"), KeyRing(folder / "clerk keys")
-    node_lines = [make_node_keys(node.folder).line, make_node_signer(node.folder).line]
+    node_lines = [make_pair(node.folder, Reader.NODE).line, make_pair(node.folder, Signer.NODE).line]
     sender_line, clerk_line = client.sender().public.line, make_pair(clerk.folder, Signer.CLERK).line
     queue = place.site.queue
     introduce(client, node_lines, queue=queue)

@@ -17,7 +17,7 @@ from jobqueue.brokers.base import Broker
 from jobqueue.codec import encode_report
 from jobqueue.errors import KeyRefused
 from jobqueue.ids import WorkerId, make_experiment_id
-from jobqueue.keys import KeyRing, make_node_signer, make_reporting_keys, revoke, trust
+from jobqueue.keys import KeyRing, Reader, Signer, make_pair, revoke, trust
 from jobqueue.lifecycle import Reason, State
 from jobqueue.report import Progress, Report, TaskState
 from jobqueue.routing import reporting_queue
@@ -100,7 +100,7 @@ def hall(tmp_path: Path) -> Iterator[Hall]:
     with closing(open_broker("memory://", lease=timedelta(seconds=1))) as broker:
         broker.queues.create_plain(reporting_queue(queue))
         opened = Hall(broker=broker, queue=queue, node=folders[0], listener=folders[1], stranger=folders[2])
-        trust(opened.listener, make_node_signer(opened.node).line)
+        trust(opened.listener, make_pair(opened.node, Signer.NODE).line)
         yield opened
         broker.queues.delete(reporting_queue(queue))
 
@@ -114,7 +114,7 @@ def test_a_report_that_no_trusted_node_has_signed_is_refused(hall: Hall, signed:
     Evidence: what the listener's function is given, and the count of refusals by code.
     Red before: reports were not signed, and every one was handed on.
     """
-    make_node_signer(hall.stranger)
+    make_pair(hall.stranger, Signer.NODE)
     forged = make_report(hall.queue, 0, text='{"forged": true}')
     content_type, body = hall.close(forged, keys=hall.stranger)
     if signed == "by nobody":
@@ -175,7 +175,7 @@ def test_a_report_on_another_queue_is_refused(hall: Hall, is_sealed: bool) -> No
     Red before: reports named no queue.
     """
     if is_sealed:
-        trust(hall.node, make_reporting_keys(hall.listener).line)
+        trust(hall.node, make_pair(hall.listener, Reader.REPORTING).line)
     other = "other_cpu"
     hall.send(hall.close(make_report(other), queue=other))
     hall.send(hall.close(make_report(other)))  # sealed for this queue, by somebody who knows its public key
@@ -191,7 +191,7 @@ def test_a_node_reports_on_no_queue_that_has_nodes_of_its_own(hall: Hall) -> Non
     Evidence: what the listener's function is given.
     Red before: reports were not signed.
     """
-    own = make_node_signer(hall.stranger)
+    own = make_pair(hall.stranger, Signer.NODE)
     trust(hall.listener, own.line, queue_prefix=hall.queue[:4])
     hall.send(hall.good(0), hall.close(make_report(hall.queue, 1), keys=hall.stranger))
     assert [report.sequence for report in hall.hear(until=1)] == [1]
@@ -221,7 +221,7 @@ def test_without_a_trusted_node_a_report_is_signed_by_nobody(hall: Hall) -> None
     Refused: handed on, but as signed by nobody, whatever it claims.
     Evidence: `Report.signed_by`; `jobqueue reports listen` writes `[not verified]` beside it.
     """
-    make_node_signer(hall.stranger)
+    make_pair(hall.stranger, Signer.NODE)
     revoke(hall.listener, KeyRing(hall.node).node_signer().public.key_id)
     hall.send(hall.close(make_report(hall.queue, 0), keys=hall.stranger), hall.good(1))
     assert [report.signed_by for report in hall.hear(until=1)] == [None, None]
@@ -235,7 +235,7 @@ def test_a_sealed_report_is_read_by_its_listener_alone(hall: Hall) -> None:
     Evidence: the bytes in the queue, and the refusals by code.
     Red before: reports lay readable in the queue.
     """
-    trust(hall.node, make_reporting_keys(hall.listener).line)
+    trust(hall.node, make_pair(hall.listener, Reader.REPORTING).line)
     secret = '{"loss": 0.1234567}'
     content_type, body = hall.close(make_report(hall.queue, 0, text=secret))
     assert content_type == SEALED_CONTENT_TYPE
@@ -245,7 +245,7 @@ def test_a_sealed_report_is_read_by_its_listener_alone(hall: Hall) -> None:
     assert [report.payload for report in hall.hear(until=0)] == [make_report(hall.queue, text=secret).payload]
 
     changed = [bytes([*body[:place], body[place] ^ 1, *body[place + 1 :]]) for place in range(0, len(body), 7)]
-    other = make_reporting_keys(hall.stranger)
+    other = make_pair(hall.stranger, Reader.REPORTING)
     foreign = close_report(
         encode_report(make_report(hall.queue)), queue=hall.queue, keys=KeyRing(hall.node), reporting_key=other
     )
@@ -264,11 +264,11 @@ def test_sealing_is_no_signature(hall: Hall) -> None:
     Evidence: what the listener's function is given.
     Red before: there were no sealed reports.
     """
-    line = make_reporting_keys(hall.listener).line
+    line = make_pair(hall.listener, Reader.REPORTING).line
     for folder in (hall.node, hall.stranger):
         trust(folder, line)
     hall.send(hall.close(make_report(hall.queue, 0), keys=hall.stranger))
-    make_node_signer(hall.stranger)
+    make_pair(hall.stranger, Signer.NODE)
     hall.send(hall.close(make_report(hall.queue, 1), keys=hall.stranger), hall.good(2))
     assert hall.sequences(until=2) == [2]
 
@@ -337,7 +337,7 @@ def flood(hall: Hall, count: int) -> None:
 
 
 def _kinds(hall: Hall) -> Sequence[tuple[str, bytes]]:
-    make_node_signer(hall.stranger)
+    make_pair(hall.stranger, Signer.NODE)
     content_type, body = hall.good()
     return [
         (content_type, encode_report(make_report(hall.queue))),

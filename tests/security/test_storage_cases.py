@@ -21,7 +21,7 @@ from services.waiting import wait_until
 from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, manifest_key, output_key, result_key
 from jobqueue.errors import ArtifactRefused, JobqueueError, Refused, StoreUnavailable, Superseded
 from jobqueue.grants import MAX_REQUEST_BYTES, Wish, read_reply
-from jobqueue.keys import KeyRing, make_node_keys, make_node_signer, make_sender_keys
+from jobqueue.keys import KeyRing, Reader, Signer, make_pair
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.marker import Marker, marker_to_json
 from jobqueue.permit import make_permit
@@ -313,7 +313,7 @@ def test_a_node_reads_what_a_trusted_sender_has_signed_for_this_experiment(
     assert true is not None
     assert mine.store.size("inputs/a") == 4
     stranger = KeyRing(tmp_path / "stranger")
-    line = make_sender_keys(stranger.folder).line
+    line = make_pair(stranger.folder, Signer.SENDER).line
     if forgery == "of another queue's sender":
         introduce(counter.clerk_keys, [line], queue="another_cpu")
     spec, lease = other.opened.spec, mine.lease
@@ -391,7 +391,7 @@ def test_who_is_no_node_of_the_queue_gets_nothing(counter: Counter, thief: str, 
     """
     started = counter.start()
     keys = KeyRing(tmp_path / "thief")
-    lines = [make_node_keys(keys.folder).line, make_node_signer(keys.folder).line]
+    lines = [make_pair(keys.folder, Reader.NODE).line, make_pair(keys.folder, Signer.NODE).line]
     if thief == "of another queue":
         introduce(counter.clerk_keys, lines, queue="another_cpu")
     if thief == "revoked":
@@ -418,7 +418,7 @@ def test_a_node_of_another_queue_gets_nothing_of_this_one(counter: Counter, tmp_
     counter.whole.put("inputs/a", b"theirs")
     started = counter.start(a="store:inputs/a")
     keys, elsewhere = KeyRing(tmp_path / "thief"), "another_cpu"
-    lines = [make_node_keys(keys.folder).line, make_node_signer(keys.folder).line]
+    lines = [make_pair(keys.folder, Reader.NODE).line, make_pair(keys.folder, Signer.NODE).line]
     introduce(counter.clerk_keys, lines, queue=elsewhere)
     introduce(keys, [counter.clerk_keys.clerk().public.line], queue=elsewhere)
     store = counter.open_store(keys).scoped(queue=elsewhere, experiment_id=started.lease.experiment_id)

@@ -11,7 +11,7 @@ from jobqueue.artifacts import Artifact, attempt_prefix
 from jobqueue.envelope import Opened, Verified, open_sealed, seal, verify
 from jobqueue.header import Header
 from jobqueue.ids import NodeId, WorkerId, make_experiment_id
-from jobqueue.keys import KeyRing, Signer, make_node_keys, make_node_signer, make_pair, make_sender_keys, trust
+from jobqueue.keys import KeyRing, Reader, Signer, make_pair, trust
 from jobqueue.registry.base import Granted, Lease
 from jobqueue.registry.memory import MemoryRegistry
 from jobqueue.spec import parse_spec
@@ -118,8 +118,8 @@ def open_counter(folder: Path, whole: Store, *, endpoint: str = "", pace: Pace |
     """Make the keys of a sender, a node and a clerk, and let the clerk serve `whole`."""
     queue = f"q{uuid.uuid4().hex[:10]}_cpu"
     sender, node, clerk = (KeyRing(folder / name) for name in ("sender", "node", "clerk"))
-    node_lines = [make_node_keys(node.folder).line, make_node_signer(node.folder).line]
-    sender_line, clerk_line = make_sender_keys(sender.folder).line, make_pair(clerk.folder, Signer.CLERK).line
+    node_lines = [make_pair(node.folder, Reader.NODE).line, make_pair(node.folder, Signer.NODE).line]
+    sender_line, clerk_line = make_pair(sender.folder, Signer.SENDER).line, make_pair(clerk.folder, Signer.CLERK).line
     introduce(sender, node_lines, queue=queue)
     introduce(node, [sender_line, clerk_line], queue=queue)
     introduce(clerk, [*node_lines, sender_line], queue=queue)

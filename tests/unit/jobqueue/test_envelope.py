@@ -27,16 +27,7 @@ from jobqueue.errors import (
 )
 from jobqueue.header import Header
 from jobqueue.ids import KeyId, make_experiment_id
-from jobqueue.keys import (
-    KeyRing,
-    Suite,
-    ensure_laptop_keys,
-    make_node_keys,
-    make_reporting_keys,
-    make_sender_keys,
-    revoke,
-    trust,
-)
+from jobqueue.keys import KeyRing, Reader, Signer, Suite, ensure_laptop_keys, make_pair, revoke, trust
 from jobqueue.resources import Resources
 from jobqueue.spec import ExperimentSpec, parse_spec
 
@@ -100,8 +91,8 @@ def test_a_spec_comes_out_as_it_went_in(laptop: KeyRing, spec: ExperimentSpec) -
 
 @pytest.mark.parametrize("suite", list(Suite))
 def test_both_suites_are_accepted(tmp_path: Path, suite: Suite) -> None:
-    make_node_keys(tmp_path, suite=suite)
-    trust(tmp_path, make_sender_keys(tmp_path).line)
+    make_pair(tmp_path, Reader.NODE, suite=suite)
+    trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     keys = KeyRing(tmp_path)
     spec = spec_of()
     verified = verify(seal(spec, header_of(spec), keys=keys), keys=keys, queue=QUEUE, now=NOW)
@@ -277,8 +268,8 @@ def test_a_suite_below_the_floor_is_refused(keys: KeyRing, tmp_path: Path) -> No
     Refused: set aside unopened; the floor is JOBQUEUE_WEAKEST_SUITE.
     Evidence: verify raises BadEnvelope under the higher floor, and takes the same bytes under the lower one.
     """
-    make_node_keys(tmp_path, suite=Suite.X25519)
-    trust(tmp_path, make_sender_keys(tmp_path).line)
+    make_pair(tmp_path, Reader.NODE, suite=Suite.X25519)
+    trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     spec = spec_of()
     message = seal(spec, header_of(spec), keys=KeyRing(tmp_path))
     with pytest.raises(BadEnvelope, match="suite"):
@@ -293,14 +284,14 @@ def test_nothing_is_sealed_below_the_senders_own_floor(tmp_path: Path) -> None:
     Refused: nothing is sealed to it; a stronger key that is older is taken instead.
     Evidence: sealing raises KeyRefused with what to run, and no message is made.
     """
-    make_node_keys(tmp_path, suite=Suite.X25519)
-    make_sender_keys(tmp_path)
+    make_pair(tmp_path, Reader.NODE, suite=Suite.X25519)
+    make_pair(tmp_path, Signer.SENDER)
     strict = KeyRing(tmp_path, weakest=Suite.MLKEM768_X25519)
     spec = spec_of()
     with pytest.raises(KeyRefused, match="keys rotate node"):
         seal(spec, header_of(spec), keys=strict)
-    strong = make_node_keys(tmp_path)
-    make_node_keys(tmp_path, suite=Suite.X25519)
+    strong = make_pair(tmp_path, Reader.NODE)
+    make_pair(tmp_path, Reader.NODE, suite=Suite.X25519)
     assert KeyRing(tmp_path, weakest=Suite.MLKEM768_X25519).recipient(QUEUE) == strong
 
 
@@ -332,7 +323,7 @@ def test_a_key_for_reports_below_the_floor_is_not_sealed_to(keys: KeyRing) -> No
     Refused: the experiment ends as BAD_SPEC; nothing is sealed to the key, and nothing travels unsealed in its place.
     Evidence: opening raises BadEnvelope under the higher floor only; who looks for a key to seal to is told of it.
     """
-    weak = make_reporting_keys(keys.folder, suite=Suite.X25519)
+    weak = make_pair(keys.folder, Reader.REPORTING, suite=Suite.X25519)
     sender = KeyRing(keys.folder)
     spec = spec_of()
     message = seal(spec, header_of(spec), keys=sender)
@@ -375,7 +366,7 @@ def test_a_revoked_sender_is_refused_within_seconds(keys: KeyRing, tmp_path: Pat
     """
     seconds = [0.0]
     ring = KeyRing(keys.folder, clock=lambda: seconds[0])
-    other = make_sender_keys(tmp_path / "other")
+    other = make_pair(tmp_path / "other", Signer.SENDER)
     trust(keys.folder, other.line)
     spec = spec_of()
     message = seal(spec, header_of(spec), keys=keys)

@@ -21,10 +21,7 @@ from jobqueue.keys import (
     Suite,
     ensure_laptop_keys,
     list_keys,
-    make_node_keys,
-    make_node_signer,
-    make_reporting_keys,
-    make_sender_keys,
+    make_pair,
     parse_key,
     parse_reporting,
     revoke,
@@ -54,7 +51,7 @@ def private_file(folder: Path) -> Path:
 
 @pytest.mark.parametrize("suite", list(Suite))
 def test_what_is_sealed_to_a_node_opens_with_its_key_from_the_file(tmp_path: Path, suite: Suite) -> None:
-    public = make_node_keys(tmp_path, suite=suite)
+    public = make_pair(tmp_path, Reader.NODE, suite=suite)
     ring = KeyRing(tmp_path)
     ciphertext = ring.recipient("default_cpu").seal(b"spec", info=b"context")
     assert ring.recipient("default_cpu") == public
@@ -65,11 +62,11 @@ def test_what_is_sealed_to_a_node_opens_with_its_key_from_the_file(tmp_path: Pat
 
 
 def test_the_suite_is_post_quantum_unless_said_otherwise(tmp_path: Path) -> None:
-    assert make_node_keys(tmp_path).suite is Suite.MLKEM768_X25519
+    assert make_pair(tmp_path, Reader.NODE).suite is Suite.MLKEM768_X25519
 
 
 def test_what_a_sender_signs_holds_for_those_who_trust_it(tmp_path: Path) -> None:
-    public = make_sender_keys(tmp_path)
+    public = make_pair(tmp_path, Signer.SENDER)
     trust(tmp_path, public.line)
     ring = KeyRing(tmp_path)
     signature = ring.sender().sign(b"message")
@@ -82,8 +79,8 @@ def test_what_a_sender_signs_holds_for_those_who_trust_it(tmp_path: Path) -> Non
 def test_private_files_are_for_their_owner_alone(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        make_node_keys(tmp_path / "keys")
-        make_sender_keys(tmp_path / "keys")
+        make_pair(tmp_path / "keys", Reader.NODE)
+        make_pair(tmp_path / "keys", Signer.SENDER)
     finally:
         os.umask(old)
     for role in ("node", "sender"):
@@ -102,7 +99,7 @@ def test_a_private_key_that_others_can_read_is_refused_with_the_command_to_run(t
     Refused: the key is not used, and the hint is the chmod to run.
     Evidence: looking it up raises KeyRefused for each mode.
     """
-    make_sender_keys(tmp_path)
+    make_pair(tmp_path, Signer.SENDER)
     path = private_file(tmp_path / "sender")
     path.chmod(mode)
     with pytest.raises(KeyRefused) as caught:
@@ -117,7 +114,7 @@ def test_a_trusted_key_that_others_can_replace_is_refused(tmp_path: Path) -> Non
     Refused: nobody of that folder is trusted until it is mended.
     Evidence: looking it up raises KeyRefused.
     """
-    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    key_id = trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     path = tmp_path / "trusted" / f"{key_id}.pub"
     path.chmod(0o664)
     with pytest.raises(KeyRefused, match="replace"):
@@ -132,7 +129,7 @@ def test_a_folder_that_others_can_add_keys_to_is_refused(tmp_path: Path, folder:
     Refused: nobody of that folder is trusted until it is mended.
     Evidence: looking up raises KeyRefused with the chmod to run.
     """
-    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    key_id = trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     (tmp_path / folder).chmod(0o777)
     with pytest.raises(KeyRefused) as raised:
         KeyRing(tmp_path).trusted(key_id, queue="q")
@@ -156,8 +153,8 @@ def test_a_missing_key_is_an_error_that_says_how_to_make_it(tmp_path: Path) -> N
 
 
 def test_the_newest_key_is_used_and_an_older_one_still_opens(tmp_path: Path) -> None:
-    first, second = make_node_keys(tmp_path), make_node_keys(tmp_path)
-    signer = [make_sender_keys(tmp_path) for _ in range(2)][-1]
+    first, second = make_pair(tmp_path, Reader.NODE), make_pair(tmp_path, Reader.NODE)
+    signer = [make_pair(tmp_path, Signer.SENDER) for _ in range(2)][-1]
     ring = KeyRing(tmp_path)
     assert ring.recipient("q").key_id == second.key_id
     assert ring.node_key(first.key_id).open(first.seal(b"old", info=b""), info=b"") == b"old"
@@ -167,7 +164,7 @@ def test_the_newest_key_is_used_and_an_older_one_still_opens(tmp_path: Path) -> 
 def test_a_key_that_appears_or_vanishes_is_noticed_within_a_second(tmp_path: Path) -> None:
     clock = Clock()
     ring = KeyRing(tmp_path, clock=clock)
-    key_id = trust(tmp_path, make_sender_keys(tmp_path / "other").line)
+    key_id = trust(tmp_path, make_pair(tmp_path / "other", Signer.SENDER).line)
     assert ring.trusted(key_id, queue="q").key_id == key_id
     revoke(tmp_path, key_id)
     assert ring.trusted(key_id, queue="q").key_id == key_id
@@ -178,7 +175,7 @@ def test_a_key_that_appears_or_vanishes_is_noticed_within_a_second(tmp_path: Pat
 
 def test_an_unchanged_folder_is_not_read_again(tmp_path: Path) -> None:
     clock = Clock()
-    make_sender_keys(tmp_path)
+    make_pair(tmp_path, Signer.SENDER)
     ring = KeyRing(tmp_path, clock=clock)
     first = ring.sender()
     clock.seconds += 5
@@ -187,7 +184,7 @@ def test_an_unchanged_folder_is_not_read_again(tmp_path: Path) -> None:
 
 def test_a_file_that_becomes_unsafe_is_refused_every_time_until_it_is_mended(tmp_path: Path) -> None:
     clock = Clock()
-    make_sender_keys(tmp_path)
+    make_pair(tmp_path, Signer.SENDER)
     path = private_file(tmp_path / "sender")
     ring = KeyRing(tmp_path, clock=clock)
     ring.sender()
@@ -201,7 +198,7 @@ def test_a_file_that_becomes_unsafe_is_refused_every_time_until_it_is_mended(tmp
 
 
 def test_the_longest_queue_prefix_wins_alone(tmp_path: Path) -> None:
-    everybody, team, lab = (make_sender_keys(tmp_path / name).line for name in "abc")
+    everybody, team, lab = (make_pair(tmp_path / name, Signer.SENDER).line for name in "abc")
     for line, prefix in ((everybody, ""), (team, "team_"), (lab, "team_lab"), (everybody, "team_lab")):
         trust(tmp_path, line, queue_prefix=prefix)
     ring = KeyRing(tmp_path)
@@ -227,7 +224,7 @@ def _key_id(line: str) -> KeyId:
 
 
 def test_a_queue_with_node_keys_of_its_own_is_sealed_to_them(tmp_path: Path) -> None:
-    common, own = make_node_keys(tmp_path / "a"), make_node_keys(tmp_path / "b")
+    common, own = make_pair(tmp_path / "a", Reader.NODE), make_pair(tmp_path / "b", Reader.NODE)
     trust(tmp_path, own.line, queue_prefix="secret_")
     trust(tmp_path, common.line)
     ring = KeyRing(tmp_path)
@@ -236,10 +233,10 @@ def test_a_queue_with_node_keys_of_its_own_is_sealed_to_them(tmp_path: Path) -> 
 
 
 def test_a_nodes_reports_are_checked_with_the_key_that_is_trusted_for_the_queue(tmp_path: Path) -> None:
-    common, lab = make_node_signer(tmp_path / "a"), make_node_signer(tmp_path / "b")
+    common, lab = make_pair(tmp_path / "a", Signer.NODE), make_pair(tmp_path / "b", Signer.NODE)
     trust(tmp_path, common.line)
     trust(tmp_path, lab.line, queue_prefix="lab_")
-    trust(tmp_path, make_node_keys(tmp_path / "c").line, queue_prefix="default_")
+    trust(tmp_path, make_pair(tmp_path / "c", Reader.NODE).line, queue_prefix="default_")
     ring = KeyRing(tmp_path)
     signature = KeyRing(tmp_path / "a").node_signer().sign(b"report")
     assert ring.trusted_node(common.key_id, queue="default_cpu").has_signed(b"report", signature)
@@ -255,7 +252,7 @@ def test_a_nodes_signature_is_never_taken_for_a_senders(tmp_path: Path) -> None:
     Refused: a key's id holds what it is for; a node's key is never among the senders.
     Evidence: neither its id nor that of the same bytes as a sender's key is found.
     """
-    node = make_node_signer(tmp_path / "node")
+    node = make_pair(tmp_path / "node", Signer.NODE)
     trust(tmp_path, node.line)
     (tmp_path / "trusted").mkdir(mode=0o700)
     shutil.copy(tmp_path / "node" / f"{node.key_id}.pub", tmp_path / "trusted")  # as if by mistake
@@ -270,8 +267,8 @@ def test_a_nodes_signature_is_never_taken_for_a_senders(tmp_path: Path) -> None:
 def test_reports_are_sealed_to_the_newest_key_for_the_queue_and_opened_with_any(tmp_path: Path) -> None:
     assert KeyRing(tmp_path).reporting("q") is None
     assert KeyRing(tmp_path).own_reporting() is None
-    first, second = make_reporting_keys(tmp_path), make_reporting_keys(tmp_path)
-    team = make_reporting_keys(tmp_path / "team")
+    first, second = make_pair(tmp_path, Reader.REPORTING), make_pair(tmp_path, Reader.REPORTING)
+    team = make_pair(tmp_path / "team", Reader.REPORTING)
     trust(tmp_path, team.line, queue_prefix="team_")
     ring = KeyRing(tmp_path)
     assert (ring.reporting("default_cpu"), ring.reporting("team_cpu")) == (second, team)
@@ -283,7 +280,7 @@ def test_reports_are_sealed_to_the_newest_key_for_the_queue_and_opened_with_any(
 
 
 def test_a_revoked_key_for_reports_is_named_no_more_and_still_opens(tmp_path: Path) -> None:
-    first, second = make_reporting_keys(tmp_path), make_reporting_keys(tmp_path)
+    first, second = make_pair(tmp_path, Reader.REPORTING), make_pair(tmp_path, Reader.REPORTING)
     revoke(tmp_path, second.key_id)
     ring = KeyRing(tmp_path)
     assert ring.own_reporting() == ring.reporting("q") == first
@@ -291,26 +288,30 @@ def test_a_revoked_key_for_reports_is_named_no_more_and_still_opens(tmp_path: Pa
 
 
 def test_a_node_without_a_key_to_sign_reports_with_says_what_to_run(tmp_path: Path) -> None:
-    make_node_keys(tmp_path)
-    trust(tmp_path, make_sender_keys(tmp_path).line)
+    make_pair(tmp_path, Reader.NODE)
+    trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     with pytest.raises(NotFound, match="sign reports with") as caught:
         KeyRing(tmp_path).check_node(["q"])
     assert "jobqueue keys new node" in caught.value.hint
-    make_node_signer(tmp_path)
+    make_pair(tmp_path, Signer.NODE)
     KeyRing(tmp_path).check_node(["q"])
 
 
 def test_a_node_whose_keys_are_all_below_its_floor_does_not_start(tmp_path: Path) -> None:
-    make_node_keys(tmp_path, suite=Suite.X25519)
-    make_node_signer(tmp_path)
-    trust(tmp_path, make_sender_keys(tmp_path).line)
+    make_pair(tmp_path, Reader.NODE, suite=Suite.X25519)
+    make_pair(tmp_path, Signer.NODE)
+    trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     KeyRing(tmp_path).check_node(["q"])
     with pytest.raises(NotFound, match="mlkem768"):
         KeyRing(tmp_path, weakest=Suite.MLKEM768_X25519).check_node(["q"])
 
 
 def test_several_lines_are_trusted_at_once_or_not_at_all(tmp_path: Path) -> None:
-    keys = [make_node_keys(tmp_path / "node"), make_node_signer(tmp_path / "node"), make_reporting_keys(tmp_path / "r")]
+    keys = [
+        make_pair(tmp_path / "node", Reader.NODE),
+        make_pair(tmp_path / "node", Signer.NODE),
+        make_pair(tmp_path / "r", Reader.REPORTING),
+    ]
     text = "".join(f"{key.line}\r\n\n" for key in keys).replace("AAA", "A\r\nA A")
     assert trust_lines(tmp_path, text) == [key.key_id for key in keys]
     with pytest.raises(KeyRefused):
@@ -324,11 +325,11 @@ def test_several_lines_are_trusted_at_once_or_not_at_all(tmp_path: Path) -> None
 @pytest.mark.parametrize("prefix", ["../x", "a.b", "a/b", "-a", "a" * 71])
 def test_a_prefix_that_no_queue_can_have_is_refused(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(InvalidSetting, match="prefix"):
-        trust(tmp_path, make_sender_keys(tmp_path).line, queue_prefix=prefix)
+        trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line, queue_prefix=prefix)
 
 
 def test_a_line_survives_a_mail_program(tmp_path: Path) -> None:
-    line = make_node_keys(tmp_path / "node").line
+    line = make_pair(tmp_path / "node", Reader.NODE).line
     assert "\n" not in line
     kind, content, created = line.split(" ")
     wrapped = "\r\n".join([kind, *(content[at : at + 76] for at in range(0, len(content), 76)), created])
@@ -336,9 +337,9 @@ def test_a_line_survives_a_mail_program(tmp_path: Path) -> None:
 
 
 def test_what_is_not_a_public_key_is_refused_without_showing_it(tmp_path: Path) -> None:
-    make_sender_keys(tmp_path / "mine")
+    make_pair(tmp_path / "mine", Signer.SENDER)
     private = private_file(tmp_path / "mine" / "sender").read_text()
-    public = make_sender_keys(tmp_path / "other").line
+    public = make_pair(tmp_path / "other", Signer.SENDER).line
     kind, content, created = public.split(" ")
     for line in (
         "",
@@ -384,7 +385,7 @@ def test_a_weak_sender_key_is_refused_when_it_is_registered_and_when_it_is_used(
     content = (y | sign << 255).to_bytes(32, "little")
     with pytest.raises(KeyRefused, match="weak"):
         SigningPublicKey(signer=Signer.SENDER, content=content, created_at=NOW)
-    good = make_sender_keys(tmp_path)
+    good = make_pair(tmp_path, Signer.SENDER)
     path = tmp_path / "trusted" / f"{trust(tmp_path, good.line)}.pub"
     object.__setattr__(good, "content", content)
     with pytest.raises(KeyRefused, match="weak"):
@@ -402,13 +403,13 @@ def test_a_node_key_that_leads_to_no_secret_is_refused() -> None:
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
 def test_a_line_whose_time_is_none_in_utc_is_refused(tmp_path: Path, moment: str) -> None:
-    line = " ".join([*make_reporting_keys(tmp_path).line.split()[:2], moment])
+    line = " ".join([*make_pair(tmp_path, Reader.REPORTING).line.split()[:2], moment])
     with pytest.raises(KeyRefused, match="the time it was made"):
         parse_reporting(line)
 
 
 def test_a_file_that_is_not_named_after_its_key_is_refused(tmp_path: Path) -> None:
-    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    key_id = trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     path = tmp_path / "trusted" / f"{key_id}.pub"
     path.rename(path.with_name("friend.pub"))
     with pytest.raises(KeyRefused, match="keys trust"):
@@ -416,7 +417,7 @@ def test_a_file_that_is_not_named_after_its_key_is_refused(tmp_path: Path) -> No
 
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
-    key_id = trust(tmp_path, make_sender_keys(tmp_path).line)
+    key_id = trust(tmp_path, make_pair(tmp_path, Signer.SENDER).line)
     for name in ("README", ".beside.pub", "..data"):
         (tmp_path / "trusted" / name).write_text("not a key")
     assert KeyRing(tmp_path).trusted(key_id, queue="q")
@@ -424,7 +425,7 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
 
 def test_the_list_shows_every_key_and_no_private_part(tmp_path: Path) -> None:
     ensure_laptop_keys(tmp_path)
-    trust(tmp_path, make_sender_keys(tmp_path / "other").line, queue_prefix="team_")
+    trust(tmp_path, make_pair(tmp_path / "other", Signer.SENDER).line, queue_prefix="team_")
     entries = list_keys(tmp_path)
     assert [(entry.role, entry.path.suffix, entry.queue_prefix) for entry in entries] == [
         ("node", ".key", ""), ("node", ".pub", ""), ("node", ".key", ""), ("node", ".pub", ""),
@@ -434,7 +435,7 @@ def test_the_list_shows_every_key_and_no_private_part(tmp_path: Path) -> None:
 
 
 def test_a_revoked_key_is_gone_and_a_nodes_old_messages_still_open(tmp_path: Path) -> None:
-    node, sender = make_node_keys(tmp_path), make_sender_keys(tmp_path)
+    node, sender = make_pair(tmp_path, Reader.NODE), make_pair(tmp_path, Signer.SENDER)
     trust(tmp_path, sender.line, queue_prefix="a_")
     trust(tmp_path, sender.line, queue_prefix="b_")
     revoke(tmp_path, node.key_id)
@@ -481,7 +482,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        make_sender_keys(tmp_path)
+        make_pair(tmp_path, Signer.SENDER)
     assert list((tmp_path / "sender").iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from jobqueue.envelope import open_sealed, seal, verify
 from jobqueue.errors import NotFound, Untrusted
 from jobqueue.header import Header
 from jobqueue.ids import KeyId, make_experiment_id
-from jobqueue.keys import KeyRing, SigningKey, ensure_laptop_keys, make_sender_keys, trust
+from jobqueue.keys import KeyRing, Signer, SigningKey, ensure_laptop_keys, make_pair, trust
 from jobqueue.permit import Permit
 from jobqueue.spec import parse_spec
 
@@ -92,7 +92,7 @@ def test_a_permit_of_somebody_who_is_not_trusted_for_the_queue_does_not_hold(
     keys: KeyRing, permit: Permit, tmp_path: Path
 ) -> None:
     other = KeyRing(tmp_path / "other")
-    trust(other.folder, make_sender_keys(other.folder).line)
+    trust(other.folder, make_pair(other.folder, Signer.SENDER).line)
     with pytest.raises(NotFound, match="not trusted"):
         permit.check(keys=other)
 

@@ -21,7 +21,7 @@ from jobqueue.codec import (
 )
 from jobqueue.errors import BadEnvelope, KeyRefused, Undecryptable, Untrusted
 from jobqueue.ids import ExperimentId, KeyId, WorkerId
-from jobqueue.keys import KeyRing, make_node_signer, make_reporting_keys
+from jobqueue.keys import KeyRing, Reader, Signer, make_pair
 from jobqueue.report import Report
 from jobqueue.sealed_report import (
     CONTENT_TYPE,
@@ -51,7 +51,7 @@ def make_report(text: str = "") -> Report:
 @pytest.fixture
 def keys(tmp_path: Path) -> KeyRing:
     """Of a node that listens to itself."""
-    make_node_signer(tmp_path)
+    make_pair(tmp_path, Signer.NODE)
     return KeyRing(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_a_node_that_is_not_trusted_yet_is_refused_with_what_to_run(
 ) -> None:
     other = KeyRing(tmp_path / "other")
     if node == "unknown":
-        make_node_signer(other.folder)
+        make_pair(other.folder, Signer.NODE)
     content_type, body = close_report(encode_report(make_report()), queue=QUEUE, keys=other)
     with pytest.raises(Untrusted) as raised:
         open_report(body, content_type=content_type, queue=QUEUE, keys=keys)
@@ -118,7 +118,7 @@ def test_the_largest_report_is_read_and_a_larger_one_is_not_even_parsed(keys: Ke
 
 
 def test_a_sealed_report_opens_for_its_queue_its_key_and_its_suite_alone(keys: KeyRing) -> None:
-    make_reporting_keys(keys.folder)
+    make_pair(keys.folder, Reader.REPORTING)
     keys = KeyRing(keys.folder)
     content_type, content = close_report(encode_report(make_report()), queue=QUEUE, keys=keys)
     assert content_type == SEALED_CONTENT_TYPE

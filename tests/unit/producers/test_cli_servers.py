@@ -13,7 +13,7 @@ from jobqueue.brokers import open_broker
 from jobqueue.codec import encode_report
 from jobqueue.errors import NotFound
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
-from jobqueue.keys import KeyRing, Signer, ensure_laptop_keys, make_node_keys, make_pair, make_sender_keys
+from jobqueue.keys import KeyRing, Reader, Signer, ensure_laptop_keys, make_pair
 from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.registry.presence import WorkerRecord
@@ -92,7 +92,7 @@ def test_new_keys_write_their_public_lines_alone_on_stdout(project: str, tmp_pat
 
 @pytest.mark.parametrize("form", ["line", "file", "stdin"])
 def test_a_key_is_trusted_for_some_queues_by_line_file_or_stdin(project: str, tmp_path: Path, form: str) -> None:
-    key = make_sender_keys(tmp_path / "elsewhere")
+    key = make_pair(tmp_path / "elsewhere", Signer.SENDER)
     path = tmp_path / "mailed.pub"
     path.write_text(key.line)
     given = {"line": key.line, "file": str(path), "stdin": "-"}[form]
@@ -116,14 +116,14 @@ def test_what_is_no_key_on_stdin_is_refused(project: str, given: bytes) -> None:
 
 def test_who_trusts_a_site_and_still_seals_to_oneself_is_warned(project: str, tmp_path: Path) -> None:
     site = tmp_path / "site's"
-    lines = [make_node_keys(site).line, make_pair(site, Signer.OPERATOR).line]
+    lines = [make_pair(site, Reader.NODE).line, make_pair(site, Signer.OPERATOR).line]
     ensure_laptop_keys(tmp_path / "keys")
     own = KeyRing(tmp_path / "keys").recipient("vision_cpu").key_id
     for line in lines:
         assert own in _call("keys", "trust", line).stderr
     assert own in _call("keys", "trust", lines[1], "--queue", "vision_").stderr
     assert not _call("keys", "trust", lines[0], "--queue", "vision_").stderr
-    assert not _call("keys", "trust", make_sender_keys(site).line).stderr
+    assert not _call("keys", "trust", make_pair(site, Signer.SENDER).line).stderr
     (tmp_path / "keys" / "sender").chmod(0o777)
     assert _call("keys", "trust", lines[0]).exit_code == 0
 
@@ -186,7 +186,7 @@ def test_show_lists_keys_and_writes_no_private_half(project: str, tmp_path: Path
 
 
 def test_a_revoked_key_is_gone(project: str, tmp_path: Path) -> None:
-    key = _call("keys", "trust", make_sender_keys(tmp_path / "elsewhere").line).stdout.strip()
+    key = _call("keys", "trust", make_pair(tmp_path / "elsewhere", Signer.SENDER).line).stdout.strip()
     assert _call("keys", "revoke", key).exit_code == 0
     assert _call("keys", "revoke", key).exit_code == 102
 

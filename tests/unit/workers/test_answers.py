@@ -6,7 +6,7 @@ import pytest
 from services.node import FakeNode
 
 from jobqueue.errors import BadEnvelope, Untrusted
-from jobqueue.keys import KeyRing, ensure_laptop_keys, make_reporting_keys, trust
+from jobqueue.keys import KeyRing, Reader, ensure_laptop_keys, make_pair, trust
 from jobqueue.lifecycle import Reason
 from jobqueue.report import Progress, TaskState
 from jobqueue.sealed_report import SEALED_CONTENT_TYPE
@@ -58,7 +58,7 @@ def test_only_so_many_senders_are_remembered() -> None:
 
 @pytest.mark.parametrize("sentence", ["x" * 100_000, "\u20ac" * 100_000, "\U0001f600" * 100_000])
 def test_an_answer_is_small_though_signed_and_sealed(sentence: str, node: FakeNode, tmp_path: Path) -> None:
-    trust(node.site.keys.folder, make_reporting_keys(tmp_path / "listener").line)
+    trust(node.site.keys.folder, make_pair(tmp_path / "listener", Reader.REPORTING).line)
     refusal = BadEnvelope(sentence)
     refusal.sender_key_id = "k" * 32
     answer(node.site, refusal, queue=node.queue)

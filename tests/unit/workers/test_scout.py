@@ -16,7 +16,7 @@ from jobqueue.brokers.base import Seen
 from jobqueue.errors import BrokerUnavailable, RegistryUnavailable
 from jobqueue.header import Header
 from jobqueue.ids import make_experiment_id
-from jobqueue.keys import make_sender_keys, revoke, trust
+from jobqueue.keys import Signer, make_pair, revoke, trust
 from jobqueue.registry.pauses import Pause
 from jobqueue.resources import Resources
 from jobqueue.routing import Selection, parse_selection
@@ -116,7 +116,7 @@ def test_queues_for_the_other_kind_of_slot_are_not_served(world: World, scout: S
 def test_a_queue_is_served_once_a_sender_is_trusted_for_it_without_a_restart(world: World, tmp_path: Path) -> None:
     for trusted in (world.keys_folder / "trusted").iterdir():
         trusted.unlink()
-    line = make_sender_keys(tmp_path / "other").line
+    line = make_pair(tmp_path / "other", Signer.SENDER).line
     key_id = trust(world.keys_folder, line, queue_prefix="lab_b")
     world.waiting = {"lab_a": 1, "lab_b": 1}
     with closing(world.scout("lab_*")) as scout:

@@ -10,7 +10,7 @@ from services.node import FakeNode
 from jobqueue.envelope import Verified
 from jobqueue.errors import BrokerUnavailable, Undecryptable
 from jobqueue.ids import WorkerId, make_experiment_id
-from jobqueue.keys import KeyRing, ensure_laptop_keys, make_node_signer, make_reporting_keys, parse_reporting, trust
+from jobqueue.keys import KeyRing, Reader, Signer, ensure_laptop_keys, make_pair, parse_reporting, trust
 from jobqueue.lifecycle import Reason, State
 from jobqueue.report import Report
 from jobqueue.sealed_report import CONTENT_TYPE, SEALED_CONTENT_TYPE, open_report
@@ -61,7 +61,7 @@ def lab(node: FakeNode, tmp_path: Path) -> Lab:
     for private in (own / "node").glob("*.key"):  # he runs no node
         private.with_suffix(".pub").unlink()
         private.unlink()
-    make_reporting_keys(own)
+    make_pair(own, Reader.REPORTING)
     keys = KeyRing(own)
     trust(node.site.keys.folder, keys.sender().public.line)
     return Lab(node=node, keys=keys)
@@ -89,7 +89,7 @@ def test_every_report_on_an_experiment_is_for_him_who_submitted_it(lab: Lab) -> 
 
 
 def test_what_does_not_open_is_told_to_whom_the_queue_belongs(lab: Lab, tmp_path: Path) -> None:
-    line = make_reporting_keys(tmp_path / "books").line
+    line = make_pair(tmp_path / "books", Reader.REPORTING).line
     books = KeyRing(tmp_path / "books")
     trust(lab.node.site.keys.folder, line)
     message = lab.message()
@@ -130,8 +130,8 @@ def say_one(outbox: Outbox, line: str = "") -> None:
 
 
 def test_what_a_killed_worker_left_is_sealed_by_its_next_process(post: Post, tmp_path: Path) -> None:
-    line = make_reporting_keys(tmp_path / "experimenter").line
-    make_node_signer(tmp_path / "node")
+    line = make_pair(tmp_path / "experimenter", Reader.REPORTING).line
+    make_pair(tmp_path / "node", Signer.NODE)
     keys = KeyRing(tmp_path / "node")
     first = Outbox(post, tmp_path / "spool", keys=keys)  # type: ignore[arg-type]
     say_one(first, line)
@@ -151,7 +151,7 @@ def test_what_a_killed_worker_left_is_sealed_by_its_next_process(post: Post, tmp
 
 def test_no_report_leaves_while_a_key_is_in_disorder_and_all_do_afterwards(post: Post, tmp_path: Path) -> None:
     post.is_away = False
-    make_node_signer(tmp_path / "node")
+    make_pair(tmp_path / "node", Signer.NODE)
     clock = Clock()
     keys = KeyRing(tmp_path / "node", clock=clock)
     private = next((tmp_path / "node").glob("node/*.key"))
