@@ -4,6 +4,7 @@ A name is resolved once and the connection goes to what was checked, so that a s
 nothing. Neither proxies nor compression nor cookies: what arrives is what the server has.
 """
 
+import errno
 import http.client
 import ipaddress
 import os
@@ -12,11 +13,12 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urljoin
 
 from jobqueue.errors import ArtifactRefused, NotFound, StoreUnavailable
@@ -84,13 +86,12 @@ def open_web_file(url: str, *, hosts: Sequence[Host], within: timedelta) -> tupl
 @contextmanager
 def _connected(target: Target, hosts: Sequence[Host], ends_at_seconds: float) -> Iterator[http.client.HTTPConnection]:
     """Connect to an address that was checked; the connection is cut at the end of the time, whoever is silent then."""
-    addresses = _resolve(target, find_host(target, hosts))
-    left_seconds = max(0.0, ends_at_seconds - time.monotonic())
+    addresses = _resolve(target, find_host(target, hosts), _bear(ends_at_seconds))
     line = http.client.HTTPConnection(target.name, target.port)
-    plain = _connect(addresses, min(left_seconds, _SILENCE.total_seconds()))
+    plain = _connect(addresses, _bear(ends_at_seconds))
     # A descriptor of its own: the library gives the first one away and closes it as it likes.
     cutter = socket.socket(fileno=os.dup(plain.fileno()))
-    timer = threading.Timer(left_seconds, _cut, [cutter])
+    timer = threading.Timer(_left(ends_at_seconds), _cut, [cutter])
     timer.daemon = True
     timer.start()
     try:
@@ -112,13 +113,29 @@ def _cut(line: socket.socket) -> None:
         return  # it is over already
 
 
-def _resolve(target: Target, host: Host) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+def _left(ends_at_seconds: float) -> float:
+    return max(0.0, ends_at_seconds - time.monotonic())
+
+
+def _bear(ends_at_seconds: float) -> float:
+    """Return for how many seconds somebody may be silent."""
+    return min(_left(ends_at_seconds), _SILENCE.total_seconds())
+
+
+def _resolve(target: Target, host: Host, seconds: float) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
     """Return where a name leads, each address of it checked.
 
     Raises:
         ArtifactRefused: one of them is not for experiments.
+        OSError: no name server knows it, or answers in so many seconds.
     """
-    found = socket.getaddrinfo(target.name, target.port, type=socket.SOCK_STREAM)
+    answer: Future[list[Any]] = Future()
+    # Of its own, because there is no other way to stop waiting; it ends when the system's resolver gives up.
+    threading.Thread(target=_look_up, args=(target, answer), name="look-up", daemon=True).start()
+    try:
+        found = answer.result(timeout=seconds)
+    except TimeoutError:
+        raise TimeoutError(errno.ETIMEDOUT, f"no name server tells where {target.name} is") from None
     addresses = dict.fromkeys((family, (str(where[0]), target.port)) for family, _, _, _, where in found)
     for _, (address, _) in addresses:
         if not host.allows(ipaddress.ip_address(address)):
@@ -127,6 +144,13 @@ def _resolve(target: Target, host: Host) -> list[tuple[socket.AddressFamily, tup
                 hint=f"where that is meant, have its operator add {target.name}={address}",
             )
     return list(addresses)
+
+
+def _look_up(target: Target, answer: "Future[list[Any]]") -> None:
+    try:
+        answer.set_result(socket.getaddrinfo(target.name, target.port, type=socket.SOCK_STREAM))
+    except BaseException as error:  # noqa: BLE001 - handed to the waiting thread as it is
+        answer.set_exception(error)
 
 
 def _connect(addresses: Sequence[tuple[socket.AddressFamily, tuple[str, int]]], seconds: float) -> socket.socket:

@@ -378,6 +378,30 @@ def test_a_server_that_drips_is_left_after_the_time_limit(answer: Answer, secure
         read(f"https://localhost:{secure.port}/", f"localhost:{secure.port}=127.0.0.0/8", seconds=1)
 
 
+@pytest.mark.security_case("SSRF: slow and endless answers")
+def test_a_name_server_that_is_silent_is_left_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of an input is asked of a name server that its owner runs and that never answers.
+
+    Refused: looking up its name is part of the time that one input has (JOBQUEUE_INPUT_TIMEOUT).
+    Evidence: the reading ends with an error that names the limit while nobody has answered.
+    Red before: the look-up had no limit but the resolver's own, for each redirect anew.
+    """
+    is_over, gave_up = threading.Event(), threading.Event()
+
+    def answer(*_: object, **__: object) -> list[Any]:
+        if not is_over.wait(60):
+            gave_up.set()
+        raise socket.gaierror(socket.EAI_AGAIN, "nobody answered")
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    try:
+        with pytest.raises(ArtifactRefused, match="within 1s"):
+            read("https://good.example.org/x", "good.example.org", seconds=1)
+        assert not gave_up.is_set()
+    finally:
+        is_over.set()
+
+
 def stage(tmp_path: Path, artifact: Artifact, port: int, disk: str = "1MB") -> bytes:
     fields = {"image": "any", "command": "any", "inputs": {"data": artifact}, "disk": disk}
     staged = stage_in(
