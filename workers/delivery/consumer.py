@@ -21,7 +21,7 @@ from workers.delivery.absent import Absent
 from workers.delivery.ends import ends_of
 from workers.delivery.gate import Gate, source_of
 from workers.delivery.intake import Intake
-from workers.delivery.request import requeue
+from workers.delivery.returning import requeue
 from workers.delivery.room import Room, make_room
 from workers.delivery.scout import scout_of
 from workers.delivery.turns import Turns

@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from jobqueue.envelope import Verified, verify
-from jobqueue.errors import BadEnvelope, BrokerUnavailable, Early, JobqueueError, NoSuchQueue, Untrusted
+from jobqueue.errors import BadEnvelope, Early, JobqueueError, NoSuchQueue, Untrusted
 from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
 from workers.attempt.telling import answer
 from workers.bootstrap import Node
 from workers.delivery.ends import Ends
 from workers.delivery.refusals import Refusals
-from workers.delivery.request import requeue_later
+from workers.delivery.returning import put_off, requeue_later
 from workers.delivery.shape import check_id, check_shape
 from workers.delivery.turns import Turns
 
@@ -132,11 +132,8 @@ class Gate:
         """Let a message come back when its time has come."""
         queue = queue_of(message)
         self.refusals.tell("delivery.early", queue=queue, detail=early.message)
-        try:
-            self._node.site.deliveries.defer(message, queue=queue, delay=min(early.remaining, LONGEST_WAIT))
-        except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_deferred", extra={"queue": queue, "error": error.message})
-            requeue_later(message)
+        delay = min(early.remaining, LONGEST_WAIT)
+        put_off(message, queue=queue, delay=delay, deliveries=self._node.site.deliveries)
 
     def _requeue_unverified(self, message: Any, detail: str) -> None:
         self.refusals.tell("delivery.not_verified", queue=queue_of(message), detail=detail)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import dead_letter_queue
 from workers.bootstrap import Node
-from workers.delivery.request import requeue_later
+from workers.delivery.returning import requeue_later
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 from celery.utils.serialization import get_pickled_exception
 from celery.worker.request import Request
 from celery.worker.state import task_ready
-from kombu.asynchronous import get_event_loop
 
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.lifecycle import Reason
@@ -16,11 +15,11 @@ from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import Node, node_of
 from workers.delivery.disposition import ExperimentEnded, HandedBack
 from workers.delivery.ends import ends_of
+from workers.delivery.returning import put_off, requeue_later
 
 log = logging.getLogger(__name__)
 
 AFTER_A_FAULT: Final = timedelta(seconds=5)
-BEFORE_REQUEUE: Final = timedelta(seconds=1)
 
 
 class ExperimentRequest(Request):
@@ -74,11 +73,7 @@ class ExperimentRequest(Request):
             super().acknowledge()
         if self.acknowledged:
             return
-        try:
-            self.node.site.deliveries.defer(self._message, queue=self.queue, delay=delay)
-        except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_deferred", extra={"experiment": self.id, "error": error.message})
-            requeue_later(self._message)
+        put_off(self._message, queue=self.queue, delay=delay, deliveries=self.node.site.deliveries)
         self.acknowledged = True
         self.send_event("task-retried", exception=why, traceback="")
 
@@ -113,20 +108,3 @@ class ExperimentRequest(Request):
         """Hand a running experiment back: the worker is going."""
         del pool, signal, emit_retry
         self.node.ask(self.id, Reason.DRAINED)
-
-
-def requeue_later(message: Any) -> None:
-    """Give a delivery back without a copy, not so fast that it spins. Main thread only."""
-    loop = get_event_loop()
-    if loop is None:
-        requeue(message)
-    else:
-        loop.call_later(BEFORE_REQUEUE.total_seconds(), requeue, message)
-
-
-def requeue(message: Any) -> None:
-    """Give a delivery back at once, if its channel still lives. Main thread only."""
-    try:
-        message.requeue()
-    except Exception as error:  # noqa: BLE001 - with its channel the delivery has died: it comes back by itself
-        log.warning("delivery.not_requeued", extra={"error": type(error).__name__})

@@ -14,14 +14,14 @@ from typing import Any, Final
 from celery.worker.state import active_requests, reserved_requests
 
 from jobqueue.envelope import Verified, open_sealed
-from jobqueue.errors import BrokerUnavailable, JobqueueError, NoSuchQueue
+from jobqueue.errors import JobqueueError
 from jobqueue.header import Header
 from jobqueue.ids import ExperimentId
 from jobqueue.resources import fits_in
 from workers.attempt.ledger import Ledger
 from workers.attempt.turn import describe, length_of
 from workers.bootstrap import Node
-from workers.delivery.request import requeue_later
+from workers.delivery.returning import put_off
 from workers.hardware.timetable import Entry
 
 log = logging.getLogger(__name__)
@@ -176,8 +176,4 @@ class Room:
         return False
 
     def _defer(self, message: Any, header: Header, delay: timedelta) -> None:
-        try:
-            self._site.deliveries.defer(message, queue=header.queue, delay=delay)
-        except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_deferred", extra={"queue": header.queue, "error": error.message})
-            requeue_later(message)
+        put_off(message, queue=header.queue, delay=delay, deliveries=self._site.deliveries)

@@ -23,6 +23,7 @@ from workers.bootstrap import attach
 from workers.delivery import consumer as module
 from workers.delivery import gate as gate_module
 from workers.delivery import refusals as refusals_module
+from workers.delivery import returning
 from workers.delivery.consumer import Consumer
 from workers.delivery.ends import Ends
 from workers.delivery.scout import attach_scout
@@ -129,7 +130,7 @@ class Gate:
 
 @pytest.fixture
 def gate(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> Gate:
-    for each in (gate_module, refusals_module):
+    for each in (gate_module, refusals_module, returning):
         monkeypatch.setattr(each, "requeue_later", lambda message: message.done.append("requeue"))
     return Gate(node)
 

@@ -15,6 +15,7 @@ from jobqueue.lifecycle import Outcome, Reason, State
 from workers.attempt.supervise import Ended
 from workers.bootstrap import attach
 from workers.delivery import request as module
+from workers.delivery import returning
 from workers.delivery.disposition import ExperimentEnded, HandedBack, ended
 from workers.delivery.request import AFTER_A_FAULT, ExperimentRequest
 
@@ -90,7 +91,7 @@ def request_(node: Node, message: Message, monkeypatch: pytest.MonkeyPatch) -> I
         ExperimentRequest, "send_event", lambda self, kind, **fields: self.events.append((kind, fields))
     )
     monkeypatch.setattr(module, "task_ready", lambda _request: None)
-    monkeypatch.setattr(module, "get_event_loop", lambda: None)
+    monkeypatch.setattr(returning, "get_event_loop", lambda: None)
     yield request
     worker_state.revoked.clear()
 

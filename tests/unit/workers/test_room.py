@@ -18,7 +18,7 @@ from jobqueue.resources import Offer
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import open_node_folder
-from workers.delivery import room as module
+from workers.delivery import returning
 from workers.delivery.room import LATEST, LONGEST_REST, PATIENCE, PATIENCE_FOR_CORES, SETTLES, SOON, Room, make_room
 from workers.hardware.devices import Device
 from workers.hardware.fitness import Ailment, Unfit
@@ -286,7 +286,7 @@ def test_what_needs_a_larger_device_than_the_workers_own_gets_anothers(device: S
 
 def test_a_broker_that_cannot_put_it_off_gets_it_back(cores: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
     back: list[Any] = []
-    monkeypatch.setattr(module, "requeue_later", back.append)
+    monkeypatch.setattr(returning, "requeue_later", back.append)
     cores.error = BrokerUnavailable("away")
     cores.take(cores.make(4))
     assert not cores.take(cores.make())
