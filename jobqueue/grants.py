@@ -54,6 +54,7 @@ class Request:
         uri: `store:key`, or another address that the permit names; a prefix for LIST.
         queue: the request queue that the experiment came through.
         attempt, token: of the lease that it is asked for under; 0 without one.
+        envelope: the experiment's, as its sender has signed it for its queue, while there is no permit.
         after: the last key that was listed before.
         content: for WRITE_ONCE.
     """
@@ -65,6 +66,7 @@ class Request:
     attempt: int = 0
     token: int = 0
     permit: Permit | None = None
+    envelope: bytes = field(default=b"", repr=False)
     after: str = ""
     content: bytes = field(default=b"", repr=False)
 
@@ -108,6 +110,7 @@ def sign_request(request: Request, *, keys: KeyRing) -> bytes:
         "attempt": request.attempt,
         "token": request.token,
         "permit": permit and [permit.sender_key_id, permit.signature.hex(), *permit.uris],
+        "envelope": base64.b64encode(request.envelope).decode(),
         "after": request.after,
         "content": base64.b64encode(request.content).decode(),
     }
@@ -224,6 +227,7 @@ def _request(fields: Mapping[str, Any]) -> Request:
         attempt=int(fields["attempt"]),
         token=int(fields["token"]),
         permit=permit,
+        envelope=base64.b64decode(fields["envelope"], validate=True),
         after=str(fields["after"]),
         content=content,
     )

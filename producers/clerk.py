@@ -1,18 +1,21 @@
 """A clerk of the store: grants nodes without credentials what their leases and their senders allow, and nothing else.
 
-Who asks is a node that is trusted for the queue. What it may read is what the sender of the experiment has signed, what
-it may write is below the prefix of the attempt that holds the lease at that moment. The result marker is written by the
-clerk, once, if it says what it may. A URL that is out cannot be called back, but leads below its own prefix only, and
-the marker says which prefix counts and what its manifest was.
+Who asks is a node that is trusted for the queue. That an experiment is of that queue, and what it may read, its sender
+has signed: the registry, which others can write to, says only who holds the lease. What a node may write is below the
+prefix of the attempt that holds it at that moment. The result marker is written by the clerk, once, if it says what it
+may. A URL that is out cannot be called back, but leads below its own prefix only, and the marker says which prefix
+counts and what its manifest was.
 """
 
 import logging
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final, Literal
 
 from jobqueue.artifacts import attempt_prefix, manifest_key, result_key
+from jobqueue.codec import decode_envelope
+from jobqueue.envelope import verify
 from jobqueue.errors import ArtifactRefused, JobqueueError, NotFound, RegistryUnavailable, Untrusted
 from jobqueue.grants import Reply, Request, Verdict, Wish, read_request, seal_reply, write_trouble
 from jobqueue.ids import ExperimentId
@@ -71,7 +74,7 @@ class Clerk:
             return write_trouble(str(error))
 
     def _reply(self, request: Request) -> Reply:
-        if not self._pace.allows(request.experiment_id or request.queue):
+        if not self._pace.allows(f"{request.queue} {request.experiment_id}"):
             return Reply(verdict=Verdict.BUSY, clerk=self._name, text="asked too often")
         try:
             return self._grant(request)
@@ -96,14 +99,16 @@ class Clerk:
         if request.experiment_id is None:
             return self._probe(request, key)
         record = self._look_up(request, request.experiment_id)
+        self._require_word(request, request.experiment_id)
         if key == result_key(request.experiment_id):
             return self._about_result(request, record, key)
         _require_lease(record, request.attempt, request.token)
-        self._require_permit(request)
+        if request.permit is None:
+            raise ArtifactRefused("no permit of the sender came with it (submit it with a current client)")
         prefix = attempt_prefix(request.experiment_id, request.attempt, request.token)
         if key.startswith(f"{prefix}/"):
             return self._do(request, self._store, key)
-        if request.permit is None or request.uri not in request.permit.uris:
+        if request.uri not in request.permit.uris:
             raise ArtifactRefused("the sender's permit does not name it")
         if request.wish not in (Wish.READ, Wish.SIZE):
             raise ArtifactRefused("it may only be read")
@@ -122,7 +127,7 @@ class Clerk:
         if request.wish is not Wish.WRITE_ONCE:
             raise ArtifactRefused("a result is written once")
         marker = marker_from_json(request.content)
-        if marker.experiment_id != record.submission.id:
+        if marker.experiment_id != request.experiment_id:
             raise ArtifactRefused("the result of another experiment")
         if not _is_cancelled_as(record, marker):
             _require_lease(record, marker.attempt, marker.token)
@@ -135,7 +140,6 @@ class Clerk:
         if marker.manifest not in ("", manifest_key(prefix)):
             raise ArtifactRefused("it names the outputs of another attempt")
         if request.permit:
-            self._require_permit(request)
             return
         if marker.state is State.SUCCEEDED or marker.manifest or marker.exit_code is not None:
             raise ArtifactRefused("what ran has a permit of its sender")
@@ -175,10 +179,18 @@ class Clerk:
             raise ArtifactRefused(f"it is not of the queue {request.queue:.80}")
         return record
 
-    def _require_permit(self, request: Request) -> None:
-        if request.permit is None:
-            raise ArtifactRefused("no permit of the sender came with it (submit it with a current client)")
-        request.permit.check(keys=self._keys)
+    def _require_word(self, request: Request, experiment_id: ExperimentId) -> None:
+        """Raise unless a sender that is trusted for the queue has signed that the experiment is of it."""
+        if request.permit:
+            request.permit.check(keys=self._keys)
+            return
+        if not request.envelope:
+            raise ArtifactRefused("neither the sender's permit nor its envelope came with it (update this node)")
+        # First, since whom it does not trust it may come to trust: that is not held against the experiment.
+        self._keys.trusted(decode_envelope(request.envelope).sender_key_id, queue=request.queue)
+        signed = verify(request.envelope, keys=self._keys, queue=request.queue, now=datetime.now(UTC))
+        if signed.header.experiment_id != experiment_id:
+            raise ArtifactRefused("it came with the envelope of another experiment")
 
 
 def _require_lease(record: Record, attempt: int, token: int) -> None:

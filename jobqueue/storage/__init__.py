@@ -64,10 +64,10 @@ def open_store(url: str, *, endpoint: str = "", granted: "GrantedStore | None" =
     )
 
 
-def scope(store: Store, *, queue: str, experiment_id: ExperimentId | None = None) -> Store:
-    """Return a store as one experiment may use it, which makes a difference where a clerk grants."""
+def scope(store: Store, *, queue: str, experiment_id: ExperimentId | None = None, envelope: bytes = b"") -> Store:
+    """Return a store as the experiment of an envelope may use it, which makes a difference where a clerk grants."""
     granted = _as_granted(store)
-    return granted.scoped(queue=queue, experiment_id=experiment_id) if granted else store
+    return granted.scoped(queue=queue, experiment_id=experiment_id, envelope=envelope) if granted else store
 
 
 def show_permit(store: Store, permit: "Permit | None", *, attempt: int, token: int) -> None:

@@ -45,6 +45,7 @@ class GrantedStore:
         keys: of this node.
         queue: the request queue that the experiment came through; its clerk has to be trusted for it.
         experiment_id: None for what concerns no experiment.
+        envelope: of the experiment, which a clerk is shown until there is a permit.
         uri: the only object, whatever its key is called; empty for those of the project's own store.
         within: how long an answer is waited for.
         ca: file of the authorities that the store's certificate is checked with; empty: those of the system.
@@ -57,19 +58,20 @@ class GrantedStore:
         *,
         queue: str = "",
         experiment_id: ExperimentId | None = None,
+        envelope: bytes = b"",
         uri: str = "",
         within: timedelta = ASKED_WITHIN,
         ca: str = "",
     ) -> None:
         self.clerk = ""
         self._ask_any, self._keys, self._within, self._ca = ask, keys, within, ca
-        self._queue, self._experiment_id, self._uri = queue, experiment_id, uri
+        self._queue, self._experiment_id, self._envelope, self._uri = queue, experiment_id, envelope, uri
         self._permit: Permit | None = None
         self._attempt = self._token = 0
 
-    def scoped(self, *, queue: str, experiment_id: ExperimentId | None) -> "GrantedStore":
+    def scoped(self, *, queue: str, experiment_id: ExperimentId | None, envelope: bytes = b"") -> "GrantedStore":
         """Return the store as one experiment may use it."""
-        return self._like(queue=queue, experiment_id=experiment_id)
+        return self._like(queue=queue, experiment_id=experiment_id, envelope=envelope)
 
     def show(self, permit: Permit | None, *, attempt: int, token: int) -> None:
         """Show this permit with every request from now on, and the lease that it is asked under."""
@@ -77,7 +79,7 @@ class GrantedStore:
 
     def beside(self, uri: str) -> "GrantedStore":
         """Return the store of one object that lies elsewhere, as the permit names it."""
-        store = self._like(queue=self._queue, experiment_id=self._experiment_id, uri=uri)
+        store = self._like(queue=self._queue, experiment_id=self._experiment_id, envelope=self._envelope, uri=uri)
         store.show(self._permit, attempt=self._attempt, token=self._token)
         return store
 
@@ -139,6 +141,7 @@ class GrantedStore:
             attempt=self._attempt,
             token=self._token,
             permit=self._permit,
+            envelope=b"" if self._permit else self._envelope,
             **further,
         )
         ends_at = time.monotonic() + self._within.total_seconds()

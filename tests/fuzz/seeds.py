@@ -83,7 +83,8 @@ def grant_requests() -> tuple[bytes, ...]:
     asked = Request(
         wish=Wish.WRITE_ONCE, uri="store:a", queue=QUEUE, experiment_id=experiment_id, permit=permit, content=b"{}"
     )
-    return (sign_request(asked, keys=keys),)
+    unopened = Request(wish=Wish.READ, uri="store:a", queue=QUEUE, experiment_id=experiment_id, envelope=messages()[0])
+    return sign_request(asked, keys=keys), sign_request(unopened, keys=keys)
 
 
 @cache

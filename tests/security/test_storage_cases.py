@@ -16,6 +16,7 @@ from services.certificates import Authority
 from services.clerk import Counter, Started, introduce, open_counter
 from services.rclone import RcloneServer, open_rclone
 from services.secured import HOST, show_certificate
+from services.submissions import submission_of
 from services.waiting import wait_until
 
 from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, manifest_key, output_key, result_key
@@ -428,6 +429,61 @@ def test_a_node_of_another_queue_gets_nothing_of_this_one(counter: Counter, tmp_
     assert [found.key for found in counter.whole.list("")] == ["inputs/a"]
 
 
+@pytest.mark.security_case("stolen node")
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("nothing", ArtifactRefused),
+        ("its envelope", ArtifactRefused),
+        ("another experiment's", ArtifactRefused),
+        ("one of its own making", StoreUnavailable),
+        ("garbage", StoreUnavailable),
+    ],
+)
+def test_a_node_of_another_queue_gets_nothing_when_the_registry_says_it_is_its_own(
+    counter: Counter, tmp_path: Path, shown: str, expected: type[JobqueueError]
+) -> None:
+    """A stolen node with the registry's password moves an experiment to its own queue there, and notes its failure.
+
+    Refused: which queue an experiment is of the clerk believes its sender's signature, never the registry.
+    Evidence: every way to touch the result is refused, whichever envelope comes with it; the store stays empty; of its
+        own queue's experiment the same node may say that it has failed.
+    Red before: the clerk took the registry's word, and wrote the marker.
+    """
+    counter.whole.put("inputs/a", b"theirs")
+    elsewhere = "another_cpu"
+    thief, stranger = KeyRing(tmp_path / "thief"), KeyRing(tmp_path / "stranger")
+    lines = [make_pair(thief.folder, Reader.NODE).line, make_pair(thief.folder, Signer.NODE).line]
+    sender_line = counter.sender.sender().public.line
+    introduce(counter.clerk_keys, [*lines, sender_line], queue=elsewhere)
+    introduce(thief, [counter.clerk_keys.clerk().public.line], queue=elsewhere)
+    introduce(counter.node, [sender_line, make_pair(stranger.folder, Signer.SENDER).line], queue=elsewhere)
+    for keys in (counter.sender, stranger):
+        introduce(keys, lines, queue=elsewhere)
+    victim, own = counter.submit({"a": "store:inputs/a"}), counter.submit(queue=elsewhere)
+    counter.registry.forget()
+    moved = replace(victim, header=replace(victim.header, queue=elsewhere))
+    for message in (moved, own):
+        counter.registry.experiments.register(submission_of(message.header))
+    envelope = {
+        "nothing": b"",
+        "its envelope": victim.message,
+        "another experiment's": own.message,
+        "one of its own making": counter.submit(sender=stranger, queue=elsewhere).message,
+        "garbage": b"\xff" * 100,
+    }[shown]
+    store = counter.open_store(thief)
+    lease = counter.acquire(moved)
+    moved_store = store.scoped(queue=elsewhere, experiment_id=lease.experiment_id, envelope=envelope)
+    failed = marker_to_json(marker_of(lease, Reason.ATTEMPTS_EXHAUSTED))
+    with pytest.raises(expected):
+        moved_store.put_if_absent(result_key(lease.experiment_id), failed)
+    assert set(try_all(moved_store, result_key(lease.experiment_id)).values()) <= {expected, ArtifactRefused}
+    assert [found.key for found in counter.whole.list("")] == ["inputs/a"]
+    own_store = store.scoped(queue=elsewhere, experiment_id=own.header.experiment_id, envelope=own.message)
+    write_marker(own_store, marker_of(counter.acquire(own), Reason.ATTEMPTS_EXHAUSTED))
+
+
 def grants(store: GrantedStore, prefix: str) -> bool:
     try:
         store.size(f"{prefix}/probe")
@@ -589,7 +645,7 @@ def test_who_has_not_opened_the_spec_says_only_what_needs_no_spec(
 def test_what_was_cancelled_while_nobody_held_it_gets_its_marker(counter: Counter) -> None:
     message = counter.submit()
     experiment_id = message.header.experiment_id
-    store = counter.open_store().scoped(queue=counter.queue, experiment_id=experiment_id)
+    store = counter.open_store().scoped(queue=counter.queue, experiment_id=experiment_id, envelope=message.message)
     marker = marker_of(Lease(experiment_id=experiment_id, token=0, attempt=0), Reason.CANCELLED_BY_USER)
     with pytest.raises(Superseded):
         write_marker(store, marker)

@@ -108,7 +108,9 @@ class Counter:
         """Begin with an attempt."""
         lease, opened = self.acquire(message), open_sealed(message, keys=self.node)
         header = message.header
-        store = self.open_store().scoped(queue=header.queue, experiment_id=header.experiment_id)
+        store = self.open_store().scoped(
+            queue=header.queue, experiment_id=header.experiment_id, envelope=message.message
+        )
         show_permit(store, opened.permit, attempt=lease.attempt, token=lease.token)
         prefix = attempt_prefix(lease.experiment_id, lease.attempt, lease.token)
         return Started(message=message, opened=opened, lease=lease, prefix=prefix, store=store)

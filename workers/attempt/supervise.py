@@ -64,7 +64,7 @@ class Attempt:
 
     def __init__(self, site: Site, message: Verified) -> None:
         header = message.header
-        store = scope(site.store, queue=header.queue, experiment_id=header.experiment_id)
+        store = scope(site.store, queue=header.queue, experiment_id=header.experiment_id, envelope=message.message)
         self._site = replace(site, store=store)
         self._message = message
         self._asked: Reason | None = None
