@@ -21,6 +21,7 @@ from workers.delivery.absent import Absent
 from workers.delivery.ends import ends_of
 from workers.delivery.gate import Gate, source_of
 from workers.delivery.intake import Intake
+from workers.delivery.refusals import refusals_of
 from workers.delivery.returning import requeue
 from workers.delivery.room import Room, make_room
 from workers.delivery.scout import scout_of
@@ -58,7 +59,9 @@ class Consumer(CeleryConsumer):
         # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **options)
-        self._gate = Gate(node_of(self.app), turns=self._turns, ends=ends_of(self.app))
+        self._gate = Gate(
+            node_of(self.app), turns=self._turns, ends=ends_of(self.app), refusals=refusals_of(self.app)
+        )
 
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""

@@ -5,12 +5,12 @@ Celery passes exceptions through pickle, so each one carries plain arguments onl
 
 from datetime import timedelta
 
-from jobqueue.lifecycle import State
+from jobqueue.lifecycle import Reason, State
 from workers.attempt.supervise import Ended
 
 
 class ExperimentEnded(Exception):
-    """The experiment is final, and not a success."""
+    """The experiment is final, and not a success; or the message is not that of the experiment."""
 
     def __init__(self, reason: str, sentence: str, state: str, is_dead_letter: bool) -> None:  # noqa: FBT001 - see above
         super().__init__(reason, sentence, state, is_dead_letter)
@@ -18,6 +18,8 @@ class ExperimentEnded(Exception):
         self.sentence = sentence
         self.is_cancelled = state == State.CANCELLED
         self.is_dead_letter = is_dead_letter
+        # Of another one's: nothing has ended, and it can be sent as often as somebody likes.
+        self.is_refusal = reason == Reason.BAD_ENVELOPE.name
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.sentence}"

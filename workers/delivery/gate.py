@@ -40,11 +40,11 @@ class Gate:
         node: the worker.
         turns: the order in which request queues were served.
         ends: the messages whose experiments have ended here.
+        refusals: what was refused here.
     """
 
-    def __init__(self, node: Node, *, turns: Turns, ends: Ends) -> None:
-        self._node, self._turns, self._ends = node, turns, ends
-        self.refusals = Refusals(node)
+    def __init__(self, node: Node, *, turns: Turns, ends: Ends, refusals: Refusals) -> None:
+        self._node, self._turns, self._ends, self.refusals = node, turns, ends, refusals
         self._failures: deque[bytes] = deque(maxlen=_REMEMBERED_FAILURES)
 
     def let_in(self, message: Any) -> Verified | None:

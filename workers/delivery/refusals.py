@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import dead_letter_queue
-from workers.bootstrap import Node
+from workers.bootstrap import Node, node_of
 from workers.delivery.returning import requeue_later
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ LOG_EVERY_SECONDS: Final = 1.0
 MOST_DEAD_LETTERS: Final = 1000
 MOST_DEAD_LETTERS_A_SECOND: Final = 100
 _FEW: Final = 10
+_ATTRIBUTE: Final = "jobqueue_refusals"
 
 
 @dataclass(kw_only=True)
@@ -79,12 +80,21 @@ class Refusals:
         signed envelope under headers of his own.
         """
         try:
-            if self.is_full(queue):
-                self.drop(message, reason, queue=queue, detail=detail)
-                return
-            self._count(reason, queue=queue, detail=detail)
+            is_full = self.is_full(queue)
+        except NoSuchQueue:
+            is_full = False
+        if is_full:
+            self.drop(message, reason, queue=queue, detail=detail)
+            return
+        self._count(reason, queue=queue, detail=detail)
+        if room := self._rooms.get(queue):
+            room.left -= 1
+        self.keep(message, reason, queue=queue, detail=detail)
+
+    def keep(self, message: Any, reason: str, *, queue: str, detail: str) -> None:
+        """Move a message to the dead-letter queue, however many lie there: that of an experiment which has ended."""
+        try:
             self._node.site.deliveries.dead_letter(message, queue=queue, reason=reason, detail=detail)
-            self._rooms[queue].left -= 1
         except (BrokerUnavailable, NoSuchQueue) as error:
             log.warning("delivery.not_set_aside", extra={"queue": queue, "error": error.message})
             requeue_later(message)
@@ -132,3 +142,12 @@ class Refusals:
         counts = {"count": told.untold, "total": self.counts.total(), "dropped": self.dropped}
         log.warning(told.event, extra={**told.fields, **counts})
         told.at_seconds, told.untold = now, 0
+
+
+def refusals_of(app: Any) -> Refusals:
+    """Return what the worker of an application has refused."""
+    refusals: Refusals | None = getattr(app, _ATTRIBUTE, None)
+    if refusals is None:
+        refusals = Refusals(node_of(app))
+        setattr(app, _ATTRIBUTE, refusals)
+    return refusals

@@ -8,14 +8,14 @@ from celery.utils.serialization import get_pickled_exception
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
 from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import Node, node_of
 from workers.delivery.disposition import ExperimentEnded, HandedBack
 from workers.delivery.ends import ends_of
-from workers.delivery.returning import put_off, requeue_later
+from workers.delivery.refusals import refusals_of
+from workers.delivery.returning import put_off
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ExperimentRequest(Request):
         error = getattr(error, "exc", error)
         match error:
             case ExperimentEnded(is_dead_letter=True):
-                self.set_aside(error.reason, error.sentence)
+                self.set_aside(error)
                 self.send_event("task-failed", exception=str(error), traceback="")
             case ExperimentEnded(is_cancelled=True):
                 self.acknowledge()
@@ -77,15 +77,13 @@ class ExperimentRequest(Request):
         self.acknowledged = True
         self.send_event("task-retried", exception=why, traceback="")
 
-    def set_aside(self, reason: str, detail: str) -> None:
+    def set_aside(self, why: ExperimentEnded) -> None:
         """Move the message to the dead-letter queue."""
         if self.acknowledged:
             return
-        try:
-            self.node.site.deliveries.dead_letter(self._message, queue=self.queue, reason=reason, detail=detail)
-        except (BrokerUnavailable, NoSuchQueue) as error:
-            log.warning("delivery.not_set_aside", extra={"experiment": self.id, "error": error.message})
-            requeue_later(self._message)
+        refusals = refusals_of(self.app)
+        move = refusals.set_aside if why.is_refusal else refusals.keep
+        move(self._message, why.reason, queue=self.queue, detail=why.sentence)
         self.acknowledged = True
 
     def adopt(self, newer: Any) -> None:

@@ -74,7 +74,9 @@ class Gate:
         self.consumer._late = []
         self.consumer._intake = self  # type: ignore[assignment]
         self.consumer._turns = Turns()
-        self.gate = self.consumer._gate = gate_module.Gate(worker, turns=self.consumer._turns, ends=Ends())
+        self.gate = self.consumer._gate = gate_module.Gate(
+            worker, turns=self.consumer._turns, ends=Ends(), refusals=refusals_module.Refusals(worker)
+        )
         amqp = Connection("amqp://")
         self.consumer.connection_errors, self.consumer.channel_errors = amqp.connection_errors, amqp.channel_errors
         self.trouble: Exception | None = None

@@ -19,7 +19,7 @@ from jobqueue.envelope import MAX_ENVELOPE_BYTES
 from jobqueue.errors import BrokerUnavailable
 from workers.delivery.ends import Ends
 from workers.delivery.gate import REPEATED, Gate
-from workers.delivery.refusals import MOST_DEAD_LETTERS, MOST_DEAD_LETTERS_A_SECOND
+from workers.delivery.refusals import MOST_DEAD_LETTERS, MOST_DEAD_LETTERS_A_SECOND, Refusals
 from workers.delivery.turns import Turns
 
 MUTATIONS = 10_000
@@ -55,8 +55,7 @@ class World:
         broker = SimpleNamespace(queues=SimpleNamespace(depth=lambda _queue: Depth(ready=len(self.dead))))
         worker: Any = SimpleNamespace(site=site, broker=broker)
         self.ends = Ends()
-        self.gate = Gate(worker, turns=Turns(), ends=self.ends)
-        self.gate.refusals._clock = lambda: self.now
+        self.gate = Gate(worker, turns=Turns(), ends=self.ends, refusals=Refusals(worker, clock=lambda: self.now))
 
     def dead_letter(self, message: Any, *, queue: str, reason: str, detail: str) -> None:
         json.dumps(dead_headers(message.headers, reason=reason, detail=detail))

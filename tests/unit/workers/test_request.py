@@ -9,6 +9,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery.worker import state as worker_state
 
+from jobqueue.brokers.base import Depth
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.ids import make_experiment_id
 from jobqueue.lifecycle import Outcome, Reason, State
@@ -17,6 +18,7 @@ from workers.bootstrap import attach
 from workers.delivery import request as module
 from workers.delivery import returning
 from workers.delivery.disposition import ExperimentEnded, HandedBack, ended
+from workers.delivery.refusals import MOST_DEAD_LETTERS, MOST_DEAD_LETTERS_A_SECOND, refusals_of
 from workers.delivery.request import AFTER_A_FAULT, ExperimentRequest
 
 
@@ -36,6 +38,9 @@ class Message:
     def reject_log_error(self, *_: object) -> None:
         self.done.append("reject")
 
+    def ack(self) -> None:
+        self.done.append("ack")
+
     def requeue(self) -> None:
         self.done.append("requeue")
 
@@ -47,12 +52,17 @@ class Node:
         self.asked: list[tuple[Any, ...]] = []
         self.broker_is_away = False
         self.site = SimpleNamespace(deliveries=self)
+        self.broker = SimpleNamespace(queues=self)
+        self.dead_before = 0
 
     def defer(self, message: Message, *, queue: str, delay: timedelta) -> None:
         self._note("defer", message.name, queue, delay)
 
     def dead_letter(self, message: Message, *, queue: str, reason: str, detail: str) -> None:
         self._note("dead_letter", message.name, queue, reason, detail)
+
+    def depth(self, _queue: str) -> Depth:
+        return Depth(ready=self.dead_before)
 
     def _note(self, *what: Any) -> None:
         if self.broker_is_away:
@@ -128,6 +138,41 @@ def test_what_an_operator_must_see_is_set_aside(
     sentence = Outcome(reason=reason, detail="d").sentence
     assert node.asked == [("dead_letter", "first", "q_cpu", reason.name, sentence)]
     assert message.done == []
+
+
+def another() -> ExperimentEnded:
+    outcome = Outcome(reason=Reason.BAD_ENVELOPE, detail="another message has its id")
+    return ended(Ended(state=State.FAILED, outcome=outcome))
+
+
+@pytest.mark.security_case("same id, another message, again and again")
+def test_a_flood_of_messages_under_known_ids_leaves_a_bounded_number_of_dead_letters(
+    request_: ExperimentRequest, message: Message, node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message whose id belongs to another one is sent again, hundreds of times: each is signed, and gets to a place.
+
+    Refused: dead letters up to the bound of all that is refused, dropped beyond it, every one counted, a line a second.
+    Evidence: the dead letters, the counts, the lines.
+    Red before: each one became a dead letter, uncounted, without a line or a bound.
+    """
+    refusals = refusals_of(request_.app)
+    refusals._clock = lambda: 0.0  # all of it within one second
+    for _ in range(300):
+        request_.acknowledged = False
+        over(request_, another())
+    assert len(node.asked) == MOST_DEAD_LETTERS_A_SECOND
+    assert (refusals.counts, refusals.dropped) == ({"BAD_ENVELOPE": 300}, 300 - MOST_DEAD_LETTERS_A_SECOND)
+    assert message.done == ["ack"] * refusals.dropped
+    assert len([record for record in caplog.records if record.message == "delivery.refused"]) == 1
+
+
+def test_what_an_operator_must_see_is_set_aside_however_many_lie_there(request_: ExperimentRequest, node: Node) -> None:
+    node.dead_before = MOST_DEAD_LETTERS
+    over(request_, another())
+    assert node.asked == []
+    request_.acknowledged = False
+    over(request_, result(Reason.ATTEMPTS_EXHAUSTED))
+    assert len(node.asked) == 1
 
 
 def test_what_is_not_over_comes_back_after_its_delay(request_: ExperimentRequest, message: Message, node: Node) -> None:
