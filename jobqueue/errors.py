@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
 
+from jobqueue.printable import plain_lines
+
 
 class JobqueueError(Exception):
     """What every error of this project is.
@@ -41,7 +43,8 @@ class JobqueueError(Exception):
             self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        """Return both for whoever reads it, in a terminal too: names and details are what others wrote."""
+        return plain_lines(f"{self.message} ({self.hint})" if self.hint else self.message)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args, self.__dict__))
@@ -156,7 +159,7 @@ class ExperimentFailed(JobqueueError):
         self.last_lines = last_lines
 
     def __str__(self) -> str:
-        tail = "".join(f"\n  | {line}" for line in self.last_lines)
+        tail = "".join(f"\n  | {plain_lines(line)}" for line in self.last_lines)
         return super().__str__() + tail
 
 

@@ -11,6 +11,7 @@ from jobqueue.envelope import CLOCK_TOLERANCE
 from jobqueue.errors import NoSuchQueue, NotFound, Unavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
+from jobqueue.printable import plain_lines
 from jobqueue.quantities import format_duration
 from jobqueue.registry.base import Record, Registry
 from jobqueue.registry.pauses import Pause
@@ -93,6 +94,10 @@ def find_causes(record: Record, connections: Connections) -> list[str]:
     Raises:
         RegistryUnavailable: the registry does not answer. A broker that does not is one of the sentences.
     """
+    return [plain_lines(cause) for cause in _find_causes(record, connections)]
+
+
+def _find_causes(record: Record, connections: Connections) -> list[str]:
     if record.state.is_final:
         return [explain(record)]
     registry = connections.registry

@@ -7,6 +7,7 @@ bytes between. The store alone is complete, and is what is read once the experim
 
 import codecs
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 
 from jobqueue.artifacts import log_prefix
 from jobqueue.errors import InvalidSpec, Problem, RegistryUnavailable, StoreUnavailable
+from jobqueue.printable import terminal_lines
 from jobqueue.registry.base import LiveLogs, Record
 from jobqueue.storage.base import Store
 from producers.connections import Connections
@@ -192,11 +194,11 @@ def _open(source: LogSource, record: Record, stream: str) -> _AttemptReader:
 
 
 def print_log(source: LogSource, *, stream: str) -> None:
-    """Print lines as they come, and between them, in brackets, where the experiment is."""
+    """Print lines as they come, and between them, in brackets, where the experiment is; none drives a terminal."""
     shown = ""
     for item in follow_log(source, stream=stream):
         if isinstance(item, str):
-            print(item, flush=True)  # noqa: T201 - what it is for
+            print(*(terminal_lines(item) if sys.stdout.isatty() else [item]), sep="\n", flush=True)  # noqa: T201 - what it is for
         elif (sentence := explain(item)) != shown:
             print(f"[{sentence}]", flush=True)  # noqa: T201
             shown = sentence

@@ -20,6 +20,7 @@ from jobqueue.errors import InvalidSpec, JobqueueError, NoSuchQueue, Unavailable
 from jobqueue.header import Header
 from jobqueue.ids import ExperimentId, make_experiment_id
 from jobqueue.lifecycle import State
+from jobqueue.printable import plain_lines
 from jobqueue.priority import FAST, NORMAL, judge_priority
 from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
@@ -241,7 +242,7 @@ def _warn(texts: Iterable[str]) -> None:
     while _is_ours(level):
         level += 1
     for text in texts:
-        warnings.warn(text, JobqueueWarning, stacklevel=level)
+        warnings.warn(plain_lines(text), JobqueueWarning, stacklevel=level)
 
 
 def _is_ours(level: int) -> bool:

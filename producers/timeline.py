@@ -8,6 +8,7 @@ from html import escape
 
 from jobqueue.errors import JobqueueError
 from jobqueue.lifecycle import Reason, State
+from jobqueue.printable import plain_lines
 from jobqueue.quantities import describe_size
 from jobqueue.registry.base import PastAttempt, Record
 from jobqueue.resources import Resources
@@ -56,14 +57,18 @@ def make_view(record: Record) -> View:
         id=submission.id,
         name=submission.name,
         state=record.state,
-        sentence=explain(record),
+        sentence=_explain(record),
         progress=progress,
         rows=tuple(rows),
     )
 
 
 def explain(record: Record) -> str:
-    """Return in one sentence where an experiment is, and why."""
+    """Return in one sentence where an experiment is, and why; nothing in it drives a terminal."""
+    return plain_lines(_explain(record))
+
+
+def _explain(record: Record) -> str:
     if record.state.is_final:
         return f"{record.state}: {_describe_end(record)}"
     if record.state is State.QUEUED:
@@ -147,7 +152,8 @@ def to_html(view: View) -> str:
 
 def error_to_html(experiment_id: str, error: JobqueueError) -> str:
     """Return what is shown in the place of the table where there is none."""
-    return f"<p><code>{_shown(experiment_id)}</code>: {_shown(str(error))}</p>"
+    text = f"{error.message} ({error.hint})" if error.hint else error.message
+    return f"<p><code>{_shown(experiment_id)}</code>: {_shown(text)}</p>"
 
 
 def _shown(text: str) -> str:

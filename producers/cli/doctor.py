@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from jobqueue.errors import JobqueueError, NotFound
+from jobqueue.printable import plain
 from producers.cli.group import EXIT_UNAVAILABLE
-from producers.cli.output import Format, colour, format_option, plain, write_json
+from producers.cli.output import Format, colour, format_option, write_json
 
 if TYPE_CHECKING:
     from jobqueue.config import Settings

@@ -23,6 +23,7 @@ from jobqueue.errors import (
     RegistryUnavailable,
     Unavailable,
 )
+from jobqueue.printable import plain
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
@@ -123,8 +124,6 @@ def exit_code(error: JobqueueError) -> int:
 
 def show_error(error: JobqueueError) -> None:
     """Write what happened and what to do, on stderr."""
-    from producers.cli.output import plain
-
     _show(error.message)
     for line in error.last_lines if isinstance(error, ExperimentFailed) else ():
         click.echo(f"  | {plain(line.expandtabs())}", err=True)
@@ -133,8 +132,6 @@ def show_error(error: JobqueueError) -> None:
 
 
 def _show(message: str) -> None:
-    from producers.cli.output import plain
-
     lines = "\n".join(map(plain, message.splitlines()))
     click.echo(f"{click.style('error:', fg='red')} {lines}", err=True)
 

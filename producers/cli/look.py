@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from jobqueue.errors import ArtifactRefused, NotFound, StoreUnavailable
+from jobqueue.printable import plain
 from producers.cli.arguments import experiment_argument, open_client, open_records
-from producers.cli.output import Format, format_option, plain, write_fields, write_json, write_rows
+from producers.cli.output import Format, format_option, write_fields, write_json, write_rows
 from producers.cli.records import as_fields, as_json, as_row
 
 if TYPE_CHECKING:

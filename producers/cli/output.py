@@ -1,7 +1,6 @@
 """How results are written: aligned columns, JSON or names, on stdout, in full when nobody looks at a terminal."""
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,9 @@ from typing import Any, Final
 
 import click
 
+from jobqueue.printable import plain, terminal_lines
+
 _GAP: Final = "  "
-_COLOUR_SEQUENCE: Final = re.compile(r"\x1b\[[0-9;:]*m")
 _AGES: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _COLOURS: Final = {
     "RUNNING": "cyan",
@@ -84,8 +84,8 @@ def write_output(line: str, *, err: bool = False) -> None:
     if not (sys.stderr if err else sys.stdout).isatty():
         click.echo(line, err=err, color=True)
         return
-    for part in _COLOUR_SEQUENCE.sub("", line).split("\r"):
-        click.echo(plain(part.expandtabs()), err=err)
+    for part in terminal_lines(line):
+        click.echo(part, err=err)
 
 
 def write_fields(fields: Mapping[str, str]) -> None:
@@ -109,11 +109,6 @@ def colour(text: str) -> str:
     """Return a text in the colour of its first word, if that is a state or a verdict."""
     word = text.split(maxsplit=1)[0] if text.strip() else ""
     return click.style(text, fg=_COLOURS[word]) if word in _COLOURS else text
-
-
-def plain(text: str) -> str:
-    """Return a text without control characters, so that what others wrote cannot drive this terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def describe_age(since: datetime, *, now: datetime | None = None) -> str:

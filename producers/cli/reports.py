@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from jobqueue.printable import plain
 from jobqueue.report import LogEntry, Progress, Report
 from jobqueue.routing import reporting_queue, request_queues
 from producers.cli.arguments import Duration, read_settings
 from producers.cli.group import EXIT_INTERRUPTED
-from producers.cli.output import Format, colour, format_option, plain, to_json, write_instant
+from producers.cli.output import Format, colour, format_option, to_json, write_instant
 
 _UNVERIFIED = (
     "anybody can have written these reports: no node is trusted to report on {} "

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from services.node import FakeNode, open_fake_node
 
 from jobqueue.config import Settings
+from jobqueue.errors import ExperimentFailed
 from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
@@ -22,6 +24,7 @@ from jobqueue.registry import open_registry
 from jobqueue.registry.base import Granted, Submission
 from jobqueue.report import Progress, TaskState
 from jobqueue.resources import Resources
+from producers import logs
 from producers.cli import jobqueue
 from producers.cli.output import write_output
 from producers.client import Client
@@ -120,6 +123,51 @@ def test_a_notebook_shows_markup_as_text(hostile: ExperimentId) -> None:
         assert acting(client.get(hostile)._repr_html_()) == set()
     finally:
         client.close()
+
+
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
+def test_a_program_that_fails_prints_nothing_that_drives_its_terminal(
+    hostile: ExperimentId, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script waits for an experiment, and Python prints the error that ends it, with names and the last lines.
+
+    Refused: in the text of an error, of `why()` and of what `watch()` prints what acts is a question mark, colours go.
+    Evidence: the traceback as Python prints it, and both texts; the error's own fields are as they were.
+    Red before: each of them had every byte, on the terminal of whoever ran the script.
+    """
+    client = Client(Settings())
+    try:
+        experiment = client.get(hostile)
+        with pytest.raises(ExperimentFailed) as failed:
+            experiment.result()
+        experiment.watch()
+        printed = "".join(traceback.format_exception(failed.value))
+        assert acting(printed) | acting(experiment.why()) | acting(capsys.readouterr().out) == set()
+        assert "| a??]0;owned" in str(failed.value).replace("?[2J", "?")
+        assert failed.value.last_lines == (HOSTILE,)
+    finally:
+        client.close()
+
+
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_is_watched_drives_no_terminal(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> None:
+    """A running experiment is watched from Python, and prints what clears the screen and names the window.
+
+    Refused: on a terminal as by `jobqueue logs`; a notebook and a file get its bytes.
+    Evidence: what is printed of a log that holds them.
+    Red before: a terminal got every byte.
+    """
+    written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdout", written)
+    monkeypatch.setattr(logs, "follow_log", lambda *_, **__: iter([f"\x1b[31mred\x1b[0m 10%\r20%{HOSTILE}"]))
+    logs.print_log(logs.LogSource(store=None, live=None, look=None), stream="stdout")  # type: ignore[arg-type]
+    if is_terminal:
+        assert acting(written.getvalue()) == set()
+        assert written.getvalue().startswith("red 10%\n20%")
+    else:
+        assert written.getvalue() == f"\x1b[31mred\x1b[0m 10%\r20%{HOSTILE}\n"
 
 
 @pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
