@@ -34,6 +34,7 @@ from jobqueue.config import Settings
 from jobqueue.ids import ExperimentId, make_experiment_id
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.registry import open_registry
+from jobqueue.routing import dead_letter_queue
 from producers.client import Client
 from producers.preparation import JobqueueWarning
 
@@ -240,6 +241,19 @@ def test_no_malformed_message_ends_the_worker_or_is_lost(site: Site, worker: Pro
     assert sorted(mail.body for mail in found) == sorted(message["body"] for message in poison)
     assert not CANARY.exists()
     assert depth(site, f"{site.queue}_reply") == 0
+
+
+def test_what_can_be_set_aside_nowhere_comes_back_to_nobody(site: Site, worker: Process) -> None:
+    dead = dead_letter_queue(site.queue)
+    with opened(site) as broker:
+        patiently(lambda: broker.queues.delete(dead))
+        publish_raw(site, *[POISON["no envelope"]] * 5)
+        wait_until(lambda: depth(site, site.queue) == 0, what="nothing left of it", within=LONG)
+        succeeds(site)
+        assert not patiently(lambda: broker.queues.exists(dead))
+        assert f"`jobqueue queues create {site.queue}` makes it" in worker.log.read_text()
+        patiently(lambda: broker.queues.create(site.queue))
+    assert depth(site, site.queue) == 0
 
 
 # What lies in a Redis list without being a message of kombu's, or only nearly one.

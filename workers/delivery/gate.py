@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from jobqueue.envelope import Verified, verify
-from jobqueue.errors import BadEnvelope, Early, JobqueueError, NoSuchQueue, Untrusted
+from jobqueue.errors import BadEnvelope, Early, JobqueueError, Untrusted
 from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
 from workers.attempt.telling import answer
@@ -120,10 +120,7 @@ class Gate:
         return verified
 
     def _is_beyond(self, error: BadEnvelope, queue: str) -> bool:
-        try:
-            is_beyond = self.refusals.is_full(queue)
-        except NoSuchQueue:
-            return False
+        is_beyond = self.refusals.is_full(queue)
         if is_beyond:
             self.refusals.note_dropped(Reason.BAD_ENVELOPE.name, queue=queue, detail=error.message)
         return is_beyond

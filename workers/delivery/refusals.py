@@ -1,7 +1,8 @@
 """What becomes of messages that are refused: all are counted, some are set aside, a line a second tells of each queue.
 
 A flood of them fills neither the log nor the dead-letter queue: of what is no envelope so many letters are kept, and
-what comes beyond that is dropped. An experiment whose message was dropped comes again from the registry's copy.
+what comes beyond that is dropped. So is what nobody has made a dead-letter queue for: given back, it would come again
+each second for ever. An experiment whose message was dropped comes again from the registry's copy.
 """
 
 import logging
@@ -79,32 +80,27 @@ class Refusals:
         It is not the end of an experiment, and none is reported: whoever can write to the queue can put a stranger's
         signed envelope under headers of his own.
         """
-        try:
-            is_full = self.is_full(queue)
-        except NoSuchQueue:
-            is_full = False
-        if is_full:
+        if self.is_full(queue):
             self.drop(message, reason, queue=queue, detail=detail)
             return
         self._count(reason, queue=queue, detail=detail)
-        if room := self._rooms.get(queue):
-            room.left -= 1
+        self._rooms[queue].left -= 1
         self.keep(message, reason, queue=queue, detail=detail)
 
     def keep(self, message: Any, reason: str, *, queue: str, detail: str) -> None:
         """Move a message to the dead-letter queue, however many lie there: that of an experiment which has ended."""
         try:
             self._node.site.deliveries.dead_letter(message, queue=queue, reason=reason, detail=detail)
-        except (BrokerUnavailable, NoSuchQueue) as error:
+        except NoSuchQueue:
+            _tell_of_missing(queue)
+            message.ack()
+            self.dropped += 1
+        except BrokerUnavailable as error:
             log.warning("delivery.not_set_aside", extra={"queue": queue, "error": error.message})
             requeue_later(message)
 
     def is_full(self, queue: str) -> bool:
-        """Tell whether there is no room for another dead letter of a request queue now.
-
-        Raises:
-            NoSuchQueue: there is nowhere to set anything aside.
-        """
+        """Tell whether there is no room for another dead letter of a request queue now, or no queue for it."""
         room, now = self._rooms.get(queue), self._clock()
         if room is None or now - room.at_seconds >= 1:
             room = _Room(at_seconds=now, left=min(MOST_DEAD_LETTERS - self._there(queue), MOST_DEAD_LETTERS_A_SECOND))
@@ -115,6 +111,9 @@ class Refusals:
         """Return how many dead letters there are; where the broker does not say, as many as leave room for a few."""
         try:
             return self._node.broker.queues.depth(dead_letter_queue(queue)).ready
+        except NoSuchQueue:
+            _tell_of_missing(queue)
+            return MOST_DEAD_LETTERS
         except BrokerUnavailable:
             return MOST_DEAD_LETTERS - _FEW
 
@@ -142,6 +141,11 @@ class Refusals:
         counts = {"count": told.untold, "total": self.counts.total(), "dropped": self.dropped}
         log.warning(told.event, extra={**told.fields, **counts})
         told.at_seconds, told.untold = now, 0
+
+
+def _tell_of_missing(queue: str) -> None:
+    hint = f"`jobqueue queues create {queue}` makes it"
+    log.warning("dead_letters.no_queue", extra={"queue": dead_letter_queue(queue), "hint": hint})
 
 
 def refusals_of(app: Any) -> Refusals:

@@ -13,7 +13,7 @@ from services.garbage import KINDS, headers
 from services.node import FakeNode
 
 from jobqueue.application import CONTENT_TYPE
-from jobqueue.brokers.base import Depth
+from jobqueue.brokers.base import Depth, missing_queue
 from jobqueue.brokers.copies import as_message, dead_headers, pack
 from jobqueue.envelope import MAX_ENVELOPE_BYTES
 from jobqueue.errors import BrokerUnavailable
@@ -221,6 +221,30 @@ def test_where_the_broker_does_not_tell_how_many_dead_letters_there_are_a_few_ar
     for _ in range(100):
         assert world.gate.let_in(world.make(b"x")) is None
     assert (len(world.dead), world.gate.refusals.dropped) == (10, 90)
+
+
+@pytest.mark.security_case("garbage messages where nothing can be set aside")
+def test_what_can_be_set_aside_nowhere_is_dropped_counted_and_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Garbage comes to a request queue that somebody has made without its dead-letter queue.
+
+    Refused: dropped and counted; a line a second says how to make the queue.
+    Evidence: nothing comes back, the counts, the lines.
+    Red before: each message was given back each second, for ever, and kept a worker from what lay behind it.
+    """
+
+    def missing(queue: str) -> Depth:
+        raise missing_queue(queue)
+
+    world.gate.refusals._node.broker.queues.depth = missing  # type: ignore[method-assign,assignment]
+    for _ in range(50):
+        assert world.gate.let_in(world.make(b"x")) is None
+        assert world.gate.is_refused(world.make(b"x"))
+    assert (world.gate.refusals.dropped, world.gate.refusals.counts) == (100, {"BAD_ENVELOPE": 100})
+    assert (world.wire.acknowledged, world.dead) == (50, [])
+    (told,) = [record for record in caplog.records if record.message == "dead_letters.no_queue"]
+    assert told.__dict__["hint"] == f"`jobqueue queues create {world.node.queue}` makes it"
 
 
 @pytest.mark.security_case("100,000 garbage messages in a row")

@@ -9,7 +9,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery.worker import state as worker_state
 
-from jobqueue.brokers.base import Depth
+from jobqueue.brokers.base import Depth, missing_queue
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.ids import make_experiment_id
 from jobqueue.lifecycle import Outcome, Reason, State
@@ -50,7 +50,7 @@ class Node:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
-        self.broker_is_away = False
+        self.error: Exception | None = None
         self.site = SimpleNamespace(deliveries=self)
         self.broker = SimpleNamespace(queues=self)
         self.dead_before = 0
@@ -65,8 +65,8 @@ class Node:
         return Depth(ready=self.dead_before)
 
     def _note(self, *what: Any) -> None:
-        if self.broker_is_away:
-            raise BrokerUnavailable("away")
+        if self.error:
+            raise self.error
         self.asked.append(what)
 
     def ask(self, experiment_id: str, reason: Reason) -> None:
@@ -175,6 +175,15 @@ def test_what_an_operator_must_see_is_set_aside_however_many_lie_there(request_:
     assert len(node.asked) == 1
 
 
+def test_what_an_operator_must_see_is_let_go_where_nobody_has_made_a_queue_for_it(
+    request_: ExperimentRequest, message: Message, node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.error = missing_queue("q_cpu_dead")
+    over(request_, result(Reason.ATTEMPTS_EXHAUSTED))
+    assert (message.done, refusals_of(request_.app).dropped) == (["ack"], 1)
+    assert "dead_letters.no_queue" in caplog.text
+
+
 def test_what_is_not_over_comes_back_after_its_delay(request_: ExperimentRequest, message: Message, node: Node) -> None:
     over(request_, HandedBack("held", 7.5))
     assert node.asked == [("defer", "first", "q_cpu", timedelta(seconds=7.5))]
@@ -191,7 +200,7 @@ def test_whatever_else_a_task_raises_comes_back(request_: ExperimentRequest, nod
 def test_a_delivery_that_the_broker_does_not_take_is_given_back_without_a_copy(
     request_: ExperimentRequest, message: Message, node: Node, error: Exception
 ) -> None:
-    node.broker_is_away = True
+    node.error = BrokerUnavailable("away")
     over(request_, error)
     assert message.done == ["requeue"]
 
