@@ -1,9 +1,12 @@
 """Engines that an operator has set up otherwise: users mapped, another OCI runtime, no TLS, no confinement at all."""
 
+import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from services.engine import Engine, open_engine
@@ -18,11 +21,13 @@ from producers.cli.dev import _environment as node_environment
 from producers.cli.reach import describe_gaps
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import Labels, Plan
+from workers.attempt.runtimes.checklist import Known, choose_rows, make_program, read_namespaces
 from workers.attempt.runtimes.docker import DockerRuntime
 from workers.attempt.runtimes.gaps import EnginePolicy
 from workers.attempt.runtimes.hardening import NOBODY, run_as
 
 _FIRST = 700_000
+_UNIFIED = "/sys/fs/cgroup/unified"
 _SHOW = """
 import os
 print(os.getuid(), open("/proc/self/uid_map").read().split()[1])
@@ -30,11 +35,23 @@ print(open("/workspace/given").read(), open("/inputs/data/file").read())
 with open("/workspace/made", "w") as file:
     file.write("made")
 """
+# As the kernel has them, in either version of control groups.
+_LIMITS = """
+import pathlib
+names = (
+    "cpu/cpu.cfs_quota_us", "cpu.max", "memory/memory.limit_in_bytes", "memory.max", "pids/pids.max", "pids.max",
+    "memory/memory.memsw.limit_in_bytes", "memory.swap.max",
+)
+groups = [pathlib.Path("/sys/fs/cgroup", name) for name in names]
+print([group.read_text() for group in groups if group.exists()])
+print(open("/proc/self/limits").read().split(), open("/proc/self/oom_score_adj").read())
+print(sorted(line for line in open("/proc/mounts") if line.split()[1] in ("/tmp", "/dev/shm", "/workspace")))
+""".strip()
 
 
 @pytest.fixture(scope="module")
 def other_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """An engine that maps users, by files of its own, and knows a second OCI runtime."""
+    """An engine that maps users, by files of its own, and knows two further OCI runtimes, one of them crun."""
     folder = tmp_path_factory.mktemp("subids")
     mapping = folder / "map"
     mapping.write_text(f"nobody:{_FIRST}:65536\nnogroup:{_FIRST}:65536\n")
@@ -49,13 +66,18 @@ def other_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     )
     mount.write_text(f'#!/bin/sh\nset -e\n{binds}exec {real} "$@"\n')
     mount.chmod(0o755)
-    runc = shutil.which("runc")
+    other = {"other": shutil.which("runc"), "crun": find_program("crun", package="crun")}
+    runtimes = [f"--add-runtime={name}={path}" for name, path in other.items()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "services.engine.find_program",
             lambda name, package: str(mount) if name == "dockerd" else find_program(name, package=package),
         )
-        with open_engine(options=("--userns-remap=nobody:nogroup", f"--add-runtime=other={runc}")) as engine:
+        with open_engine(options=("--userns-remap=nobody:nogroup", *runtimes)) as engine:
+            # crun refuses to run beside a second, useless tree of control groups, which an old set-up mounts.
+            subprocess.run(
+                [*engine.enter, "/bin/sh", "-c", f"! mountpoint -q {_UNIFIED} || umount {_UNIFIED}"], check=True
+            )
             yield engine
 
 
@@ -123,6 +145,58 @@ def test_the_operator_and_nobody_else_chooses_the_oci_runtime(other_engine: Engi
     with pytest.raises(RuntimeFailure, match="no runtime 'runsc'"):
         missing.check()
     missing.close()
+
+
+@pytest.mark.security_case("runtime runsc/crun selectable")
+def test_under_crun_an_experiment_has_no_more_than_under_runc(other_engine: Engine, tmp_path: Path) -> None:
+    """The operator has chosen crun, which might keep less than runc of what the engine was asked for.
+
+    Refused: nothing that an experiment must not reach is reached; its limits are the same.
+    Evidence: the engine's descriptions of one container under each, compared whole; what eighty tries were answered,
+        and the kernel's own limits as they are read inside; its input, its output and its exit code.
+    """
+    here = str(tmp_path)
+    known = Known(
+        host_pid=os.getpid(),
+        engine=str(other_engine.socket),
+        state=here,
+        other=here,
+        parent=here,
+        port=1,
+        name="none",
+        namespaces=read_namespaces(other_engine.namespaces.pid),
+    )
+    rows = choose_rows("docker")
+    code = f"{_SHOW}\n{_LIMITS}\n{make_program(rows, known)}\nsys.exit(7)"
+    expected, limits, _ = _run_under("other", other_engine, folder=tmp_path / "other", code=code)
+    described, seen, answers = _run_under("crun", other_engine, folder=tmp_path / "crun", code=code)
+    assert described == expected | {"Runtime": "crun"}
+    assert seen == limits
+    assert limits[:2] == [f"{NOBODY} {_FIRST}", "given input"]
+    assert str(128 * MIB) in limits[2]
+    assert len(answers) == len(rows) > 60
+    assert {row.what: answers[row.what] for row in rows if answers[row.what] not in row.expected} == {}
+
+
+def _run_under(
+    name: str, engine: Engine, *, folder: Path, code: str
+) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """Return what the engine says of a container under an OCI runtime, and its output: lines, then the answers."""
+    folder.mkdir()
+    runtime = DockerRuntime(engine.url, policy=EnginePolicy(oci_runtime=name))
+    runtime.vet()
+    container = runtime.start(make_plan(folder, code=code))
+    try:
+        how, reader = run(container)
+        assert how.code == 7, reader.text("stderr")
+        (listed,) = engine.client.api.containers(all=True, filters={"label": f"jobqueue.node={NODE}"})
+        described = engine.client.api.inspect_container(listed["Id"])["HostConfig"]
+    finally:
+        container.remove()
+        runtime.close()
+    del described["Mounts"]
+    *lines, answers = reader.text().splitlines()
+    return described, lines, json.loads(answers)
 
 
 @pytest.mark.security_case("an engine on bare TCP")
