@@ -76,6 +76,7 @@ class Settings(BaseSettings):
         keys: folder with a sub-folder for each role.
         keys_passphrase: that private keys are encrypted under; better as `JOBQUEUE_KEYS_PASSPHRASE_FILE`.
         weakest_suite: nothing is sealed with a weaker suite, and nothing that was is opened.
+        published_for: how long a list of node keys that is signed here counts.
         runtime: what starts containers; `auto` takes the engine when one answers, else `process`.
         oci_runtime: the one of the engine's that containers are started with, such as `runsc`; empty: its default.
         accepted_gaps: what an engine may lack all the same; docs/nodes.md names them.
@@ -122,6 +123,7 @@ class Settings(BaseSettings):
     keys: _Folder | None = None
     keys_passphrase: str = Field(default="", min_length=1, validate_default=False, repr=False)
     weakest_suite: Literal["x25519", "mlkem768-x25519"] = "x25519"
+    published_for: _PositiveDuration = timedelta(days=30)
     runtime: Literal["auto", "docker", "process"] = "auto"
     oci_runtime: str = ""
     accepted_gaps: _Words = ()

@@ -1,21 +1,25 @@
 """Keys of nodes that an operator publishes through a registry, as one signed list.
 
-The registry is not believed: a list counts by its signature, and never after a newer one. The newest that was seen is
-kept beside the operator's key, so that a registry that hides it, or shows an older one, changes nothing.
+The registry is not believed: a list counts by its signature, until the time in it, and never after a newer one. The
+newest that was seen is kept beside the operator's key, so that a registry that hides it, or shows an older one, changes
+nothing; and who has seen none yet believes an old one no longer than it was signed for.
+
+What cannot be used still says that its queues have keys of their own: nothing of them is sealed to a less specific one.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeGuard
 
-from jobqueue.errors import KeyRefused
+from jobqueue.errors import KeyRefused, NotFound
 from jobqueue.ids import KeyId
 from jobqueue.keys.files import read_kept, write_kept
-from jobqueue.keys.parsing import Key, parse_key
+from jobqueue.keys.folder import most_specific
+from jobqueue.keys.parsing import Key, is_known, parse_key
 from jobqueue.keys.sealing import Reader, SealingPublicKey
 from jobqueue.keys.signing import SigningKey, SigningPublicKey
 
@@ -24,6 +28,9 @@ _log = logging.getLogger(__name__)
 MAX_LIST_BYTES: Final = 256 * 1024
 _SIGNED: Final = b"jobqueue/v1/published"
 _SUFFIX: Final = ".published"
+_ASK_AGAIN_SECONDS: Final = 10.0
+# Of a list's life: who signs it anew in good time never meets the warning.
+_LAST_PART: Final = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +39,98 @@ class Published:
 
     Attributes:
         at: when it was signed, aware; a later one takes its place.
+        until: when it ends, aware.
         keys: each with the prefix of the queues that it is for.
+        unknown: prefixes of keys that are of a kind which this version does not know.
         document: as it was signed.
     """
 
     operator: KeyId
     at: datetime
+    until: datetime
     keys: tuple[tuple[str, SealingPublicKey], ...]
+    unknown: tuple[str, ...] = ()
     document: bytes = field(repr=False)
 
+    def entries(self, now: datetime) -> list[tuple[str, SealingPublicKey | NotFound]]:
+        """Return the keys, each with its prefix; in the place of those that cannot be used now, why."""
+        told = f"the operator {self.operator} publishes node keys"
+        if self.until <= now:
+            ended = NotFound(
+                f"{told} until {self.until:%Y-%m-%d %H:%M} UTC, and no newer list was seen here",
+                hint="have the operator run `jobqueue keys publish`, which signs the list anew",
+            )
+            return [(prefix, ended) for prefix in (*(prefix for prefix, _ in self.keys), *self.unknown)]
+        newer = NotFound(f"{told} of a kind that this version does not know", hint="update jobqueue here")
+        return [*self.keys, *((prefix, newer) for prefix in self.unknown)]
 
-def sign_list(keys: Iterable[tuple[str, SealingPublicKey]], *, at: datetime, operator: SigningKey) -> bytes:
-    """Return the document that publishes these keys, and no others.
+
+class PublishedKeys:
+    """What trusted operators publish, asked for again every ten seconds at most.
+
+    Args:
+        folder: of the operators' keys.
+        shown: returns what a registry says, by operator.
+        clock: seconds that only grow.
+        now: aware.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        shown: Callable[[], Mapping[str, bytes]],
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._folder, self._shown, self._clock, self._now = folder, shown, clock, now
+        self._asked_at, self._lists = float("-inf"), list[Published]()
+        self._warned = set[tuple[str, bytes]]()
+
+    def lists(self, operators: Sequence[SigningPublicKey]) -> list[Published]:
+        """Return of each operator the newest list that was ever seen here, even if it has ended."""
+        if operators and self._clock() - self._asked_at >= _ASK_AGAIN_SECONDS:
+            shown = self._shown()
+            self._lists = [found for each in operators if (found := newest_list(self._folder, shown, operator=each))]
+            self._asked_at = self._clock()
+            self._warn()
+        return [found for found in self._lists if found.operator in {each.key_id for each in operators}]
+
+    def keys(self, operators: Sequence[tuple[str, SigningPublicKey]], queue: str) -> list[SealingPublicKey]:
+        """Return what the operators of a queue publish for it, the oldest first.
+
+        Raises:
+            NotFound: they publish something for it, of which nothing can be used; the hint says what to do.
+        """
+        named, now = {each.key_id for each in most_specific(operators, queue)}, self._now()
+        lists = [found for found in self.lists([key for _, key in operators]) if found.operator in named]
+        found = most_specific([entry for each in lists for entry in each.entries(now)], queue)
+        usable = [each for each in found if isinstance(each, SealingPublicKey)]
+        for why in found:
+            if isinstance(why, NotFound) and not usable:
+                raise why
+        return sorted(usable, key=lambda key: key.created_at)
+
+    def _warn(self) -> None:
+        """Log what is to be mended, once of each list."""
+        for found in self._lists:
+            is_late = self._now() >= found.until - (found.until - found.at) * _LAST_PART
+            for event, is_so in (("keys.list_ends", is_late), ("keys.unknown_kind", bool(found.unknown))):
+                if is_so and (event, found.document) not in self._warned:
+                    self._warned.add((event, found.document))
+                    _log.warning("%s operator=%s until=%s", event, found.operator, found.until.isoformat())
+
+
+def sign_list(
+    keys: Iterable[tuple[str, SealingPublicKey]], *, at: datetime, until: datetime, operator: SigningKey
+) -> bytes:
+    """Return the document that publishes these keys, and no others, from one time to another.
 
     Raises:
         KeyRefused: they are so many that nobody would read it.
     """
     listed = [{"queue": prefix, "line": key.line} for prefix, key in keys]
-    body = json.dumps({"at": at.isoformat(), "keys": listed})
+    body = json.dumps({"at": at.isoformat(), "until": until.isoformat(), "keys": listed})
     document = json.dumps({"body": body, "signature": operator.sign(_SIGNED + body.encode()).hex()}).encode()
     if len(document) > MAX_LIST_BYTES:
         told = f"a list of {len(listed)} keys has {len(document)} bytes, {MAX_LIST_BYTES} are read"
@@ -71,10 +152,9 @@ def read_list(document: bytes, *, operator: SigningPublicKey) -> Published:
     if not operator.has_signed(_SIGNED + body, signature):
         raise KeyRefused(f"the operator {operator.key_id} has not signed the list that the registry holds")
     try:
-        at, keys = _read_body(body)
+        return _read_body(body, operator=operator.key_id, document=document)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise KeyRefused(f"what the operator {operator.key_id} has signed is no list of published keys") from None
-    return Published(operator=operator.key_id, at=at, keys=keys, document=document)
 
 
 def newest_list(folder: Path, shown: Mapping[str, bytes], *, operator: SigningPublicKey) -> Published | None:
@@ -104,16 +184,24 @@ def _read(document: bytes | None, operator: SigningPublicKey) -> Published | Non
         return None
 
 
-def _read_body(body: bytes) -> tuple[datetime, tuple[tuple[str, SealingPublicKey], ...]]:
+def _read_body(body: bytes, *, operator: KeyId, document: bytes) -> Published:
     """Return what a list says; what is none raises what a wrong value raises."""
     inside = json.loads(body)
-    at = datetime.fromisoformat(inside["at"])
-    if at.tzinfo is None:
-        raise ValueError(at)
-    pairs = [(entry["queue"], parse_key(entry["line"])) for entry in inside["keys"]]
-    if not all(isinstance(prefix, str) for prefix, _ in pairs):
-        raise TypeError(pairs)
-    return at, tuple((prefix, key) for prefix, key in pairs if _is_of_node(key))
+    at, until = (datetime.fromisoformat(inside[name]) for name in ("at", "until"))
+    if at.tzinfo is None or until.tzinfo is None:
+        raise ValueError(inside)
+    lines = [(entry["queue"], entry["line"]) for entry in inside["keys"]]
+    if not all(isinstance(prefix, str) for prefix, _ in lines):
+        raise TypeError(lines)
+    pairs = [(prefix, parse_key(line)) for prefix, line in lines if is_known(line)]
+    return Published(
+        operator=operator,
+        at=at,
+        until=until.astimezone(UTC),
+        keys=tuple((prefix, key) for prefix, key in pairs if _is_of_node(key)),
+        unknown=tuple(prefix for prefix, line in lines if not is_known(line)),
+        document=document,
+    )
 
 
 def _is_of_node(key: Key) -> TypeGuard[SealingPublicKey]:

@@ -1,8 +1,9 @@
 """The folder of keys: what is in it, and putting keys into it and out of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from jobqueue.errors import InvalidSetting, KeyRefused, NotFound
 from jobqueue.ids import KeyId
@@ -19,6 +20,8 @@ REPORTING: Final = "reporting"
 CLERK: Final = "clerk"
 OPERATOR: Final = "operator"
 ROLES: Final = (NODE, SENDER, TRUSTED, REPORTING, CLERK, OPERATOR)
+
+_T = TypeVar("_T")
 
 OWN: Final[dict[Signer | Reader, str]] = {
     Reader.NODE: NODE,
@@ -146,6 +149,13 @@ def check_prefix(queue_prefix: str) -> None:
 
     if queue_prefix and not is_name(queue_prefix):
         raise InvalidSetting(f"not a queue prefix: {queue_prefix!r}", hint="use letters, digits, - and _")
+
+
+def most_specific(keys: Iterable[tuple[str, _T]], queue: str) -> list[_T]:
+    """Return what has the longest prefix that the queue's name begins with."""
+    matching = [(prefix, key) for prefix, key in keys if queue.startswith(prefix)]
+    longest = max((len(prefix) for prefix, _ in matching), default=0)
+    return [key for prefix, key in matching if len(prefix) == longest]
 
 
 def _install(folder: Path, key: PublicKey, queue_prefix: str) -> KeyId:

@@ -15,6 +15,7 @@ _SIGNERS: Final = {signer.kind: signer for signer in Signer}
 _PRIVATE_SIGNERS: Final = {signer.private_kind: signer for signer in Signer}
 _READERS: Final = {reader.kind(suite): (reader, suite) for reader in Reader for suite in Suite}
 _PRIVATE_READERS: Final = {reader.private_kind(suite): (reader, suite) for reader in Reader for suite in Suite}
+_KINDS: Final = {*_SIGNERS, *_PRIVATE_SIGNERS, *_READERS, *_PRIVATE_READERS}
 
 
 def parse_key(line: str) -> Key:
@@ -36,6 +37,15 @@ def parse_key(line: str) -> Key:
         reader, suite = _PRIVATE_READERS[kind]
         return SealingKey(reader=reader, suite=suite, content=content, created_at=created_at)
     raise KeyRefused("not a key: of a kind that this version does not know", hint="update jobqueue here")
+
+
+def is_known(line: str) -> bool:
+    """Tell whether a line is of a kind that this version knows.
+
+    Raises:
+        KeyRefused: it is the line of no key of any kind.
+    """
+    return read_line(line).kind in _KINDS
 
 
 def parse_public(line: str) -> PublicKey:

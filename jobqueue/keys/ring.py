@@ -9,15 +9,13 @@ from typing import Protocol, TypeVar
 
 from jobqueue.errors import KeyRefused, NotFound
 from jobqueue.ids import KeyId
-from jobqueue.keys.directory import Published, newest_list
+from jobqueue.keys.directory import Published, PublishedKeys
 from jobqueue.keys.files import stamp
-from jobqueue.keys.folder import CLERK, NODE, OPERATOR, REPORTING, SENDER, TRUSTED, KeyEntry, read_role
+from jobqueue.keys.folder import CLERK, NODE, OPERATOR, REPORTING, SENDER, TRUSTED, KeyEntry, most_specific, read_role
 from jobqueue.keys.sealing import Reader, SealingKey, SealingPublicKey, Suite
 from jobqueue.keys.signing import Signer, SigningKey, SigningPublicKey
 
 _LOOK_AGAIN_SECONDS = 1.0
-_ASK_AGAIN_SECONDS = 10.0
-_Public = TypeVar("_Public", SealingPublicKey, SigningPublicKey)
 _Any = TypeVar("_Any", SealingPublicKey, SigningKey)
 
 
@@ -70,8 +68,7 @@ class KeyRing:
             _Watched(folder / role, passphrase=passphrase, clock=clock)
             for role in (NODE, SENDER, TRUSTED, REPORTING, CLERK, OPERATOR)
         )
-        self._shown, self._clock = shown, clock
-        self._shown_at, self._lists = float("-inf"), list[Published]()
+        self._published = PublishedKeys(folder / OPERATOR, shown=shown, clock=clock, now=now)
 
     @classmethod
     def of(cls, settings: KeySettings, *, shown: Callable[[], Mapping[str, bytes]] = dict) -> "KeyRing":
@@ -84,7 +81,8 @@ class KeyRing:
 
         Where there is none for the queue in the folder, it is one that a trusted operator publishes.
         """
-        found = _most_specific(_sealing(self._node.entries(), Reader.NODE), queue) or self._published_for(queue)
+        found = most_specific(_sealing(self._node.entries(), Reader.NODE), queue)
+        found = found or self._published.keys(_signing(self._operator.entries(), Signer.OPERATOR), queue)
         if not found:
             raise NotFound(
                 f"no node's key to seal to for the queue {queue}, in {self.folder / NODE}",
@@ -100,19 +98,8 @@ class KeyRing:
         return self._current(strong)
 
     def published(self) -> list[Published]:
-        """Return what trusted operators publish: of each the newest list that was ever seen here."""
-        operators = [key for _, key in _signing(self._operator.entries(), Signer.OPERATOR)]
-        if operators and self._clock() - self._shown_at >= _ASK_AGAIN_SECONDS:
-            shown, folder = self._shown(), self.folder / OPERATOR
-            self._lists = [found for each in operators if (found := newest_list(folder, shown, operator=each))]
-            self._shown_at = self._clock()
-        return [found for found in self._lists if found.operator in {each.key_id for each in operators}]
-
-    def _published_for(self, queue: str) -> list[SealingPublicKey]:
-        operators = _most_specific(_signing(self._operator.entries(), Signer.OPERATOR), queue)
-        named = {each.key_id for each in operators}
-        keys = [pair for found in self.published() if found.operator in named for pair in found.keys]
-        return _most_specific(sorted(keys, key=lambda pair: pair[1].created_at), queue)
+        """Return what trusted operators publish: of each the newest list that was ever seen here, even if it ended."""
+        return self._published.lists([key for _, key in _signing(self._operator.entries(), Signer.OPERATOR)])
 
     def operator(self) -> SigningKey:
         """Return what the list of published keys is signed with: the newest one."""
@@ -152,12 +139,12 @@ class KeyRing:
 
     def trusted(self, key_id: KeyId, *, queue: str) -> SigningPublicKey:
         """Return the sender's key with this id, if it is one of those with the longest prefix of the queue's name."""
-        found = _most_specific(_signing(self._trusted.entries(), Signer.SENDER), queue)
+        found = most_specific(_signing(self._trusted.entries(), Signer.SENDER), queue)
         return _named(key_id, found, told=f"the sender {key_id:.40} is not trusted for the queue {queue}")
 
     def trusted_node(self, key_id: KeyId, *, queue: str) -> SigningPublicKey:
         """Return the key with this id that a node signs reports with, if it is trusted for the request queue."""
-        found = _most_specific(_signing(self._node.entries(), Signer.NODE), queue)
+        found = most_specific(_signing(self._node.entries(), Signer.NODE), queue)
         return _named(key_id, found, told=f"the node {key_id:.40} is not trusted to report on the queue {queue}")
 
     def clerk(self) -> SigningKey:
@@ -172,12 +159,12 @@ class KeyRing:
 
     def trusted_clerk(self, key_id: KeyId, *, queue: str) -> SigningPublicKey:
         """Return the key with this id that a clerk signs grants with, if it is trusted for the request queue."""
-        found = _most_specific(_signing(self._clerk.entries(), Signer.CLERK), queue)
+        found = most_specific(_signing(self._clerk.entries(), Signer.CLERK), queue)
         return _named(key_id, found, told=f"the clerk {key_id:.40} is not trusted for the queue {queue}")
 
     def reporting(self, queue: str) -> SealingPublicKey | None:
         """Return what to seal a queue's reports to where a spec names nothing, if anything."""
-        found = _most_specific(_sealing(self._reporting.entries(), Reader.REPORTING), queue)
+        found = most_specific(_sealing(self._reporting.entries(), Reader.REPORTING), queue)
         return self._strongest_current(found)
 
     def own_reporting(self) -> SealingPublicKey | None:
@@ -228,18 +215,11 @@ class KeyRing:
 
     def trusts_any(self, queue: str) -> bool:
         """Tell whether any sender is trusted for a queue."""
-        return bool(_most_specific(_signing(self._trusted.entries(), Signer.SENDER), queue))
+        return bool(most_specific(_signing(self._trusted.entries(), Signer.SENDER), queue))
 
     def trusts_nodes(self, queue: str) -> bool:
         """Tell whether any node is trusted to report on a queue."""
-        return bool(_most_specific(_signing(self._node.entries(), Signer.NODE), queue))
-
-
-def _most_specific(keys: Sequence[tuple[str, _Public]], queue: str) -> list[_Public]:
-    """Return the keys with the longest prefix that the queue's name begins with."""
-    matching = [(prefix, key) for prefix, key in keys if queue.startswith(prefix)]
-    longest = max((len(prefix) for prefix, _ in matching), default=0)
-    return [key for prefix, key in matching if len(prefix) == longest]
+        return bool(most_specific(_signing(self._node.entries(), Signer.NODE), queue))
 
 
 def _named(key_id: KeyId, keys: Iterable[SigningPublicKey], *, told: str) -> SigningPublicKey:

@@ -37,15 +37,21 @@ def read_lines(key: str) -> str:
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", required=False)
 @prefix_option
-def publish(*, key: str, prefix: str) -> None:
+def publish(*, key: str | None, prefix: str) -> None:
     """Publish node keys through the registry, signed as an operator: KEY is their lines, a file, or - for stdin.
 
-    Whoever trusts this operator seals to them, where no key of a folder of its own is for the queue.
+    Whoever trusts this operator seals to them, where no key of a folder of its own is for the queue, and for
+    JOBQUEUE_PUBLISHED_FOR from now on: without a KEY, what is published is signed anew.
     """
     from jobqueue.keys import Reader, SealingPublicKey, check_prefix, parse_lines
 
+    if key is None:
+        if prefix:
+            raise click.UsageError("--queue is of a KEY")
+        _publish(_again)
+        return
     check_prefix(prefix)
     found = [each for each in parse_lines(read_lines(key)) if isinstance(each, SealingPublicKey)]
     new = [(prefix, each) for each in found if each.reader is Reader.NODE]
@@ -54,6 +60,12 @@ def publish(*, key: str, prefix: str) -> None:
     _publish(lambda listed: [*(pair for pair in listed if pair not in new), *new])
     for _, each in new:
         click.echo(each.key_id)
+
+
+def _again(listed: "_Listed") -> "_Listed":
+    if not listed:
+        raise NotFound("this operator publishes nothing", hint="`jobqueue keys publish LINES` with a node's lines")
+    return listed
 
 
 @click.command()
@@ -88,6 +100,7 @@ def published(*, form: str) -> None:
             "USED FROM": write_instant(key.created_at),
             "OPERATOR": found.operator,
             "SIGNED": write_instant(found.at),
+            "UNTIL": write_instant(found.until),
         }
         for found in lists
         for prefix, key in found.keys
@@ -106,7 +119,12 @@ def _publish(change: "Callable[[_Listed], _Listed]") -> None:
         operator = ring.operator()
         before = [found for found in ring.published() if found.operator == operator.public.key_id]
         at = max([datetime.now(UTC), *(found.at + timedelta(microseconds=1) for found in before)])
+        if any(found.unknown for found in before):
+            told = "keys are published of a kind that this version does not know, and would be lost"
+            raise KeyRefused(told, hint="update jobqueue here")
         listed = change([pair for found in before for pair in found.keys])
-        document = sign_list(listed, at=at, operator=operator)
+        until = at + settings.published_for
+        document = sign_list(listed, at=at, until=until, operator=operator)
         registry.directory.put(operator.public.key_id, document)
         KeyRing.of(settings, shown=lambda: {operator.public.key_id: document}).published()  # kept here as well
+    click.echo(f"signed until {write_instant(until)}; `jobqueue keys publish` signs it anew", err=True)

@@ -172,7 +172,7 @@ def operator() -> SigningKey:
 def lists() -> tuple[bytes, ...]:
     """Return what an operator publishes."""
     keys = [("lab_", KeyRing(key_folder()).recipient(QUEUE))]
-    return sign_list(keys, at=NOW, operator=operator()), b"[" * _DEEP
+    return sign_list(keys, at=NOW, until=NOW + timedelta(days=30), operator=operator()), b"[" * _DEEP
 
 
 def web_addresses() -> tuple[bytes, ...]:

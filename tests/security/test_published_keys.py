@@ -1,6 +1,7 @@
 """Keys of nodes that are published through a registry which lies."""
 
 import json
+import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,14 +22,15 @@ from jobqueue.keys import (
 )
 from jobqueue.keys.directory import MAX_LIST_BYTES
 
-AT = datetime(2026, 7, 1, tzinfo=UTC)
+AT = datetime.now(UTC) - timedelta(minutes=1)
+LIFE = timedelta(days=30)
 
 
 class World:
     """An operator who has published some keys, and a sender who trusts it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.seconds = folder, 0.0
+        self.folder, self.seconds, self.later = folder, 0.0, timedelta(0)
         self.operator_keys, self.sender_keys = folder / "operator's", folder / "sender's"
         self.operator: SigningPublicKey = make_pair(self.operator_keys, Signer.OPERATOR)
         self.shown: dict[str, bytes] = {}
@@ -37,7 +39,13 @@ class World:
 
     def make_ring(self, *, weakest: Suite = Suite.X25519) -> KeyRing:
         """Return the sender's keys, as a new process has them."""
-        return KeyRing(self.sender_keys, clock=lambda: self.seconds, shown=lambda: self.shown, weakest=weakest)
+        return KeyRing(
+            self.sender_keys,
+            clock=lambda: self.seconds,
+            now=lambda: datetime.now(UTC) + self.later,
+            shown=lambda: self.shown,
+            weakest=weakest,
+        )
 
     def make_node(self, name: str, *, suite: Suite = Suite.MLKEM768_X25519) -> SealingPublicKey:
         """Return the key of a new node."""
@@ -45,7 +53,13 @@ class World:
 
     def sign(self, *keys: tuple[str, SealingPublicKey], after: timedelta = timedelta(0)) -> bytes:
         """Return a list as the operator signs it."""
-        return sign_list(keys, at=AT + after, operator=KeyRing(self.operator_keys).operator())
+        at = AT + after
+        return sign_list(keys, at=at, until=at + LIFE, operator=KeyRing(self.operator_keys).operator())
+
+    def sign_body(self, body: str) -> bytes:
+        """Return any text, signed as a list."""
+        signature = KeyRing(self.operator_keys).operator().sign(b"jobqueue/v1/published" + body.encode()).hex()
+        return json.dumps({"body": body, "signature": signature}).encode()
 
     def show(self, document: bytes) -> None:
         """Have the registry show a document, and the sender ask again."""
@@ -91,12 +105,14 @@ def test_a_list_that_no_trusted_operator_has_signed_changes_nothing(world: World
     mine, good = world.make_node("attacker"), world.make_node("good")
     sound = world.sign(("lab_", good))
     make_pair(tmp_path / "attacker", Signer.OPERATOR)
-    forged = sign_list([("", mine)], at=AT + timedelta(days=1), operator=KeyRing(tmp_path / "attacker").operator())
+    attacker = KeyRing(tmp_path / "attacker").operator()
+    forged = sign_list([("", mine)], at=AT + timedelta(days=1), until=AT + LIFE, operator=attacker)
     outside = json.loads(sound)
     for document in (
         forged,
         json.dumps({**outside, "body": outside["body"].replace('"lab_"', '""')}).encode(),
         json.dumps({**outside, "body": json.loads(forged)["body"]}).encode(),
+        json.dumps({**outside, "body": outside["body"].replace('"until": "20', '"until": "21')}).encode(),
         json.dumps({**outside, "signature": ""}).encode(),
         b"",
         b"[]",
@@ -119,22 +135,24 @@ def test_a_list_that_no_trusted_operator_has_signed_changes_nothing(world: World
         "",
         "[]",
         "{}",
-        '{"at": 1, "keys": []}',
-        '{"at": "2027-01-01T00:00:00", "keys": []}',
-        '{"at": "2027-01-01T00:00:00Z", "keys": 1}',
-        '{"at": "2027-01-01T00:00:00Z", "keys": [1]}',
-        '{"at": "2027-01-01T00:00:00Z", "keys": [{"queue": 1, "line": "LINE"}]}',
-        '{"at": "2027-01-01T00:00:00Z", "keys": [{"queue": "lab_", "line": 1}]}',
+        '{"at": 1, "until": "2999-01-01T00:00:00Z", "keys": []}',
+        '{"at": "2099-01-01T00:00:00", "until": "2999-01-01T00:00:00Z", "keys": []}',
+        '{"at": "2099-01-01T00:00:00Z", "keys": []}',
+        '{"at": "2099-01-01T00:00:00Z", "until": 1, "keys": []}',
+        '{"at": "2099-01-01T00:00:00Z", "until": "2999-01-01T00:00:00", "keys": []}',
+        '{"at": "2099-01-01T00:00:00Z", "until": "9999-12-31T23:59:59-01:00", "keys": []}',
+        '{"at": "2099-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z", "keys": 1}',
+        '{"at": "2099-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z", "keys": [1]}',
+        '{"at": "2099-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z", "keys": [{"queue": 1, "line": "LINE"}]}',
+        '{"at": "2099-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z", "keys": [{"queue": "lab_", "line": 1}]}',
+        '{"at": "2099-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z", "keys": [{"queue": "", "line": "no key"}]}',
     ],
 )
 def test_a_signed_list_that_is_none_changes_nothing(world: World, body: str) -> None:
     node = world.make_node("node")
     world.show(world.sign(("", node)))
     assert world.ring.recipient("default_cpu") == node
-    body = body.replace("LINE", node.line)
-    operator = KeyRing(world.operator_keys).operator()
-    signature = operator.sign(b"jobqueue/v1/published" + body.encode()).hex()
-    world.show(json.dumps({"body": body, "signature": signature}).encode())
+    world.show(world.sign_body(body.replace("LINE", node.line)))
     assert world.ring.recipient("default_cpu") == world.make_ring().recipient("default_cpu") == node
 
 
@@ -160,6 +178,65 @@ def test_an_older_list_that_is_shown_again_changes_nothing(world: World) -> None
     for document in (older, b""):
         world.show(document)
         assert (world.ring.recipient("q"), world.make_ring().recipient("q")) == (fresh, fresh)
+
+
+@pytest.mark.security_case("published key replayed")
+def test_a_list_ends_for_whom_no_newer_one_is_shown(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A registry shows an old list, with a stolen node's key, for ever: to senders that have never seen another one.
+
+    Refused: a list is signed until a time, 30 days by default; then nothing is sealed to what is in it.
+    Evidence: the error and what it tells to do, also for a queue of a less specific key; a warning before, once.
+    Red before: a list counted for ever.
+    """
+    caplog.set_level(logging.WARNING)
+    stolen, other = world.make_node("stolen"), make_pair(world.folder / "other operator's", Signer.OPERATOR)
+    second = KeyRing(world.folder / "other operator's").operator()
+    world.shown[other.key_id] = sign_list([("", stolen)], at=AT, until=AT + 3 * LIFE, operator=second)
+    trust(world.sender_keys, other.line)
+    world.show(world.sign(("lab_", stolen)))
+    assert world.ring.recipient("lab_cpu") == stolen
+    assert caplog.text == ""
+    for _ in range(3):
+        world.later, world.seconds = LIFE * 0.8, world.seconds + 60
+        assert world.ring.recipient("lab_cpu") == stolen
+    assert caplog.text.count("keys.list_ends") == 1
+    world.later = LIFE
+    for ring in (world.ring, world.make_ring()):
+        with pytest.raises(NotFound, match="no newer list") as raised:
+            ring.recipient("lab_cpu")
+        assert "jobqueue keys publish" in raised.value.hint
+        assert ring.recipient("default_cpu") == stolen, "which is the other operator's to say"
+    fresh = world.make_node("fresh")
+    world.show(world.sign(("lab_", fresh), after=LIFE))
+    assert world.ring.recipient("lab_cpu") == fresh
+
+
+def test_a_newer_list_that_has_ended_is_not_replaced_by_an_older_one(world: World) -> None:
+    old, new = world.make_node("old"), world.make_node("new")
+    operator = KeyRing(world.operator_keys).operator()
+    older = sign_list([("", old)], at=AT, until=AT + 100 * LIFE, operator=operator)
+    world.show(world.sign(("", new), after=timedelta(seconds=1)))
+    assert world.ring.recipient("q") == new
+    world.later = LIFE * 2
+    world.show(older)
+    with pytest.raises(NotFound, match="no newer list"):
+        world.ring.recipient("q")
+
+
+def test_a_kind_of_key_that_is_not_known_yet_leaves_the_others_and_its_queues_alone(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    common, lab = world.make_node("common"), world.make_node("lab")
+    newer = lab.line.replace("node-mlkem768-x25519", "node-mlkem1024-x448")
+    lines = [("", common.line), ("lab_", lab.line), ("lab_", newer), ("vision_", newer)]
+    body = {"at": AT.isoformat(), "until": (AT + LIFE).isoformat()}
+    body |= {"keys": [{"queue": prefix, "line": line} for prefix, line in lines]}  # type: ignore[dict-item]
+    world.show(world.sign_body(json.dumps(body)))
+    assert (world.ring.recipient("default_cpu"), world.ring.recipient("lab_cpu")) == (common, lab)
+    assert caplog.text.count("keys.unknown_kind") == 1
+    with pytest.raises(NotFound, match="does not know") as raised:
+        world.ring.recipient("vision_cpu")  # nor to `common`, whose nodes need not be those of the queue
+    assert "update" in raised.value.hint
 
 
 @pytest.mark.security_case("published key forged")

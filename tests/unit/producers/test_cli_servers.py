@@ -138,7 +138,9 @@ def test_what_a_node_has_written_is_trusted_as_it_is(project: str, tmp_path: Pat
     assert (ring.recipient("q").key_id, ring.trusted_node(signing, queue="q").key_id) == (sealing, signing)
 
 
-def test_an_operator_publishes_node_keys_and_takes_them_back(project: str, tmp_path: Path) -> None:
+def test_an_operator_publishes_node_keys_and_takes_them_back(
+    project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = CliRunner(env={"JOBQUEUE_KEYS": str(tmp_path / "node's")}).invoke(jobqueue, ["keys", "new", "node"]).stdout
     assert _call("keys", "publish", lines).exit_code == 102, "there is no operator here"
     assert _call("keys", "new", "operator").stdout.startswith("jobqueue-operator-")
@@ -146,11 +148,35 @@ def test_an_operator_publishes_node_keys_and_takes_them_back(project: str, tmp_p
     assert _call("keys", "publish", "-", "--queue", "vision_", stdin=lines).exit_code == 0
     (row,) = json.loads(_call("keys", "published", "-o", "json").stdout)
     assert (row["key"], row["queues"]) == (key_id, "vision_*")
+    assert _call("keys", "publish", "--queue", "vision_").exit_code == 2, "which key?"
+    monkeypatch.setenv("JOBQUEUE_PUBLISHED_FOR", "400d")
+    assert "jobqueue keys publish" in _call("keys", "publish").stderr
+    (again,) = json.loads(_call("keys", "published", "-o", "json").stdout)
+    assert {**again, "signed": "", "until": ""} == {**row, "signed": "", "until": ""}
+    assert row["signed"] <= again["signed"] < row["until"] < again["until"]
     assert _call("keys", "publish", lines.splitlines()[1]).exit_code == 1, "nothing is sealed to what signs"
     assert _call("keys", "publish", lines, "--queue", "a/b").exit_code != 0
     assert _call("keys", "unpublish", key_id).stdout.split() == [key_id]
     assert _call("keys", "unpublish", key_id).exit_code == 102
+    assert _call("keys", "publish").exit_code == 102, "there is nothing to sign anew"
     assert json.loads(_call("keys", "published", "-o", "json").stdout) == []
+
+
+def test_an_older_client_publishes_nothing_where_it_would_lose_keys_that_it_does_not_know(
+    project: str, tmp_path: Path
+) -> None:
+    _call("keys", "new", "operator")
+    operator, node = KeyRing(tmp_path / "keys").operator(), make_pair(tmp_path / "node's", Reader.NODE)
+    newer = node.line.replace("node-mlkem768-x25519", "node-mlkem1024-x448")
+    inside = {"at": "2026-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z", "keys": [{"queue": "", "line": newer}]}
+    body = json.dumps(inside)
+    signature = operator.sign(b"jobqueue/v1/published" + body.encode()).hex()
+    with closing(open_registry("memory://")) as registry:
+        registry.directory.put(operator.public.key_id, json.dumps({"body": body, "signature": signature}).encode())
+    for words in (["publish"], ["publish", node.line], ["unpublish", node.key_id]):
+        result = _call("keys", *words)
+        assert result.exit_code == 1
+        assert "update jobqueue" in result.stderr
 
 
 def test_a_rotation_tells_what_comes_next(project: str, tmp_path: Path) -> None:
