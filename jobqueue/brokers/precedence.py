@@ -36,3 +36,11 @@ class Precedence:
         """Note that a message was taken from one of the two, or that the request queue had its turn."""
         queue = served_queue(name)
         self._streaks[queue] = self._streaks[queue] + 1 if is_first_queue(name) else 0
+
+    def note_refused(self, name: str) -> None:
+        """Note that a message from one of the two was refused: what goes ahead had its turn, the others still have it.
+
+        Else what goes ahead would keep the others waiting for as long as a flood lies before them.
+        """
+        if is_first_queue(name):
+            self.note(name)

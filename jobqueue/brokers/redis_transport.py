@@ -124,13 +124,13 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
             return False
         name = source.decode()
         queue = served_queue(name)
-        self._precedence.note(name)
         self._gone.discard(queue)
         self._queue_cycle.rotate(queue)
         payload = as_message(raw, queue=name, tag=tag)
         if not self._is_refused(payload):
-            self._hand_on(payload, queue)
+            self._hand_on(payload, name)
             return True
+        self._precedence.note_refused(name)
         self._remove(name, [tag])
         return self._take_after_refused(name)
 
@@ -147,7 +147,7 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
                 with self.conn_or_acquire() as client:
                     self._give_back(keys=keys, args=[_tag_of(payload)], client=client)
             if sound:
-                self._hand_on(sound[0], served_queue(name))
+                self._hand_on(sound[0], name)
                 return True
             if len(taken) < count:
                 break
@@ -170,8 +170,9 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         is_refused = self.connection.is_refused
         return is_refused is not None and is_refused(self.Message(payload, channel=self))
 
-    def _hand_on(self, payload: dict[str, Any], queue: str) -> None:
-        self.connection._deliver(payload, queue)  # noqa: SLF001 - kombu's own way
+    def _hand_on(self, payload: dict[str, Any], name: str) -> None:
+        self._precedence.note(name)
+        self.connection._deliver(payload, served_queue(name))  # noqa: SLF001 - kombu's own way
 
 
 class Transport(_kombu.Transport):  # type: ignore[misc]  # a class, untyped

@@ -59,9 +59,7 @@ class Consumer(CeleryConsumer):
         # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **options)
-        self._gate = Gate(
-            node_of(self.app), turns=self._turns, ends=ends_of(self.app), refusals=refusals_of(self.app)
-        )
+        self._gate = Gate(node_of(self.app), turns=self._turns, ends=ends_of(self.app), refusals=refusals_of(self.app))
 
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
@@ -177,7 +175,7 @@ class Consumer(CeleryConsumer):
         scout_of(self.app).saw(verified.header)
         if self._room and not self._room.admit(message, verified):
             self._turns.note(verified.header.queue)
-            self._intake.passed_over(source_of(message))
+            self._intake.put_off(source_of(message))
             return
         try:
             handle(message)

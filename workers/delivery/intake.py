@@ -51,6 +51,7 @@ class Intake:
         self._closed: Collection[str] = ()
         self._waiting: dict[str, int | None] = {}
         self._precedence = Precedence()
+        self._stirred: set[str] = set()
         self._listened: set[str] = set()
         self._lacking: set[str] = set()
         self._paused: dict[str, Any] = {}
@@ -135,9 +136,13 @@ class Intake:
             self.rearrange(consumers)
 
     def passed_over(self, source: str) -> None:
-        """Note that a message from a consumed queue was refused or put off; a flood of what goes ahead has its end."""
-        if is_first_queue(source):
-            self._precedence.note(source)
+        """Note that a message from a consumed queue was refused: its turn is not over, unless it went ahead."""
+        self._precedence.note_refused(source)
+        self._stirred.add(source)
+
+    def put_off(self, source: str) -> None:
+        """Note that a message from a consumed queue had its turn, and is to come back later."""
+        self._precedence.note(source)
 
     def _choose(self) -> list[str]:
         known = {**self._waiting, **dict.fromkeys(self._named)}
@@ -213,18 +218,24 @@ class Intake:
             return list(self._paused)
         there = {consumed.name for consumed in consumers.queues} | set(self._paused)
         paused = self._turns.order({served_queue(name) for name in self._paused})
+        waiting = set(self._paused)
         for queue in paused:
-            own = [name for name in self._paused if served_queue(name) == queue]
-            if self._precedence.is_others_turn(queue) and queue in own:
+            own, first = [name for name in self._paused if served_queue(name) == queue], first_queue(queue)
+            if self._precedence.is_others_turn(queue):
+                if queue in own:
+                    self._stirred.discard(queue)
+                    return [queue]
+                if queue in self._stirred:  # a flood is being removed, and what lies behind it has its turn
+                    self._stirred.discard(queue)
+                    waiting.discard(first)
+                    continue
                 self._precedence.note(queue)
-                return [queue]
-            first = first_queue(queue)
             if first in there and self._holds(first):
                 return [name for name in own if is_first_queue(name)]
             if len(paused) > 1 and self._holds(queue):
                 return own
             self._waiting.update({queue: 0} if queue in self._waiting and len(paused) > 1 else {})
-        return list(self._paused)
+        return [name for name in self._paused if name in waiting]
 
     def _holds(self, queue: str) -> bool:
         """Tell whether something lies in a queue; for a request queue, what was put off counts too."""

@@ -21,6 +21,16 @@ def test_after_some_in_a_row_the_request_queue_itself_is_next_and_then_it_begins
     assert precedence.order(QUEUE) == (FIRST, QUEUE)
 
 
+def test_what_is_refused_takes_nobodys_turn_but_that_of_what_goes_ahead() -> None:
+    precedence = Precedence()
+    for _ in range(IN_A_ROW):
+        assert not precedence.is_others_turn(QUEUE)
+        precedence.note_refused(FIRST)
+        precedence.note_refused(QUEUE)
+    precedence.note_refused(QUEUE)
+    assert precedence.is_others_turn(QUEUE)
+
+
 def test_one_queue_says_nothing_of_another() -> None:
     precedence = Precedence()
     for _ in range(IN_A_ROW):

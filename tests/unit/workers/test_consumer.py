@@ -59,7 +59,7 @@ class Gate:
         self.has_place = True
         self.dead_before = 0
         self.refused_for_want_of_a_place: list[Any] = []
-        self.passed: list[str] = []
+        self.passed: list[tuple[str, str]] = []
         self.error: Exception | None = None
         site = SimpleNamespace(
             keys=node.site.keys, outbox=node.site.outbox, worker_id=node.site.worker_id, deliveries=self
@@ -105,7 +105,10 @@ class Gate:
         self.meet_trouble()
 
     def passed_over(self, source: str) -> None:
-        self.passed.append(source)
+        self.passed.append((source, "refused"))
+
+    def put_off(self, source: str) -> None:
+        self.passed.append((source, "put off"))
 
     def meet_trouble(self) -> None:
         if self.trouble:
@@ -388,7 +391,7 @@ def test_what_is_refused_or_finds_no_room_counts_where_it_went_ahead(gate: Gate,
     message = gate.seal() if is_sound else Message(b"no envelope", "exp-1", queue=gate.node.queue)
     message.delivery_info["routing_key"] = first
     gate.take(message)
-    assert gate.passed == [first]
+    assert gate.passed == [(first, "put off" if is_sound else "refused")]
 
 
 @pytest.mark.parametrize("trouble", [ConsumerCancelled("a_cpu"), NotFound(), ConnectionResetError(), KeyError("tag")])

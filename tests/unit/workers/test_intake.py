@@ -279,6 +279,39 @@ def test_a_flood_of_what_is_refused_ahead_of_a_queue_keeps_nobody_from_it() -> N
     assert set(site.consumers.names) == both(A)
 
 
+def test_what_waits_behind_a_flood_has_its_turn_though_others_go_ahead() -> None:
+    first = first_queue(A)
+    site = Situation(named=(A,), ready={A: 1000, first: 1000})
+    for _ in range(IN_A_ROW):
+        assert run_next(site, first) == first
+    site.free = 1
+    for _ in range(3):
+        site.rearrange()
+        assert site.consumers.names == [A]
+        site.intake.passed_over(A)
+    site.take(A)
+    site.free = 1
+    site.rearrange()
+    assert site.consumers.names == [first]
+
+
+@pytest.mark.parametrize("is_put_off", [True, False])
+def test_a_turn_is_over_when_nothing_more_comes_or_what_comes_is_put_off(*, is_put_off: bool) -> None:
+    first = first_queue(A)
+    site = Situation(named=(A,), ready={A: 1000, first: 1000})
+    for _ in range(IN_A_ROW):
+        run_next(site, first)
+    site.free = 1
+    site.rearrange()
+    site.intake.passed_over(A)
+    if is_put_off:
+        site.intake.put_off(A)
+    else:
+        site.rearrange()
+    site.rearrange()
+    assert set(site.consumers.names) == both(A)
+
+
 def test_a_queue_that_went_while_it_was_paused_keeps_nobody_from_the_others() -> None:
     site = Situation(free=1, ready={B: 1})
     site.take(B)
