@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -136,26 +137,26 @@ class _Tape:
 
 
 def _extract(tape: _Tape, target: Path, limit: int, *, mask: int) -> int:
-    total = files = 0
-    known: set[str] = set()
-    folded: dict[str, str] = {}
+    total = 0
+    known: dict[bytes, bytes] = {}
     for member in _members(tape):
-        files += not member.is_folder
         total += member.size_bytes
         if total > limit:
             raise ArtifactRefused(
                 f"{_shown(member.path)}: the archive unpacks to more than {describe_size(limit)}",
                 hint="declare its size, ask for more with disk=, or send less",
             )
-        parts = member.path.split("/")
-        _require_one_name(member.path, folded)
-        _make_folders(target, parts if member.is_folder else parts[:-1], known)
-        if files + len(known) > MAX_TREE_ENTRIES:
+        new = _note(member, known, target)
+        if len(known) > MAX_TREE_ENTRIES:
             raise ArtifactRefused(
                 f"{_shown(member.path)}: the archive has more than {MAX_TREE_ENTRIES} entries", hint="send fewer files"
             )
-        if not member.is_folder:
-            _write(target / member.path, member, tape, mask=mask)
+        try:
+            _make_folders(target, [path for path in new if member.is_folder or path != member.path])
+            if not member.is_folder:
+                _write(target / member.path, member, tape, mask=mask)
+        except FileExistsError:
+            raise ArtifactRefused(f"{_shown(member.path)} comes twice", hint="pack it again") from None
     tape.require_end()
     return total
 
@@ -238,39 +239,53 @@ def _checked(header: tarfile.TarInfo, path: str, size_bytes: int) -> _Member | N
     return _Member(path=plain, is_folder=is_folder, is_executable=bool(header.mode & 0o100), size_bytes=size_bytes)
 
 
-def _require_one_name(path: str, folded: dict[str, str]) -> None:
-    """Make sure that no other path is the same one where case, or the way a letter is composed, does not count."""
+def _note(member: _Member, known: dict[bytes, bytes], target: Path) -> list[str]:
+    """Return what of an entry's path is new, from the top; paths are known by digests, so that long ones take no more.
+
+    No two may be one where case, or the way a letter is composed, does not count.
+    """
+    new, path, is_folder = [], member.path, member.is_folder
     while path:
-        other = folded.setdefault(fold := fold_path(path), "")
-        if other == path:
-            return
-        if other:
-            raise ArtifactRefused(
-                f"{_shown(path)} and {_shown(other)} differ in case alone",
-                hint="rename one of them, or send a .tar that the experiment unpacks itself",
-            )
-        folded[fold] = path
-        path = path.rpartition("/")[0]
+        mine = _digest(f"{path}/" if is_folder else path)
+        other = known.setdefault(_digest(fold_path(path)), mine)
+        if other != mine:
+            raise _refused(path, _find(target, path))
+        if other is not mine:
+            break
+        new.append(path)
+        path, is_folder = path.rpartition("/")[0], True
+    return new[::-1]
 
 
-def _make_folders(target: Path, parts: list[str], known: set[str]) -> None:
-    for end in range(1, len(parts) + 1):
-        path = "/".join(parts[:end])
-        if path in known:
-            continue
-        try:
-            (target / path).mkdir()
-        except FileExistsError:
-            raise ArtifactRefused(f"{_shown(path)} is a file and a folder", hint="pack it again") from None
+def _digest(path: str) -> bytes:
+    return blake2b(path.encode(), digest_size=16).digest()
+
+
+def _find(target: Path, path: str) -> str:
+    """Return how the names of a path are written that was unpacked before, maybe in another case."""
+    found = target
+    for part in path.split("/"):
+        found = next((child for child in found.iterdir() if fold_path(child.name) == fold_path(part)), found / part)
+    return found.relative_to(target).as_posix()
+
+
+def _refused(path: str, other: str) -> ArtifactRefused:
+    if path == other:
+        return ArtifactRefused(f"{_shown(path)} is a file and a folder", hint="pack it again")
+    return ArtifactRefused(
+        f"{_shown(path)} and {_shown(other)} differ in case alone",
+        hint="rename one of them, or send a .tar that the experiment unpacks itself",
+    )
+
+
+def _make_folders(target: Path, paths: list[str]) -> None:
+    for path in paths:
+        (target / path).mkdir()
         (target / path).chmod(0o755)  # whatever this process's mask is: the container is another user
-        known.add(path)
 
 
 def _write(path: Path, member: _Member, tape: _Tape, *, mask: int) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileExistsError:
-        raise ArtifactRefused(f"{_shown(member.path)} comes twice", hint="pack it again") from None
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "wb", buffering=0) as file:
         os.fchmod(descriptor, mask & (0o755 if member.is_executable else 0o644))
         for piece in tape.pieces(member.size_bytes):
