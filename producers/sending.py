@@ -40,7 +40,6 @@ _BELIEVED: Final = timedelta(seconds=10)
 _ABSENCE_BELIEVED: Final = timedelta(seconds=1)
 # So many of a queue's newest experiments are looked at to see whether any waits.
 _LOOKED_AT: Final = 100
-_LATE: Final = "it waits like the others (`jobqueue queues create {}` makes it)"
 _OWN_PACKAGES: Final = ("producers", "jobqueue")
 
 
@@ -147,18 +146,22 @@ class Sender:
         )
 
     def _publish(self, submissions: Sequence[Submission], *, projects: Collection[str]) -> None:
-        """Publish them; where a queue of one of `projects` has gone meanwhile, make it again."""
+        """Publish them; where a queue of one of `projects` has gone meanwhile, make it again.
+
+        Where only the one that is served before it has gone, what is fast waits like the others.
+        """
         try:
-            aimed = self._aim(submissions)
             try:
-                self._publisher.publish(aimed)
+                self._publisher.publish(self._aim(submissions))
             except NoSuchQueue:
                 self._seen_queues.clear()
-                if not projects:
-                    raise
                 for project in projects:
                     self._make_queues(project)
-                self._publisher.publish(aimed)
+                late = [sent.queue for sent in submissions if sent.is_fast and not self._has_first(sent.queue)]
+                if not (projects or late):
+                    raise
+                _warn(map(_tell_late, dict.fromkeys(late)))
+                self._publisher.publish(self._aim(submissions))
         except BaseException as error:  # also Ctrl-C: who has no handle must not have an experiment
             self._withdraw(submissions, error)
             raise
@@ -168,7 +171,7 @@ class Sender:
         """Return them for the queues in which they are to lie: what is fast, for the one that is served first."""
         new = {submission.id for submission in submissions}
         fast = {submission.queue for submission in submissions if submission.is_fast}
-        ahead = {queue for queue in fast if self._is_ahead_needed(queue, new)}
+        ahead = {queue for queue in fast if self._has_first(queue) and self._is_ahead_needed(queue, new)}
         return [
             replace(submission, queue=first_queue(submission.queue))
             if submission.is_fast and submission.queue in ahead
@@ -208,13 +211,19 @@ class Sender:
 
     def _find_delays(self, queue: str) -> list[str]:
         """Return why what is fast has to wait like the others; the workers have just been looked at."""
+        if not self._has_first(queue):
+            return [_tell_late(queue)]
+        old = [worker.worker_id for worker in self._workers if queue in worker.queues and not worker.takes_first]
+        return [f"{', '.join(old[:3])}: older workers know no priority: it waits like the others"] if old else []
+
+    def _has_first(self, queue: str) -> bool:
+        """Tell whether there is a queue that is served before it."""
         first = first_queue(queue)
         if not _is_recent(self._seen_queues.get(first, float("-inf"))):
             if not self._connections.broker.queues.exists(first):
-                return [f"the queue {queue!r} has none that is served before it: {_LATE.format(queue)}"]
+                return False
             self._seen_queues[first] = time.monotonic()
-        old = [worker.worker_id for worker in self._workers if queue in worker.queues and not worker.takes_first]
-        return [f"{', '.join(old[:3])}: older workers know no priority: it waits like the others"] if old else []
+        return True
 
 
 def digest_spec(spec: ExperimentSpec) -> str:
@@ -230,6 +239,11 @@ def _check_priority(spec: ExperimentSpec) -> None:
     """Raise InvalidSpec if it is too large to go ahead: by now the sizes of its files are known."""
     if problems := judge_priority(spec):
         raise InvalidSpec(problems)
+
+
+def _tell_late(queue: str) -> str:
+    told = "it waits like the others"
+    return f"the queue {queue!r} has none that is served before it: {told} (`jobqueue queues create {queue}` makes it)"
 
 
 def _is_recent(at: float, believed: timedelta = _BELIEVED) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from services.broker_client import patiently
 from services.moto import SqsServer
 from services.process import Process
 from services.rabbitmq import RabbitServer
@@ -21,7 +22,9 @@ from jobqueue.config import Settings
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue, NotFound, RegistryUnavailable, Unavailable
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import State
+from jobqueue.routing import first_queue
 from producers.client import Client
+from producers.preparation import JobqueueWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 SPEC: dict[str, Any] = {"image": "python:3.12-slim", "command": ["python", "train.py"]}
@@ -214,6 +217,22 @@ def test_a_queue_that_was_deleted_a_moment_ago_is_told(client: Client) -> None:
     queues.create(queue)
     client.submit(**SPEC, queue=queue)
     assert depth(client, queue) == 1, "the next message did not take the old one's answer for its own"
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["named", "made"])
+def test_what_is_fast_lies_with_the_others_where_the_queue_ahead_was_deleted_a_moment_ago(
+    client: Client, *, is_named: bool
+) -> None:
+    queue = f"{client.settings.project}_cpu"
+    named = {"queue": queue} if is_named else {}
+    patiently(lambda: client.submit(**SPEC))  # where asking costs, what is fast goes ahead only of what waits
+    patiently(lambda: client.submit(**SPEC, timeout="5m", priority="fast"))
+    patiently(lambda: client._connections.broker.queues.delete(first_queue(queue)))
+    before = depth(client)
+    with pytest.warns(JobqueueWarning, match=f"queues create {queue}"):
+        late = client.submit(**SPEC, timeout="5m", priority="fast", **named)
+    assert (late.state, depth(client) - before) == (State.QUEUED, 1)
+    assert not client._connections.broker.queues.exists(first_queue(queue))
 
 
 def test_threads_share_a_client(client: Client) -> None:
