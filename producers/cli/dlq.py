@@ -10,7 +10,7 @@ import click
 from jobqueue.errors import JobqueueError, NoSuchQueue, NotFound
 from jobqueue.ids import ExperimentId
 from jobqueue.quantities import describe_size
-from jobqueue.routing import DEAD, dead_letter_queue, request_queues
+from jobqueue.routing import DEAD, dead_letter_queue, first_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
 from producers.cli.group import EXIT_ERROR
 from producers.cli.output import Format, format_option, write_fields, write_instant, write_json, write_rows
@@ -18,8 +18,8 @@ from producers.cli.output import Format, format_option, write_fields, write_inst
 if TYPE_CHECKING:
     from jobqueue.brokers.base import Broker
     from jobqueue.config import Settings
-    from jobqueue.registry.base import Experiments
-    from producers.cli.dead_letters import DeadLetter, Pile
+    from jobqueue.registry.base import Experiments, Record, Submission
+    from producers.cli.dead_letters import DeadLetter
 
 _MOST: Final = 1000
 _LONGEST_HEADER: Final = 200
@@ -116,12 +116,14 @@ def replay(
     ):
         refused = 0
         for letter in tuple(pile.letters) if is_all else pile.choose(messages):
-            why = _why_not(letter, broker, experiments)
+            record = _find_record(letter, experiments)
+            why = _why_not(letter, broker, record)
             if why:
                 refused += 1
                 click.echo(f"{letter.number} stays: {why}", err=True)
             else:
-                _put_back(letter, publisher, pile)
+                publisher.publish([_as_sent(letter, broker, is_fast=bool(record and record.submission.is_fast))])
+                pile.remove(letter)
                 click.echo(f"{letter.number} {letter.experiment_id}")
     if refused:
         ctx.exit(EXIT_ERROR)
@@ -182,7 +184,14 @@ def _require_choice(messages: tuple[str, ...], is_enough: bool) -> None:  # noqa
         raise click.UsageError("name the messages, or give --all")
 
 
-def _why_not(letter: "DeadLetter", broker: "Broker", experiments: "Experiments") -> str:
+def _find_record(letter: "DeadLetter", experiments: "Experiments") -> "Record | None":
+    try:
+        return experiments.get(ExperimentId(letter.experiment_id)) if letter.header else None
+    except NotFound:
+        return None
+
+
+def _why_not(letter: "DeadLetter", broker: "Broker", record: "Record | None") -> str:
     """Return why it cannot run again; empty when it can."""
     if letter.header is None:
         return "it is no envelope of this version, so nothing here can run it; `jobqueue dlq purge` removes it"
@@ -190,34 +199,29 @@ def _why_not(letter: "DeadLetter", broker: "Broker", experiments: "Experiments")
         return f"it was sent to the queue {letter.header.queue}, and no worker takes it from here"
     if not broker.queues.exists(letter.queue):
         return f"there is no queue {letter.queue} any more; `jobqueue queues create` makes it"
-    try:
-        record = experiments.get(ExperimentId(letter.experiment_id))
-    except NotFound:
-        return ""
-    if not record.state.is_final:
+    if record is None or not record.state.is_final:
         return ""
     reason = f" ({record.reason.name})" if record.reason else ""
     return f"{letter.experiment_id} is {record.state}{reason}, which never changes: submit the experiment again"
 
 
-def _put_back(letter: "DeadLetter", publisher: Any, pile: "Pile") -> None:
-    """Publish it as its producer did, and remove it when the broker has confirmed that."""
+def _as_sent(letter: "DeadLetter", broker: "Broker", *, is_fast: bool) -> "Submission":
+    """Return it as its producer published it, for the queue in which it is to lie."""
     from jobqueue.registry.base import Submission
 
     header = letter.header
     if header is None:
         raise TypeError("what is no envelope cannot be published")
-    submission = Submission(
+    first = first_queue(header.queue)
+    return Submission(
         id=header.experiment_id,
-        queue=header.queue,
+        queue=first if is_fast and broker.queues.exists(first) else header.queue,
         project=header.project,
         resources=header.resources,
         submitted_at=header.submitted_at,
         expires_at=header.expires_at,
         message=letter.mail.body,
     )
-    publisher.publish([submission])
-    pile.remove(letter)
 
 
 def _is_older(letter: "DeadLetter", age: timedelta | None) -> bool:

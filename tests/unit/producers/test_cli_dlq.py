@@ -19,6 +19,7 @@ from jobqueue.ids import ExperimentId
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
+from jobqueue.routing import first_queue
 from producers.cli import jobqueue
 from producers.client import Client
 from producers.preparation import JobqueueWarning
@@ -66,10 +67,10 @@ def set_aside(broker: Broker, queue: str, reason: str, detail: str = "why") -> N
         broker.deliveries.dead_letter(consumer.next(), queue=queue, reason=reason, detail=detail)
 
 
-def dead_experiment(broker: Broker, queue: str, reason: str = "BAD_ENVELOPE") -> ExperimentId:
+def dead_experiment(broker: Broker, queue: str, reason: str = "BAD_ENVELOPE", **fields: object) -> ExperimentId:
     with Client(Settings()) as client:
         with pytest.warns(JobqueueWarning):
-            experiment = client.submit(image="any:1@sha256:" + "0" * 64, command=["secret"], queue=queue)
+            experiment = client.submit(image="any:1@sha256:" + "0" * 64, command=["secret"], queue=queue, **fields)
         set_aside(broker, queue, reason)
         return experiment.id
 
@@ -137,6 +138,29 @@ def test_replaying_puts_it_back_as_its_producer_sent_it(broker: Broker, queue: s
         assert "jobqueue-reason" not in message.headers
         assert bytes(message.body) == open_registry("memory://").experiments.get(experiment_id).submission.message
         message.ack()
+
+
+@pytest.mark.parametrize("has_first", [True, False])
+def test_replaying_puts_what_is_fast_ahead_again_where_there_is_a_queue_for_it(
+    broker: Broker, queue: str, *, has_first: bool
+) -> None:
+    experiment_id = dead_experiment(broker, queue, priority="fast", timeout="5m")
+    if not has_first:
+        broker.queues.delete(first_queue(queue))
+    assert call("replay", experiment_id).exit_code == 0
+    mail = broker.post.receive(first_queue(queue) if has_first else queue, timeout=timedelta(0))
+    assert mail
+    assert mail.headers["id"] == experiment_id
+    broker.post.acknowledge(mail)
+
+
+def test_what_the_registry_has_forgotten_is_replayed_all_the_same(broker: Broker, queue: str) -> None:
+    experiment_id = dead_experiment(broker, queue, priority="fast", timeout="5m")
+    open_registry("memory://").experiments.withdraw(experiment_id)
+    assert call("replay", experiment_id).exit_code == 0
+    mail = broker.post.receive(queue, timeout=timedelta(0))
+    assert mail
+    broker.post.acknowledge(mail)
 
 
 def test_what_is_final_stays_where_it_is_and_the_user_is_told_what_to_do(broker: Broker, queue: str) -> None:
