@@ -16,7 +16,7 @@ from typing import Final, Literal
 from jobqueue.artifacts import attempt_prefix, manifest_key, result_key
 from jobqueue.codec import decode_envelope
 from jobqueue.envelope import verify
-from jobqueue.errors import ArtifactRefused, JobqueueError, NotFound, RegistryUnavailable, Untrusted
+from jobqueue.errors import ArtifactRefused, JobqueueError, KeyRefused, NotFound, RegistryUnavailable, Untrusted
 from jobqueue.grants import Reply, Request, Verdict, Wish, read_request, seal_reply, write_trouble
 from jobqueue.ids import ExperimentId
 from jobqueue.keys import KeyRing
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 URL_LIFE: Final = timedelta(minutes=15)
 LISTED_AT_ONCE: Final = 1000
 _STORE: Final = "store:"
+# Told instead of errors about the clerk's own keys, which name its files.
+_KEYS: Final = "a key is missing or refused where the clerk runs: its log says which, and what to do there"
 
 # Finds the store that an address names, and the key there.
 Locate = Callable[[str], tuple[Store, str]]
@@ -64,14 +66,14 @@ class Clerk:
         try:
             request = read_request(message, keys=self._keys)
         except JobqueueError as error:
-            self._log("grant.not_read", error.message)
-            return write_trouble(str(error))
+            self._log("grant.not_read", str(error))
+            return write_trouble(_KEYS if isinstance(error, KeyRefused) else str(error))
         reply = self._reply(request)
         try:
             return seal_reply(reply, message=message, queue=request.queue, keys=self._keys)
         except JobqueueError as error:
-            self._log("grant.not_sealed", error.message)
-            return write_trouble(str(error))
+            self._log("grant.not_sealed", str(error))
+            return write_trouble(_KEYS)
 
     def _reply(self, request: Request) -> Reply:
         if not self._pace.allows(f"{request.queue} {request.experiment_id}"):
@@ -82,6 +84,9 @@ class Clerk:
             return self._refusal(Verdict.STALE, request, "another attempt holds the lease, or the experiment is over")
         except (ArtifactRefused, Untrusted) as error:
             return self._refusal(Verdict.REFUSED, request, error.message)
+        except KeyRefused as error:
+            self._log("grant.away", str(error), request.experiment_id or "")
+            return Reply(verdict=Verdict.AWAY, clerk=self._name, text=_KEYS)
         except JobqueueError as error:
             # Also of a sender that is trusted by the node and not here: that is the operator's to mend, not the user's.
             return self._refusal(Verdict.AWAY, request, error.message)

@@ -1,6 +1,8 @@
 """A granted store raises what every store raises, whoever is away; and says of a lost lease that it is lost."""
 
+import shutil
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,27 @@ def test_a_node_without_a_key_of_its_own_is_told_how_to_make_one(counter: Counte
     with pytest.raises(StoreUnavailable, match="no key to sign") as raised:
         store.size("key")
     assert "keys new node" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda keys: (keys / "node" / "bad.pub").write_text("no key"),
+        lambda keys: (keys / "trusted" / "bad.pub").write_text("no key"),
+        lambda keys: (keys / "clerk" / "bad.pub").write_text("no key"),
+        lambda keys: shutil.rmtree(keys / "clerk"),
+    ],
+    ids=["node", "trusted", "clerk", "no clerk"],
+)
+def test_a_node_is_told_of_keys_in_disorder_at_the_clerk_and_not_where_they_lie(
+    counter: Counter, harm: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    started = counter.start()
+    harm(counter.clerk_keys.folder)
+    with pytest.raises(StoreUnavailable, match="where the clerk runs") as raised:
+        started.store.size(f"{started.prefix}/outputs/model")
+    assert str(counter.clerk_keys.folder) not in str(raised.value)
+    assert str(counter.clerk_keys.folder) in caplog.text
 
 
 def test_a_store_for_workers_is_none_for_anybody_else(counter: Counter) -> None:
