@@ -1,4 +1,7 @@
-"""Key files: written beside and renamed, refused where others could read or replace them."""
+"""Key files: written beside and renamed, refused where others could read or replace them.
+
+Whose they are does not count on what is mounted read-only, which nobody here can change.
+"""
 
 import logging
 import os
@@ -17,6 +20,7 @@ _FOLDER_MODE = 0o700
 _MODES = {PRIVATE_SUFFIX: 0o600, PUBLIC_SUFFIX: 0o644}
 _MAX_BYTES = 64 * 1024
 _GROUP, _OTHERS = 0o070, 0o007
+_ROOT: Final = 0
 
 
 def make_folder(folder: Path) -> None:
@@ -56,18 +60,22 @@ def read_key(path: Path) -> str:
     to say, whose process does not own the file.
 
     Raises:
-        KeyRefused: it cannot be read, or others can read a private or write a public one; the hint is what to run.
+        KeyRefused: it cannot be read, is another user's, or others can read a private or write a public one; the hint
+            is what to run.
         FileNotFoundError: it has gone.
     """
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            status = os.fstat(file.fileno())
             is_mounted = bool(os.fstatvfs(file.fileno()).f_flag & os.ST_RDONLY)
             content = file.read(_MAX_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise KeyRefused(f"{path} cannot be read: {error.strerror}", hint="run as its owner") from None
+    mode = stat.S_IMODE(status.st_mode)
+    if not is_mounted:
+        _check_owner(path, status)
     if path.suffix == PRIVATE_SUFFIX and mode & (_OTHERS if is_mounted else _GROUP | _OTHERS):
         hint = "mount the secret with defaultMode: 0440" if is_mounted else f"chmod 600 {path}"
         raise KeyRefused(f"others can read the private key {path} (mode {mode:o})", hint=hint)
@@ -101,9 +109,20 @@ def check_folder(folder: Path) -> None:
     Raises:
         KeyRefused: others can; the hint is the command to run.
     """
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    if mode & 0o022 and not os.statvfs(folder).f_flag & os.ST_RDONLY:
+    status = folder.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return
+    _check_owner(folder, status)
+    if mode & 0o022:
         raise KeyRefused(f"others can add keys to {folder} (mode {mode:o})", hint=f"chmod 700 {folder}")
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Return when it is ours or root's: whoever owns it can open and replace it, whatever its mode."""
+    if status.st_uid not in (_ROOT, os.geteuid()):
+        told = f"{path} belongs to another user (id {status.st_uid}), who can change it"
+        raise KeyRefused(told, hint=f"run as its owner, or: chown {os.geteuid()} {path}")
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int, int], ...]:

@@ -176,6 +176,16 @@ def test_the_node_sees_its_folders_as_the_engine_does(compose: Mapping[str, Any]
     assert f"{cache}:{cache}" in node["volumes"]
 
 
+def test_the_node_of_compose_takes_the_keys_of_another_user_because_it_cannot_change_them(
+    compose: Mapping[str, Any],
+) -> None:
+    services = compose["services"]
+    folder = services["node"]["environment"]["JOBQUEUE_KEYS"]
+    assert (services["node"]["user"], services["keys"].get("user")) == ("0:0", None)
+    assert f"keys:{folder}" in services["keys"]["volumes"]
+    assert f"keys:{folder}:ro" in services["node"]["volumes"]
+
+
 def test_the_state_of_a_node_lasts_as_long_as_what_it_is_about(
     compose: Mapping[str, Any], objects: list[dict[str, Any]]
 ) -> None:

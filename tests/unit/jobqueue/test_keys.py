@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +120,31 @@ def test_a_trusted_key_that_others_can_replace_is_refused(tmp_path: Path) -> Non
     path.chmod(0o664)
     with pytest.raises(KeyRefused, match="replace"):
         KeyRing(tmp_path).trusted(key_id, queue="q")
+
+
+@pytest.mark.security_case("key file of another user")
+@pytest.mark.parametrize("whose", ["keys/sender/*.key", "keys/trusted/*.pub", "keys/trusted", "keys"])
+def test_what_belongs_to_another_user_is_refused(tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key file, or a folder of keys, is another user's, who reads and replaces what is in it whatever its mode is.
+
+    Refused: only what is one's own or root's is used; what is mounted read-only nobody changes.
+    Evidence: listing the keys raises KeyRefused, with the chown to run; on a read-only mount the same is used.
+    Red before: modes alone were looked at, so a worker of root's took a key that its owner could exchange.
+    """
+    folder = tmp_path / "keys"
+    trust(folder, make_pair(folder, Signer.SENDER).line)
+    assert len(list_keys(folder)) == 3
+    try:
+        os.chown(next(tmp_path.glob(whose)), 4711, -1)
+    except OSError:  # only root may: but to a third user all of it is somebody else's
+        monkeypatch.setattr("jobqueue.keys.files._ROOT", 4711)
+        monkeypatch.setattr(os, "geteuid", lambda: 4712)
+    with pytest.raises(KeyRefused, match="another user") as raised:
+        list_keys(folder)
+    assert f"chown {os.geteuid()} {folder}" in raised.value.hint
+    for name in ("statvfs", "fstatvfs"):
+        monkeypatch.setattr(os, name, lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert len(list_keys(folder)) == 3
 
 
 @pytest.mark.security_case("key file world-readable")
