@@ -41,12 +41,15 @@ _RESERVED_VARIABLES = ("JOBQUEUE_", "NVIDIA_", "CUDA_VISIBLE_DEVICES", "LD_", "D
 _IMAGE = re.compile(r"[a-z0-9][\w.:/-]{0,399}(?:@sha256:[0-9a-f]{64})?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # lone surrogates too: they are no text to write down
 _NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")
-_SHAPES = {
+_FAULTS = {
+    "missing image": "missing (name one, such as 'python:3.12-slim')",
+    "missing command": "missing (say what to run, as in ['python', 'train.py'])",
+    "too_long": "more than %(max_length)s of them (leave some out, or put them into a file of the workspace)",
     "dict_type": "not a mapping (use names and values, as in {'SEED': '1'})",
     "tuple_type": "not a list (use one, as in ['model.pt', 'metrics/'])",
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_NAME = 70
+_MAX_NAME, _MAX_TITLE = 70, 128
 
 
 def is_name(text: str, *, limit: int = _MAX_NAME) -> bool:
@@ -56,7 +59,7 @@ def is_name(text: str, *, limit: int = _MAX_NAME) -> bool:
 
 def _command(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        words = _split(value)
+        words = _split(value) if len(value) <= MAX_COMMAND_BYTES else (value,)  # shlex takes the square of the length
     elif not isinstance(value, list | tuple):
         raise ValueError(f"not a command: {value!r:.80} (use a list of words, or one text)")  # noqa: TRY004 - pydantic's rule
     else:
@@ -116,9 +119,8 @@ def _named(limit: int) -> Callable[[object], str]:
 
 
 def _title(value: object) -> str:
-    limit = 128
-    if not isinstance(value, str) or not value.strip() or len(value) > limit or _CONTROL.search(value):
-        raise ValueError(f"not a name: {value!r:.80} (use at most {limit} printable characters)")
+    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_TITLE or _CONTROL.search(value):
+        raise ValueError(f"not a name: {value!r:.80} (use at most {_MAX_TITLE} printable characters)")
     return value
 
 
@@ -280,15 +282,13 @@ def _cross_check(spec: ExperimentSpec, *, wrong: Collection[str] = ()) -> list[P
 
 def _problem(detail: Any) -> Problem:
     path = ".".join(str(part) for part in detail["loc"] if part != "[key]")
-    kind, message = detail["type"], detail["msg"]
+    kind, message, context = detail["type"], detail["msg"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         message = f"unknown field{_did_you_mean(path)}"
-    elif kind == "missing":
-        message = "missing (it has no default)"
     elif kind == "value_error":
-        message = str(detail["ctx"]["error"])
-    elif kind in _SHAPES:
-        message = _SHAPES[kind]
+        message = str(context["error"])
+    elif told := _FAULTS.get(kind) or _FAULTS.get(f"{kind} {path}"):
+        message = told % context
     else:
         hides = path == "workspace" or path.startswith(("inputs", "secrets"))
         message = f"{message[:1].lower()}{message[1:]}" + ("" if hides else f", got {detail['input']!r:.80}")

@@ -194,6 +194,7 @@ def _ask_broker(queue: str, ask: Callable[[], Depth]) -> Iterator[str]:
     yield f"messages that wait at the broker: {depth.ready}{further}"
     if not depth.ready and not depth.unacked:
         yield "so its own message is being taken just now, or was lost, and then a worker publishes it again"
+        yield "if that stays so, no node may trust who sent it: `jobqueue keys trust` there, with this sender's line"
 
 
 def _some(texts: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Chooses the broker by the scheme of its URL; nothing is loaded or connected before the first use."""
 
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,9 +21,10 @@ def open_broker(url: str, *, lease: timedelta, events_url: str = "", management_
         management_url: of RabbitMQ's HTTP API, `http://user:password@host:15672`; empty: at the broker's own host.
 
     Raises:
-        InvalidSetting: there is no broker for the scheme, or the URL cannot be taken apart.
+        InvalidSetting: there is no broker for the scheme, what it needs is not installed, or the URL cannot be taken
+            apart.
     """
-    scheme = url.partition("://")[0]
+    scheme = url.partition("://")[0] if "://" in url else ""
     if scheme != "sqs":  # whose keys may hold anything
         _check(url)
     if scheme in ("amqp", "amqps"):
@@ -34,6 +36,8 @@ def open_broker(url: str, *, lease: timedelta, events_url: str = "", management_
 
         return RedisBroker(url, lease=lease)
     if scheme == "sqs":
+        if find_spec("botocore") is None:  # it is loaded with the first question, too late to say so
+            raise InvalidSetting("Amazon SQS needs botocore, which is not here", hint="pip install 'jobqueue[sqs]'")
         from jobqueue.brokers.sqs import SqsBroker
 
         return SqsBroker(url, lease=lease, events_url=events_url)
@@ -42,7 +46,7 @@ def open_broker(url: str, *, lease: timedelta, events_url: str = "", management_
 
         return MemoryBroker()
     # The rest of the URL may hold a password.
-    shown = f"{scheme}://…" if "://" in url else "…"
+    shown = f"{scheme}://…" if scheme else "…"
     raise InvalidSetting(f"not the URL of a broker: '{shown}' (use one of {_SCHEMES})")
 
 

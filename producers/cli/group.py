@@ -109,7 +109,7 @@ class LazyGroup(click.Group):
         ) as error:  # of the user's own disk: a folder that is a file, a full one, one that is not writable
             name = f": {error.filename2 or error.filename}" if error.filename else ""
             _show(f"{error.strerror or error}{name}")
-            click.echo("hint: `jobqueue --debug ...` shows where", err=True)
+            click.echo("hint: name another path, or mend this one; `jobqueue --debug ...` shows who needs it", err=True)
             ctx.exit(EXIT_ERROR)
         except Exception as error:  # noqa: BLE001 - the outer edge: a traceback helps nobody who only typed a command
             _show(f"{type(error).__name__}: {error}")
@@ -141,6 +141,8 @@ def _hint(error: JobqueueError) -> str:
     if isinstance(error, BrokerUnavailable | RegistryUnavailable):
         from jobqueue.config import Settings
 
-        if Settings().broker.startswith("redis+socket"):
+        settings = Settings()
+        url = settings.broker if isinstance(error, BrokerUnavailable) else settings.registry
+        if url.startswith("redis+socket"):
             return "start everything on this machine with `jobqueue dev`, or set JOBQUEUE_BROKER_URL to a server"
     return error.hint

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from jobqueue.errors import InvalidSetting, InvalidSpec, NoSuchQueue, Problem, RegistryUnavailable
+from jobqueue.errors import InvalidSetting, NoSuchQueue, RegistryUnavailable
 from jobqueue.routing import COMPANIONS, dead_letter_queue, is_request_queue, reporting_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
 from producers.cli.output import format_option, write_instant, write_rows
@@ -252,5 +252,5 @@ def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names if each can be that of a request queue on every broker."""
     wrong = [name for name in names if not _NAME.fullmatch(name) or not is_request_queue(name)]
     if wrong:
-        raise InvalidSpec([Problem(path=name, message=f"not the name of a request queue ({_RULE})") for name in wrong])
+        raise click.UsageError(f"not the name of a request queue: {', '.join(map(repr, wrong)):.200} ({_RULE})")
     return names

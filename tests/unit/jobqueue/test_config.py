@@ -1,11 +1,14 @@
 """Settings: arguments win over the environment, that over files; what cannot be used is an error of ours."""
 
 import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from jobqueue.brokers import open_broker
 from jobqueue.config import Settings, misspelt_variables
 from jobqueue.errors import InvalidSetting
 
@@ -30,6 +33,22 @@ def test_without_any_setting_everything_is_embedded(here: Path) -> None:
     assert settings.cache_dir == here / "home" / ".cache" / "jobqueue"
     assert (settings.lease, settings.grace) == (timedelta(seconds=60), timedelta(seconds=30))
     assert (settings.networks, settings.images, settings.queues) == (("none",), ("*",), ())
+
+
+def test_celery_is_told_what_is_wrong_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "celery", "-A", "jobqueue", "worker"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "JOBQUEUE_LEASE": "abc"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode != 0
+    assert "error: JOBQUEUE_LEASE: not a duration: 'abc'" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("url", ["redis", "amqp", "hunter2", ""])
+def test_a_broker_without_a_scheme_is_none(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="use one of amqp://") as refused:
+        open_broker(url, lease=timedelta(seconds=60))
+    assert "hunter2" not in str(refused.value)
 
 
 def test_state_folders_beside_each_other_share_the_locks_of_devices_unless_a_folder_is_named(here: Path) -> None:

@@ -86,7 +86,10 @@ def test_what_is_wrong_between_fields_is_named_with_what_is_wrong_in_them() -> N
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(InvalidSpec) as caught:
         parse_spec({})
-    assert {problem.path for problem in caught.value.problems} == {"image", "command"}
+    told = {problem.path: problem.message for problem in caught.value.problems}
+    assert told.keys() == {"image", "command"}
+    assert "as 'python:3.12-slim'" in told["image"]
+    assert "say what to run" in told["command"]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,7 @@ def test_a_wrong_field_is_refused_by_name_with_a_fix(field: str, value: object) 
         ("env", ["SEED=1"], "not a mapping (use names and values"),
         ("labels", "a=b", "not a mapping (use names and values"),
         ("gpus", True, "not a number: True"),
+        ("env", {f"A{number}": "x" for number in range(600)}, "more than 512 of them (leave some out"),
     ],
 )
 def test_what_has_the_wrong_shape_is_told_the_right_one(field: str, value: object, fix: str) -> None:
@@ -168,6 +172,10 @@ def test_outputs_may_be_paths_and_begin_with_a_tilde_that_is_none() -> None:
 def test_what_is_huge_is_told_in_short(field: str) -> None:
     told = problems_of(**{field: ["~/" + "x" * 100_000] if field == "outputs" else "~" * 100_000})
     assert all(len(message) < 250 for message in told.values())
+
+
+def test_a_command_that_is_far_too_long_is_refused_at_once() -> None:
+    assert "longer than 65536 bytes" in problems_of(command="x" * 10_000_000)["command"]  # splitting it took hours
 
 
 def test_a_refusal_never_shows_a_secret_or_a_signed_address() -> None:

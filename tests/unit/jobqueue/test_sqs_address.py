@@ -1,11 +1,19 @@
 """What the URL of an SQS broker may say."""
 
+import sys
 from datetime import timedelta
 
 import pytest
 
+from jobqueue.brokers import open_broker
 from jobqueue.brokers.sqs_address import SqsAddress, parse_address
 from jobqueue.errors import InvalidSetting
+
+
+def test_an_installation_without_what_sqs_needs_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore", None)
+    with pytest.raises(InvalidSetting, match=r"pip install 'jobqueue\[sqs\]'"):
+        open_broker("sqs://", lease=timedelta(seconds=60))
 
 
 def test_without_a_host_it_is_amazons_own() -> None:

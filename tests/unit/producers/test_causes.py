@@ -182,6 +182,7 @@ def test_a_message_that_is_not_there_is_told(client: Client, exp: Experiment, mo
 
     assert "messages that wait at the broker: 0, consumers: 3" in causes(exp)
     assert "its own message is being taken just now, or was lost" in exp.why()
+    assert "no node may trust who sent it: `jobqueue keys trust` there" in exp.why()
 
 
 def test_messages_that_were_taken_are_told_where_the_broker_knows(

@@ -76,6 +76,19 @@ def test_a_disk_that_refuses_is_no_fault_of_our_own() -> None:
     assert result.exit_code == 1
     assert result.stderr.splitlines()[0] == "error: File exists: results"
     assert "fault of jobqueue" not in result.stderr
+    assert "hint: name another path" in result.stderr
+
+
+@pytest.mark.parametrize("error", [errors.BrokerUnavailable("gone"), errors.RegistryUnavailable("gone")])
+def test_only_what_is_not_set_is_said_to_need_setting_up(
+    monkeypatch: pytest.MonkeyPatch, error: errors.JobqueueError
+) -> None:
+    there = "BROKER" if isinstance(error, errors.BrokerUnavailable) else "REGISTRY"
+    for name in ("BROKER", "REGISTRY"):
+        monkeypatch.delenv(f"JOBQUEUE_{name}_URL", raising=False)
+    assert "start everything on this machine" in CliRunner().invoke(_group(error), ["fail"]).stderr
+    monkeypatch.setenv(f"JOBQUEUE_{there}_URL", "redis://registry.example.org")
+    assert f"is JOBQUEUE_{there}_URL right?" in CliRunner().invoke(_group(error), ["fail"]).stderr
 
 
 def test_debug_lets_the_error_through() -> None:

@@ -71,7 +71,10 @@ def test_a_queue_that_is_not_there_is_102(project: str) -> None:
 
 @pytest.mark.parametrize("name", ["über", "a b", "x_dead", "x" * 71, "-x", "a/b"])
 def test_a_name_that_cannot_be_a_request_queues_is_a_usage_error(project: str, name: str) -> None:
-    assert _call("queues", "create", "--", name).exit_code == 2
+    refused = _call("queues", "create", "--", name)
+    assert refused.exit_code == 2
+    assert "not the name of a request queue" in refused.stderr
+    assert "in the experiment" not in refused.stderr
 
 
 def test_without_queues_ls_says_how_to_make_them(project: str) -> None:
