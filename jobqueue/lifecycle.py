@@ -45,7 +45,6 @@ class Phase(StrEnum):
     WAITING = "waiting"  # for devices, cores or memory of its node
     PULLING = "pulling"
     STAGING = "staging"
-    GPU_CHECK = "gpu_check"
 
 
 class Fault(StrEnum):
@@ -216,11 +215,6 @@ class Reason(Enum):
     def verdict(self) -> Verdict:
         """What follows from this reason."""
         return self.value
-
-    @property
-    def is_retryable(self) -> bool:
-        """Tell whether another attempt may follow."""
-        return self.verdict.budget is not Budget.NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,17 +57,6 @@ def _unit_bytes(unit: str) -> int | None:
     return None
 
 
-def format_size(size_bytes: int) -> str:
-    """Return the shortest exact text that `parse_size` reads back to the same number."""
-    for letter, factor in reversed(_BINARY.items()):
-        if size_bytes and size_bytes % factor == 0:
-            return f"{size_bytes // factor}{letter}iB"
-    for letter, factor in reversed(_DECIMAL.items()):
-        if size_bytes and factor > 1 and size_bytes % factor == 0:
-            return f"{size_bytes // factor}{letter}B"
-    return f"{size_bytes}B"
-
-
 def describe_size(size_bytes: int) -> str:
     """Return a size for people, to three digits or the whole number: `1.46 GiB`, `1023 MiB`."""
     for letter, factor in reversed(_BINARY.items()):

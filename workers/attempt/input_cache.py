@@ -59,7 +59,6 @@ class Fill:
     count: int
     size_bytes: int
     held: int
-    held_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +124,8 @@ class InputCache:
     def fill(self) -> Fill:
         """Return how full it is."""
         kept = list(self._list())
-        held = [each.size_bytes for each in kept if each.is_held]
         size_bytes = sum(each.size_bytes for each in kept)
-        return Fill(count=len(kept), size_bytes=size_bytes, held=len(held), held_bytes=sum(held))
+        return Fill(count=len(kept), size_bytes=size_bytes, held=sum(each.is_held for each in kept))
 
     @property
     def _kept(self) -> Path:

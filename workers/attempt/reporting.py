@@ -226,9 +226,9 @@ class Reporter:
         """Pass on what the experiment said of itself."""
         self._tell(Progress(task_state=TaskState.STARTED, json=progress_json), is_vital=False)
 
-    def logged(self, message: str, *, severity: Severity = Severity.INFO) -> None:
+    def logged(self, message: str) -> None:
         """Say something for people."""
-        self._tell(LogEntry(message=message, severity=severity), is_vital=False)
+        self._tell(LogEntry(message=message, severity=Severity.INFO), is_vital=False)
 
     def ended(
         self,

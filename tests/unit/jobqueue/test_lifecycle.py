@@ -52,7 +52,6 @@ def test_the_table_is_whole_and_no_reason_hides_behind_another() -> None:
 def test_policy_is_consistent(reason: Reason) -> None:
     verdict = reason.verdict
     assert verdict.state in {None, *FINAL_STATES}
-    assert reason.is_retryable == (verdict.budget is not Budget.NOTHING)
     if verdict.budget is Budget.USER:
         assert verdict.fault is Fault.USER, "only user faults spend the user's retries"
     if verdict.message is Message.HAND_BACK:

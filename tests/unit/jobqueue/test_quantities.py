@@ -12,7 +12,6 @@ from jobqueue.quantities import (
     MAX_DURATION,
     describe_size,
     format_duration,
-    format_size,
     parse_duration,
     parse_size,
 )
@@ -39,19 +38,6 @@ def test_what_is_no_size_is_refused_with_what_to_write(value: object) -> None:
     with pytest.raises(ValueError, match=r"not a size: .*\(use ") as caught:
         parse_size(value)
     assert "16GiB" in str(caught.value)
-
-
-@given(st.integers(min_value=0, max_value=MAX_BYTES) | st.integers(0, 4096).map(lambda number: number * 2**30))
-def test_a_size_is_written_so_that_it_is_read_back_exactly(size_bytes: int) -> None:
-    assert parse_size(format_size(size_bytes)) == size_bytes
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(0, "0B"), (1023, "1023B"), (1024, "1KiB"), (3 * 2**29, "1536MiB"), (10**9, "1GB"), (16 * 2**30, "16GiB")],
-)
-def test_the_shortest_exact_unit_is_chosen(size_bytes: int, text: str) -> None:
-    assert format_size(size_bytes) == text
 
 
 @pytest.mark.parametrize(
