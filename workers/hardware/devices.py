@@ -28,7 +28,6 @@ class Device:
         mig_index: of the instance on its GPU; None for a whole GPU.
         parent_uuid: of the GPU that an instance belongs to; empty for a whole GPU.
         name: as the driver calls it; may hold any character that can be printed.
-        pci_bus_id: such as `00000000:3B:00.0`; empty where the driver does not tell.
         memory_bytes: all of it; 0 where the driver does not tell.
         free_bytes, used_bytes: without what the driver itself keeps, where it tells them apart.
         utilisation_percent: None where the driver does not tell, as for instances.
@@ -44,7 +43,6 @@ class Device:
     mig_index: int | None = None
     parent_uuid: str = ""
     name: str = ""
-    pci_bus_id: str = ""
     memory_bytes: int = 0
     free_bytes: int = 0
     used_bytes: int = 0

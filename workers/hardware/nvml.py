@@ -147,7 +147,6 @@ def _read_device(told: Mapping[str, Any], xids: Mapping[int, int]) -> Device:
         mig_index=told.get("mig_index"),
         parent_uuid=told.get("parent_uuid", ""),
         name=told.get("name", ""),
-        pci_bus_id=told.get("pci_bus_id", ""),
         memory_bytes=told["memory_bytes"],
         free_bytes=told["free_bytes"],
         used_bytes=told["used_bytes"],

@@ -98,7 +98,7 @@ class Probe:
             own: list[str] = []
             read = self._read_device(instance, own)
             if _UUID.fullmatch(read["uuid"]):
-                shared = {name: whole[name] for name in ("index", "pci_bus_id", "ecc_uncorrected", "recovery")}
+                shared = {name: whole[name] for name in ("index", "ecc_uncorrected", "recovery")}
                 told = {name: value for name, value in read.items() if value not in (None, "")}
                 instances.append(
                     {**shared, **told, "mig_index": number, "parent_uuid": whole["uuid"]}
@@ -111,14 +111,12 @@ class Probe:
         nvml = self._nvml
         uuid = _text(self._ask(faults, "nvmlDeviceGetUUID", handle))
         self._tell(uuid)
-        pci = self._ask(faults, "nvmlDeviceGetPciInfo", handle)
         use = self._ask(faults, "nvmlDeviceGetUtilizationRates", handle)
         running = self._ask(faults, "nvmlDeviceGetComputeRunningProcesses", handle)
         ecc = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
         return {
             "uuid": uuid,
             "name": _text(self._ask(faults, "nvmlDeviceGetName", handle)),
-            "pci_bus_id": _text(pci.busId) if pci else "",
             "utilisation_percent": int(use.gpu) if use else None,
             "ecc_uncorrected": self._ask(faults, "nvmlDeviceGetTotalEccErrors", handle, *ecc),
             "process_ids": [int(process.pid) for process in running or ()],

@@ -105,7 +105,7 @@ def _whole(uuid: str, devices: tuple[Device, ...]) -> str:
         return f"gpu|uuid={uuid}|gone=1"
     if own[0].uuid == uuid:
         return f"gpu|uuid={uuid}|{_fields(own[0])}"
-    fields = [f"pci={own[0].pci_bus_id}", "mig=1"]
+    fields = ["mig=1"]
     if own[0].ecc_uncorrected is not None:
         fields.append(f"ecc={own[0].ecc_uncorrected}")
     if own[0].recovery:
@@ -129,7 +129,6 @@ def _fields(device: Device) -> str:
     }
     words = {
         "name": device.name.encode().hex(),
-        "pci": device.pci_bus_id,
         "pids": ",".join(map(str, device.process_ids)),
     }
     told = {**words, **{key: number for key, number in numbers.items() if number is not None}}

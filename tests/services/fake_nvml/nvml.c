@@ -2,7 +2,7 @@
  *
  * Lines of fields, parted by `|`; names are in hexadecimal, so that they may hold any byte:
  *   driver|version=550.54.15|cuda=12040
- *   gpu|uuid=GPU-…|name=…|pci=…|total=…|free=…|used=…|util=…|ecc=…|pids=1,2|mig=1|fault=15|gone=1|recovery=1
+ *   gpu|uuid=GPU-…|name=…|total=…|free=…|used=…|util=…|ecc=…|pids=1,2|mig=1|fault=15|gone=1|recovery=1
  *   mig|uuid=MIG-…|parent=0|number=0|…          (parent: which `gpu` line)
  *   xid|gpu=0|code=79|instance=1
  *   hang|function=…    fail|function=…|code=…    crash|function=…
@@ -23,7 +23,7 @@ enum { SUCCESS = 0, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, NO
 
 typedef unsigned long long u64;
 typedef struct {
-    char uuid[128], name[128], pci[32], pids[128];
+    char uuid[128], name[128], pids[128];
     u64 total, free, used;
     long util, ecc, mig, fault, gone, parent, number, recovery;
 } device_t;
@@ -31,7 +31,6 @@ typedef struct { long gpu, code, instance; } xid_t;
 typedef struct { char kind[8], function[64]; long code; } trouble_t;
 typedef struct { u64 total, free, used; } memory_t;
 typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2_t;
-typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } pci_t;
 typedef struct { unsigned gpu, memory; } utilization_t;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } process_t;
 typedef struct { unsigned field, scope; long long at, latency; int type, code; u64 value; } field_t;
@@ -60,7 +59,6 @@ static void read_field(const char *key, const char *value, device_t *d, xid_t *x
     else if (!strcmp(key, "cuda")) cuda = number;
     else if (!strcmp(key, "uuid")) copy_text(d->uuid, sizeof d->uuid, value);
     else if (!strcmp(key, "name")) copy_hex(d->name, sizeof d->name, value);
-    else if (!strcmp(key, "pci")) copy_text(d->pci, sizeof d->pci, value);
     else if (!strcmp(key, "pids")) copy_text(d->pids, sizeof d->pids, value);
     else if (!strcmp(key, "total")) d->total = strtoull(value, NULL, 10);
     else if (!strcmp(key, "free")) d->free = strtoull(value, NULL, 10);
@@ -189,14 +187,6 @@ int nvmlSystemGetCudaDriverVersion(int *number) { ENTER(NULL); *number = (int)cu
 int nvmlDeviceGetMemoryInfo_v2(device_t *d, memory_v2_t *memory) {
     ENTER(d);
     *memory = (memory_v2_t){memory->version, d->total, d->total - d->free - d->used, d->free, d->used};
-    return SUCCESS;
-}
-
-int nvmlDeviceGetPciInfo_v3(device_t *d, pci_t *pci) {
-    ENTER(d->parent < 0 ? d : NULL);
-    if (d->parent >= 0) return NOT_SUPPORTED;
-    memset(pci, 0, sizeof *pci);
-    copy_text(pci->bus_id, sizeof pci->bus_id, d->pci);
     return SUCCESS;
 }
 
