@@ -28,7 +28,7 @@ class Artifact:
     """A file, or a tree packed as `.tar.zst`, that an experiment reads.
 
     Attributes:
-        uri: where it lies: `s3://bucket/key`, `https://host/path`, `file:///path`, or `store:key` for the project's own
+        uri: where it lies: `s3://bucket/key`, `https://host/path`, or `store:key` for the project's own
             store. It may carry a signature, which no text about it shows.
         sha256: of the bytes at `uri`, in hex; empty when the submitter did not know it.
         size_bytes: of the bytes at `uri`; 0 when the submitter did not know it.

@@ -167,7 +167,7 @@ def _read_address(text: str) -> Artifact:
 def _check_addresses(inputs: Mapping[str, Artifact], check_address: Callable[[str], object]) -> list[Problem]:
     problems = []
     for name, artifact in inputs.items():
-        if artifact is _TO_UPLOAD or artifact.uri.startswith("file://"):  # which folders are shared, only a node knows
+        if artifact is _TO_UPLOAD:
             continue
         try:
             check_address(artifact.uri)

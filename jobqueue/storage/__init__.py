@@ -94,14 +94,12 @@ class Allowed:
     """What may be read beside the project's own store; by default nothing, since a node reads with its own rights.
 
     Attributes:
-        folders: where `file://` may lead.
         endpoint: of S3, as for `open_store`; no address names another one.
         buckets: which `s3://` may name, by shell patterns.
         hosts: which `https://` may name.
         within: how long one input may take to arrive from a host.
     """
 
-    folders: tuple[Path, ...] = ()
     endpoint: str = ""
     buckets: tuple[str, ...] = ()
     hosts: tuple[Host, ...] = ()
@@ -121,10 +119,10 @@ def check_address(uri: str) -> None:
         parse_target(uri)
     elif parts.scheme == "s3" and _is_plain(parts) and _BUCKET.fullmatch(parts.netloc):
         check_key(_path(parts))
-    elif not (parts.scheme == "file" and _is_plain(parts) and not parts.netloc):
+    else:
         raise ArtifactRefused(
             f"not the address of an artifact: {uri.partition('?')[0]!r}",
-            hint="use store:key, s3://bucket/key, https://host/path or file:///path",
+            hint="use store:key, s3://bucket/key or https://host/path; to upload a file, submit its path",
         )
 
 
@@ -132,7 +130,7 @@ def locate(uri: str, *, default: Store, allowed: Allowed | None = None) -> tuple
     """Return what holds an artifact, and its key there.
 
     Args:
-        uri: `store:key`, `s3://bucket/key`, `https://host/path` or `file:///path`.
+        uri: `store:key`, `s3://bucket/key` or `https://host/path`.
         default: the project's own store, which `store:` means.
         allowed: what else may be read; nothing by default.
 
@@ -149,11 +147,9 @@ def locate(uri: str, *, default: Store, allowed: Allowed | None = None) -> tuple
     if parts.scheme == "s3":
         _require_bucket(parts.netloc, allowed.buckets)
         return _s3(parts.netloc, "", allowed.endpoint), _path(parts)
-    if parts.scheme in _WEB:
-        from jobqueue.storage.web import open_web_file
+    from jobqueue.storage.web import open_web_file
 
-        return open_web_file(uri, hosts=allowed.hosts, within=allowed.within)
-    return _file(unquote(parts.path), allowed.folders)
+    return open_web_file(uri, hosts=allowed.hosts, within=allowed.within)
 
 
 def own_bucket(url: str) -> tuple[str, ...]:
@@ -185,22 +181,6 @@ def _split(address: str) -> SplitResult:
 def _is_plain(parts: SplitResult) -> bool:
     """Tell whether there is nothing in it but scheme, host and path: no user, port, query or fragment."""
     return not (parts.query or parts.fragment or set(parts.netloc) & set("@:["))
-
-
-def _file(path: str, folders: tuple[Path, ...]) -> tuple[Store, str]:
-    from jobqueue.storage.folder import FolderStore
-
-    if "\0" in path:
-        raise ArtifactRefused(f"not a path: {path!r}")
-    resolved = Path(path).resolve()
-    for folder in folders:
-        root = folder.resolve()
-        if resolved != root and resolved.is_relative_to(root):
-            return FolderStore(root), check_key(str(resolved.relative_to(root)))
-    raise ArtifactRefused(
-        f"file://{path} lies outside the folders that experiments may read here",
-        hint="submit the path itself, so that it is uploaded",
-    )
 
 
 @cache
