@@ -18,6 +18,7 @@ PRIVATE_SUFFIX: Final = ".key"
 PUBLIC_SUFFIX: Final = ".pub"
 _FOLDER_MODE = 0o700
 _MODES = {PRIVATE_SUFFIX: 0o600, PUBLIC_SUFFIX: 0o644}
+_KEPT_MODE = 0o644
 _MAX_BYTES = 64 * 1024
 _GROUP, _OTHERS = 0o070, 0o007
 _ROOT: Final = 0
@@ -37,20 +38,10 @@ def write_key(path: Path, line: str) -> None:
     try:
         make_folder(path.parent.parent)
         make_folder(path.parent)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+        _put(path, f"{line}\n".encode("ascii"), mode=_MODES[path.suffix])
     except OSError as error:
         told = f"no key can be put into {path.parent}: {error.strerror}"
         raise KeyRefused(told, hint="set JOBQUEUE_KEYS to a folder of yours") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{line}\n")
-            os.fchmod(file.fileno(), _MODES[path.suffix])
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
 
 
 def read_key(path: Path) -> str:
@@ -85,22 +76,39 @@ def read_key(path: Path) -> str:
 
 
 def read_kept(path: Path) -> bytes | None:
-    """Return what was kept in a file beside keys; None where nothing was."""
+    """Return what was kept in a file beside keys; None where nothing was.
+
+    Raises:
+        KeyRefused: something was, and cannot be read.
+    """
     try:
         return path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise KeyRefused(f"{path} cannot be read: {error.strerror}", hint="run as its owner") from None
 
 
 def write_kept(path: Path, content: bytes) -> None:
     """Keep something beside keys, in one step; where the folder cannot be written nothing is kept."""
     try:
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(beside).replace(path)
+        _put(path, content, mode=_KEPT_MODE)
     except OSError as error:
         _log.warning("keys.not_kept file=%s error=%s", path, error.strerror)
+
+
+def _put(path: Path, content: bytes, *, mode: int) -> None:
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
 
 
 def check_folder(folder: Path) -> None:

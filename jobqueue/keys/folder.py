@@ -83,13 +83,14 @@ def trust_lines(folder: Path, text: str, *, queue_prefix: str = "") -> list[KeyI
 def revoke(folder: Path, key_id: str, *, passphrase: str = "") -> None:
     """Take a key out of use: its messages are refused, nothing is sealed to it or signed with it.
 
-    A private key that opens is kept, because of what was sealed to it before.
+    A private key that opens is kept, because of what was sealed to it before. Other keys may be in disorder meanwhile.
 
     Raises:
         NotFound: there is no such key.
         KeyRefused: its file cannot be removed.
     """
-    named = [entry for entry in list_keys(folder, passphrase=passphrase) if entry.key_id == key_id]
+    paths = [path for role in ROLES for path in key_files(folder / role) if key_id == path.stem.rpartition(".")[2]]
+    named = [entry for path in paths if (entry := _read_entry(path, passphrase))]
     found = [entry for entry in named if not isinstance(entry.key, SealingKey)]
     if not found:
         raise NotFound(f"no key {key_id} in {folder}", hint="`jobqueue keys show` lists them")

@@ -1,7 +1,9 @@
 """Keys of nodes that are published through a registry which lies."""
 
+import errno
 import json
 import logging
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -178,6 +180,23 @@ def test_an_older_list_that_is_shown_again_changes_nothing(world: World) -> None
     for document in (older, b""):
         world.show(document)
         assert (world.ring.recipient("q"), world.make_ring().recipient("q")) == (fresh, fresh)
+
+
+def test_a_list_that_cannot_be_kept_counts_and_one_that_cannot_be_read_is_not_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    node, folder = world.make_node("node"), world.sender_keys / "operator"
+    world.show(world.sign(("", node)))
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        assert world.ring.recipient("q") == node
+    assert [path.suffix for path in folder.iterdir()] == [".pub"]
+    (folder / f"{world.operator.key_id}.published").mkdir()
+    with pytest.raises(KeyRefused, match="cannot be read"):
+        world.make_ring().recipient("q")
 
 
 @pytest.mark.security_case("published key replayed")

@@ -1,5 +1,6 @@
 """Keys are files: made, mailed, trusted, revoked, re-read, and refused when they are not safe."""
 
+import errno
 import os
 import shutil
 import threading
@@ -504,10 +505,10 @@ def test_processes_that_make_laptop_keys_at_once_make_one_set(tmp_path: Path) ->
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(KeyRefused, match="disk full"):
         make_pair(tmp_path, Signer.SENDER)
     assert list((tmp_path / "sender").iterdir()) == []
 

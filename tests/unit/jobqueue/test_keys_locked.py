@@ -247,6 +247,16 @@ def test_a_file_without_a_passphrase_is_not_taken_for_none(tmp_path: Path, monke
         Settings()
 
 
+def test_a_key_is_revoked_whatever_is_wrong_with_others(tmp_path: Path) -> None:
+    make_pair(tmp_path, Signer.SENDER, passphrase=PASSPHRASE)
+    stolen = trust(tmp_path, make_pair(tmp_path / "other", Signer.SENDER).line, queue_prefix="lab_")
+    (tmp_path / "trusted" / "stray.pub").write_text("no key")
+    revoke(tmp_path, stolen)
+    assert [path.name for path in (tmp_path / "trusted").iterdir()] == ["stray.pub"]
+    with pytest.raises(NotFound):
+        revoke(tmp_path, stolen)
+
+
 def test_what_cannot_be_revoked_because_it_is_mounted_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
