@@ -16,6 +16,7 @@ from jobqueue.errors import JobqueueError, NotFound
 from jobqueue.printable import plain
 from producers.cli.group import EXIT_UNAVAILABLE
 from producers.cli.output import Format, colour, format_option, write_json
+from producers.cli.published import read_documents
 
 if TYPE_CHECKING:
     from jobqueue.config import Settings
@@ -188,7 +189,7 @@ def _check_keys(settings: "Settings") -> Iterator[Finding]:
 
     folder = settings.keys_dir
     entries = list_keys(folder, passphrase=settings.keys_passphrase)  # refuses a private key that others can read
-    ring = KeyRing.of(settings)
+    ring = KeyRing.of(settings, shown=lambda: read_documents(settings))
     try:
         ring.sender()
         ring.recipient(request_queues(settings.project)[0])

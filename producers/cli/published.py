@@ -14,6 +14,7 @@ from producers.cli.arguments import read_settings
 from producers.cli.output import format_option, write_instant, write_rows
 
 if TYPE_CHECKING:
+    from jobqueue.config import Settings
     from jobqueue.keys import SealingPublicKey
 
     _Listed = list[tuple[str, SealingPublicKey]]
@@ -34,6 +35,14 @@ def read_lines(key: str) -> str:
     except (OSError, ValueError) as error:  # a ValueError where it is no path
         told = error.strerror if isinstance(error, OSError) else "not a path"
         raise NotFound(f"neither a key's line nor a file that can be read: {key!r} ({told})") from None
+
+
+def read_documents(settings: "Settings") -> dict[str, bytes]:
+    """Return what the registry shows of published keys, by operator."""
+    from jobqueue.registry import open_registry
+
+    with closing(open_registry(settings.registry)) as registry:
+        return registry.directory.documents()
 
 
 @click.command()
@@ -88,11 +97,9 @@ def unpublish(*, key_id: str) -> None:
 def published(*, form: str) -> None:
     """List the node keys that trusted operators publish."""
     from jobqueue.keys import KeyRing
-    from jobqueue.registry import open_registry
 
     settings = read_settings()
-    with closing(open_registry(settings.registry)) as registry:
-        lists = KeyRing.of(settings, shown=registry.directory.documents).published()
+    lists = KeyRing.of(settings, shown=lambda: read_documents(settings)).published()
     rows = [
         {
             "KEY": key.key_id,

@@ -1,6 +1,7 @@
 """Queues, keys, reports and the doctor, over the servers in memory."""
 
 import json
+import os
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -331,6 +332,17 @@ def test_the_doctor_finds_all_well(project: str, tmp_path: Path, no_engine: None
         "devices": "ok",
     }
     assert _call("doctor").exit_code == 0
+
+
+def test_the_doctor_knows_of_published_keys(project: str, no_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = _call("keys", "new", "node").stdout
+    operator = _call("keys", "new", "operator").stdout
+    _call("keys", "publish", line)
+    monkeypatch.setenv("JOBQUEUE_KEYS", os.environ["JOBQUEUE_STATE_DIR"] + "/another")
+    _call("keys", "new", "sender")
+    assert "cannot submit from here" in _call("doctor").stdout
+    _call("keys", "trust", operator)
+    assert "cannot submit from here" not in _call("doctor").stdout
 
 
 def test_the_doctor_names_a_worker_that_takes_nothing(project: str, tmp_path: Path, no_engine: None) -> None:
