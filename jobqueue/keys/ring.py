@@ -101,13 +101,13 @@ class KeyRing:
         """Return what trusted operators publish: of each the newest list that was ever seen here, even if it ended."""
         return self._published.lists([key for _, key in _signing(self._operator.entries(), Signer.OPERATOR)])
 
-    def operator(self) -> SigningKey:
-        """Return what the list of published keys is signed with: the newest one."""
+    def operators(self) -> list[SigningKey]:
+        """Return what the list of published keys is signed with: by all, since some senders trust only an older one."""
         keys = _private_signing(self._operator.entries(), Signer.OPERATOR)
         if not keys:
             told = f"no key to sign published keys with, in {self.folder / OPERATOR}"
             raise NotFound(told, hint="`jobqueue keys new operator`, then `jobqueue keys trust LINE` on the senders")
-        return self._current(keys)
+        return keys
 
     def sender(self) -> SigningKey:
         """Return what to sign with: the newest sender key."""

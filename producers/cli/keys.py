@@ -23,7 +23,7 @@ _NEXT = {
     "jobqueue keys trust '<this line>' --queue PREFIX",
     "clerk": "on each node:  jobqueue keys trust '<this line>' [--queue PREFIX]",
     "operator": "where experiments are submitted:  jobqueue keys trust '<this line>' [--queue PREFIX]; "
-    "here, for each node:  jobqueue keys publish '<its lines>' [--queue PREFIX]",
+    "here, for each node:  jobqueue keys publish '<its lines>' [--queue PREFIX], or without lines to sign them anew",
 }
 _OVERLAP = timedelta(hours=1)
 

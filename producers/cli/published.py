@@ -123,15 +123,18 @@ def _publish(change: "Callable[[_Listed], _Listed]") -> None:
     settings = read_settings()
     with closing(open_registry(settings.registry)) as registry:
         ring = KeyRing.of(settings, shown=registry.directory.documents)
-        operator = ring.operator()
-        before = [found for found in ring.published() if found.operator == operator.public.key_id]
+        operators = {each.public.key_id: each for each in ring.operators()}
+        before = [found for found in ring.published() if found.operator in operators]
         at = max([datetime.now(UTC), *(found.at + timedelta(microseconds=1) for found in before)])
         if any(found.unknown for found in before):
             told = "keys are published of a kind that this version does not know, and would be lost"
             raise KeyRefused(told, hint="update jobqueue here")
-        listed = change([pair for found in before for pair in found.keys])
+        listed = change(list(dict.fromkeys(pair for found in before for pair in found.keys)))
         until = at + settings.published_for
-        document = sign_list(listed, at=at, until=until, operator=operator)
-        registry.directory.put(operator.public.key_id, document)
-        KeyRing.of(settings, shown=lambda: {operator.public.key_id: document}).published()  # kept here as well
+        signed: dict[str, bytes] = {
+            name: sign_list(listed, at=at, until=until, operator=each) for name, each in operators.items()
+        }
+        for name, document in signed.items():
+            registry.directory.put(name, document)
+        KeyRing.of(settings, shown=lambda: signed).published()  # kept here as well
     click.echo(f"signed until {write_instant(until)}; `jobqueue keys publish` signs it anew", err=True)

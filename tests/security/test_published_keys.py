@@ -56,11 +56,11 @@ class World:
     def sign(self, *keys: tuple[str, SealingPublicKey], after: timedelta = timedelta(0)) -> bytes:
         """Return a list as the operator signs it."""
         at = AT + after
-        return sign_list(keys, at=at, until=at + LIFE, operator=KeyRing(self.operator_keys).operator())
+        return sign_list(keys, at=at, until=at + LIFE, operator=KeyRing(self.operator_keys).operators()[-1])
 
     def sign_body(self, body: str) -> bytes:
         """Return any text, signed as a list."""
-        signature = KeyRing(self.operator_keys).operator().sign(b"jobqueue/v1/published" + body.encode()).hex()
+        signature = KeyRing(self.operator_keys).operators()[-1].sign(b"jobqueue/v1/published" + body.encode()).hex()
         return json.dumps({"body": body, "signature": signature}).encode()
 
     def show(self, document: bytes) -> None:
@@ -107,7 +107,7 @@ def test_a_list_that_no_trusted_operator_has_signed_changes_nothing(world: World
     mine, good = world.make_node("attacker"), world.make_node("good")
     sound = world.sign(("lab_", good))
     make_pair(tmp_path / "attacker", Signer.OPERATOR)
-    attacker = KeyRing(tmp_path / "attacker").operator()
+    attacker = KeyRing(tmp_path / "attacker").operators()[-1]
     forged = sign_list([("", mine)], at=AT + timedelta(days=1), until=AT + LIFE, operator=attacker)
     outside = json.loads(sound)
     for document in (
@@ -209,7 +209,7 @@ def test_a_list_ends_for_whom_no_newer_one_is_shown(world: World, caplog: pytest
     """
     caplog.set_level(logging.WARNING)
     stolen, other = world.make_node("stolen"), make_pair(world.folder / "other operator's", Signer.OPERATOR)
-    second = KeyRing(world.folder / "other operator's").operator()
+    second = KeyRing(world.folder / "other operator's").operators()[-1]
     world.shown[other.key_id] = sign_list([("", stolen)], at=AT, until=AT + 3 * LIFE, operator=second)
     trust(world.sender_keys, other.line)
     world.show(world.sign(("lab_", stolen)))
@@ -232,7 +232,7 @@ def test_a_list_ends_for_whom_no_newer_one_is_shown(world: World, caplog: pytest
 
 def test_a_newer_list_that_has_ended_is_not_replaced_by_an_older_one(world: World) -> None:
     old, new = world.make_node("old"), world.make_node("new")
-    operator = KeyRing(world.operator_keys).operator()
+    operator = KeyRing(world.operator_keys).operators()[-1]
     older = sign_list([("", old)], at=AT, until=AT + 100 * LIFE, operator=operator)
     world.show(world.sign(("", new), after=timedelta(seconds=1)))
     assert world.ring.recipient("q") == new

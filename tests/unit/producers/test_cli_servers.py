@@ -166,11 +166,28 @@ def test_an_operator_publishes_node_keys_and_takes_them_back(
     assert json.loads(_call("keys", "published", "-o", "json").stdout) == []
 
 
+def test_what_is_published_is_signed_with_every_operators_key_that_is_here(
+    project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = _call("keys", "new", "operator").stdout
+    key_id = _call("keys", "publish", make_pair(tmp_path / "node's", Reader.NODE).line).stdout.strip()
+    lines += _call("keys", "rotate", "operator").stdout
+    assert _call("keys", "publish").exit_code == 0
+    for line in lines.splitlines():
+        monkeypatch.setenv("JOBQUEUE_KEYS", str(tmp_path / uuid4().hex))
+        _call("keys", "trust", line)
+        (row,) = json.loads(_call("keys", "published", "-o", "json").stdout)
+        assert row["key"] == key_id
+    monkeypatch.delenv("JOBQUEUE_KEYS")
+    assert _call("keys", "unpublish", key_id).exit_code == 0
+    assert json.loads(_call("keys", "published", "-o", "json").stdout) == []
+
+
 def test_an_older_client_publishes_nothing_where_it_would_lose_keys_that_it_does_not_know(
     project: str, tmp_path: Path
 ) -> None:
     _call("keys", "new", "operator")
-    operator, node = KeyRing(tmp_path / "keys").operator(), make_pair(tmp_path / "node's", Reader.NODE)
+    operator, node = KeyRing(tmp_path / "keys").operators()[-1], make_pair(tmp_path / "node's", Reader.NODE)
     newer = node.line.replace("node-mlkem768-x25519", "node-mlkem1024-x448")
     inside = {"at": "2026-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z", "keys": [{"queue": "", "line": newer}]}
     body = json.dumps(inside)
