@@ -124,12 +124,13 @@ def _publish(change: "Callable[[_Listed], _Listed]") -> None:
     with closing(open_registry(settings.registry)) as registry:
         ring = KeyRing.of(settings, shown=registry.directory.documents)
         operators = {each.public.key_id: each for each in ring.operators()}
-        before = [found for found in ring.published() if found.operator in operators]
-        at = max([datetime.now(UTC), *(found.at + timedelta(microseconds=1) for found in before)])
-        if any(found.unknown for found in before):
+        own = [found for found in ring.published() if found.operator in operators]
+        newest = max(own, key=lambda found: found.at, default=None)  # of one that could not be put everywhere, too
+        at = max([datetime.now(UTC), *(found.at + timedelta(microseconds=1) for found in own)])
+        if newest and newest.unknown:
             told = "keys are published of a kind that this version does not know, and would be lost"
             raise KeyRefused(told, hint="update jobqueue here")
-        listed = change(list(dict.fromkeys(pair for found in before for pair in found.keys)))
+        listed = change(list(newest.keys) if newest else [])
         until = at + settings.published_for
         signed: dict[str, bytes] = {
             name: sign_list(listed, at=at, until=until, operator=each) for name, each in operators.items()

@@ -179,7 +179,17 @@ def test_what_is_published_is_signed_with_every_operators_key_that_is_here(
         (row,) = json.loads(_call("keys", "published", "-o", "json").stdout)
         assert row["key"] == key_id
     monkeypatch.delenv("JOBQUEUE_KEYS")
-    assert _call("keys", "unpublish", key_id).exit_code == 0
+    with closing(open_registry("memory://")) as registry:
+        before = registry.directory.documents()
+        assert _call("keys", "unpublish", key_id).exit_code == 0
+        cut_short = KeyRing(tmp_path / "keys").operators()[-1].public.key_id
+        registry.directory.put(cut_short, before[cut_short])
+    (tmp_path / "keys" / "operator" / f"{cut_short}.published").unlink()
+    assert _call("keys", "publish").exit_code == 102, "the newer of both lists is empty"
+    other = make_pair(tmp_path / "other's", Reader.NODE)
+    _call("keys", "publish", other.line)
+    assert {row["key"] for row in json.loads(_call("keys", "published", "-o", "json").stdout)} == {other.key_id}
+    assert _call("keys", "unpublish", other.key_id).exit_code == 0
     assert json.loads(_call("keys", "published", "-o", "json").stdout) == []
 
 
