@@ -121,9 +121,8 @@ class Node:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         runtime = self.site.runtime
         runtime.vet()
-        for network in self.settings.networks:
-            if fault := runtime.find_fault(network):
-                log.warning("network.not_offered", extra={"network": network, "detail": fault})
+        # Beside: to try one may take as long as a pull.
+        threading.Thread(target=self._try_networks, name="networks", daemon=True).start()
         if runtime.notice:
             log.warning("runtime.notice", extra={"runtime": runtime.name, "notice": runtime.notice})
         try:
@@ -236,6 +235,11 @@ class Node:
         self.broker.close()
         self.site.registry.close()
         os.close(self._claim)
+
+    def _try_networks(self) -> None:
+        for network in self.settings.networks:
+            if fault := self.site.runtime.find_fault(network):
+                log.warning("network.not_offered", extra={"network": network, "detail": fault})
 
     def _now(self) -> dict[Attempt, _Running]:
         with self._lock:

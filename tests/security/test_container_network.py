@@ -138,14 +138,26 @@ def test_a_network_without_its_filter_is_not_offered(engine: Engine, tmp_path: P
         engine.client.networks.get(EGRESS).remove()
 
 
+def test_an_engine_that_falls_silent_is_not_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.attempt.runtimes.egress._PROBE_SECONDS", 0.0)
+    runtime = make_runtime(engine)
+    try:
+        assert runtime.find_fault("egress").startswith(("it could not be tried", "the probe did not run"))
+    finally:
+        runtime.close()
+        engine.client.networks.get(EGRESS).remove()
+
+
 @pytest.mark.full
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.security_case("network modes: egress to private ranges, the metadata address, the node, other containers")
 def test_egress_reaches_the_world_and_nothing_private(tmp_path: Path) -> None:
     """Code in the network `egress` calls the metadata address, private networks, its node, or another container.
 
-    Refused: every such packet is answered with "prohibited"; public addresses answer. A filter with a hole is found.
+    Refused: every such packet is answered with "prohibited"; public addresses answer. A filter with a hole is found,
+        and one that is lost after it was found whole: no container starts.
     Evidence: a real engine and packet filter before a second network in which each of these addresses is somebody's.
+    Red before: a filter that was found whole was believed for five minutes.
     """
     with open_engine(options=("--iptables=true", "--ip-forward=true", "--ip-masq=true")) as engine, world(engine):
         before = make_runtime(engine)
@@ -167,6 +179,17 @@ def test_egress_reaches_the_world_and_nothing_private(tmp_path: Path) -> None:
         told = dict(line.split() for line in reader.text().splitlines())
         assert told.pop(WORLD) == "reached"
         assert set(told.values()) == {"113"}
+        for number, (loss, found) in enumerate(LOSSES):
+            sh(engine, loss)
+            assert runtime.find_fault("egress") == ""  # what was found a moment ago is still believed
+            with pytest.raises(RuntimeFailure, match=f"not what it should be.*{found}"):
+                runtime.start(make_plan(tmp_path / "workspace", token=3 + number, code="pass"))
+            assert found in runtime.find_fault("egress")
+            runtime.close()
+            sh(engine, f"sh {FILTER}")
+            runtime = make_runtime(engine)
+            assert runtime.find_fault("egress") == ""
+        assert not engine.client.containers.list(all=True)
         runtime.close()
 
 
@@ -186,4 +209,10 @@ HOLES = [
     ),
     ("iptables -I DOCKER-USER -d 192.168.0.1 -j DROP", "iptables -D DOCKER-USER -d 192.168.0.1 -j DROP", "silence"),
     ("iptables -D INPUT -i jobqueue0 -j REJECT --reject-with icmp-admin-prohibited", "", "this machine"),
+]
+
+# What takes a whole chain away, as a reload or a flush of other rules does, and what is reached then.
+LOSSES = [
+    ("iptables -F JOBQUEUE-EGRESS", "the metadata service"),
+    ("iptables -F INPUT", "this machine"),
 ]

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from jobqueue.spec import ExperimentSpec
 from jobqueue.storage import show_permit
 from jobqueue.storage.manifests import digest_manifest
 from workers.attempt import workspace
-from workers.attempt.aside import run_aside
+from workers.attempt.aside import Result, run_aside
 from workers.attempt.ending import outcome_of_error, outcome_of_exit
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
 from workers.attempt.lease_files import LeaseFile
@@ -118,17 +118,16 @@ class Execution:
         self._check_waiting()
         site = self._site
         spec = self._open()
-        refusal = refuse(spec, policy=site.policy, offer=site.best_offer, find_fault=site.runtime.find_fault)
-        if refusal:
+        if refusal := self._aside(
+            lambda: refuse(spec, policy=site.policy, offer=site.best_offer, find_fault=site.runtime.find_fault)
+        ):
             return refusal
         self._reporter.entered(State.PREPARING)
         self._note(State.PREPARING, Phase.PULLING)
         turn = Turn(site=site, file=self._file, spec=spec, check=self._check_waiting, tell=self._tell_wait)
         gpus = turn.take()
         hold = workspace.make_folder(folder)
-        image = run_aside(
-            lambda: site.runtime.resolve(spec.image, hold=hold), check=self._check, every_seconds=self._tick_seconds
-        )
+        image = self._aside(lambda: site.runtime.resolve(spec.image, hold=hold))
         self._check()
         self._note(State.PREPARING, Phase.STAGING)
         staged = workspace.stage_in(
@@ -136,6 +135,8 @@ class Execution:
         )
         remove_earlier(self._lease, site=site, may_run=bool(self._record.history))
         gpus = turn.keep(gpus)
+        if fault := self._aside(lambda: site.runtime.find_fault(spec.network)):
+            raise Stopped(Reason.DOES_NOT_FIT, f"the network {spec.network!r} has failed meanwhile: {fault}")
         self._await_trust()
         plan = make_plan(
             spec,
@@ -262,6 +263,10 @@ class Execution:
                 "state.not_recorded",
                 extra={"experiment": self._lease.experiment_id, "state": state, "error": error.message},
             )
+
+    def _aside(self, step: Callable[[], Result]) -> Result:
+        """Return what a step returns that may take as long as a pull."""
+        return run_aside(step, check=self._check, every_seconds=self._tick_seconds)
 
     def _check(self) -> None:
         """Raise when the attempt should not go on."""

@@ -494,6 +494,37 @@ def test_a_cancel_while_the_image_is_pulled_leaves_the_pull_behind(
     assert node.runtime.containers == []
 
 
+def test_a_cancel_while_a_network_is_tried_leaves_the_try_behind(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, asked = node.message(), []
+
+    def try_it(network: str) -> str:
+        asked.append(network)
+        wait_until(lambda: node.record(message).state.is_final, what="the end, which does not wait for the try")
+        return ""
+
+    monkeypatch.setattr(node.runtime, "find_fault", try_it)
+    running = node.start(message)
+    wait_until(lambda: asked, what="the try")
+    node.registry.experiments.cancel(message.header.experiment_id)
+    result = running.join()
+    assert isinstance(result, Ended)
+    assert result.state is State.CANCELLED
+    assert node.runtime.containers == []
+
+
+def test_a_network_that_fails_while_inputs_arrive_hands_it_back(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message, faults = node.message(), ["", "the filter has gone"]
+    monkeypatch.setattr(node.runtime, "find_fault", lambda _: faults.pop(0))
+    result = node.run(message)
+    assert isinstance(result, PutOff)
+    assert node.runtime.containers == []
+    assert faults == []
+
+
 @pytest.mark.parametrize("moment", ["before", "running"])
 def test_a_drain_hands_it_back_without_spending_an_attempt_of_any_budget(node: FakeNode, moment: str) -> None:
     message = node.message()

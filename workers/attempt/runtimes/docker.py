@@ -41,7 +41,10 @@ class DockerRuntime:
         self._engine = Engine(url)
         self._images = Images(self._engine, cache=image_cache)
         self._policy = policy or EnginePolicy()
-        self._egress = Egress(self._engine, resolve=lambda: self.resolve(self._policy.probe_image))
+        probe = self._policy.probe_image
+        self._egress = Egress(
+            self._engine, resolve=lambda: self.resolve(probe), look=lambda: self._images.look(probe).pinned
+        )
         self._lock = Lock()
         self._facts: Mapping[str, Any] | None = None
 
@@ -59,7 +62,7 @@ class DockerRuntime:
                 raise InvalidSetting(flaw)
 
     def find_fault(self, network: str) -> str:
-        """Have `egress` tried by a probe, now and then; the other ones are the engine's own."""
+        """Have `egress` tried by a probe, now and then, whose image is pulled; the other ones are the engine's own."""
         return self._egress.find_fault() if network == "egress" else ""
 
     def check(self) -> None:
@@ -93,7 +96,7 @@ class DockerRuntime:
 
         A command that the image lacks is no failure of the runtime: the container ends with 127 and says so on stderr.
         """
-        if fault := self.find_fault(plan.network):
+        if plan.network == "egress" and (fault := self._egress.confirm()):
             raise RuntimeFailure(f"the network {plan.network!r} is not what it should be: {fault}")
         identity = self._create(plan)
         with ExitStack() as undone:
