@@ -12,9 +12,10 @@ from typing import NoReturn, Protocol, TypeVar
 import pytest
 from services import leaks
 from services.engine import Engine, open_engine
+from services.forking import MARK, forks_allowed
 from services.image_registry import ImageRegistry, open_image_registry
 from services.moto import MotoServer, SqsServer, open_moto
-from services.process import MARK, Process
+from services.process import Process
 from services.rabbitmq import RabbitServer, open_rabbitmq
 from services.redis import RedisServer, open_redis
 from services.schedule import deal
@@ -83,6 +84,13 @@ def image_registry(engine: Engine) -> Iterator[ImageRegistry]:
 def share() -> Callable[[str, AbstractContextManager[S]], AbstractContextManager[S]]:
     """Open what outlives a test under the name of its fixture: its processes belong there, those to come too."""
     return _share
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks() -> Iterator[None]:
+    """Most workers are copies of one process, which has loaded what they need."""
+    with forks_allowed():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -173,6 +173,7 @@ def make_worker(
         log=folder / "worker.log",
         ready=lambda: True,
         environment={**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        is_copy=True,
     )
 
 

@@ -55,7 +55,7 @@ def granting(
         node, clerk_keys = make_keys(place, tmp_path)
         clerk = make_clerk(place, s3_server, clerk_keys)
         without = {"JOBQUEUE_STORAGE_URL": "granted:", "JOBQUEUE_KEYS": str(node), "JOBQUEUE_STORAGE_ENDPOINT": ""}
-        worker = place.make_worker(environment=without)
+        worker = place.make_worker(environment=without, is_copy=False)
         with clerk, worker:
             yield Granting(place=place, clerk=clerk, worker=worker)
 

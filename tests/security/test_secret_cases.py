@@ -261,7 +261,8 @@ def test_twenty_canaries_are_found_nowhere_but_in_the_container(
     with open_place(tmp_path, broker=server.url, registry=registry.url, engine=engine) as place:
         with place.open_broker() as opened:
             opened.queues.create_plain(reporting_queue(place.site.queue))
-        worker = place.make_worker(environment={"AWS_SECRET_ACCESS_KEY": canaries.others["Worker"]})
+        environment = {"AWS_SECRET_ACCESS_KEY": canaries.others["Worker"]}
+        worker = place.make_worker(environment=environment, is_copy=False)
         worker._command[worker._command.index("INFO")] = "DEBUG"
         with worker, _heard(place) as events:
             shown += _while_it_runs(place, worker, canaries)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
 
 from services.engine import Engine
-from services.process import MARK
+from services.forking import MARK, server_pids
 from workers.attempt.runtimes.process_tree import find_children
 
 _LABEL = "jobqueue.experiment"
@@ -83,12 +84,12 @@ def _threads() -> Iterable[threading.Thread]:
 
 
 def _children() -> Iterable[psutil.Process]:
-    # The interpreter keeps this one until its end.
-    tracker = getattr(resource_tracker._resource_tracker, "_pid", None)
-    for pid in find_children(os.getpid()):
+    # These are kept until the end: the interpreter's own, and what starts workers.
+    kept = {getattr(resource_tracker._resource_tracker, "_pid", None), *server_pids()}
+    for pid in chain.from_iterable(find_children(parent) for parent in (os.getpid(), *server_pids())):
         with suppress(psutil.NoSuchProcess):
             child = psutil.Process(pid)
-            if pid != tracker and _is_alive(child):
+            if pid not in kept and _is_alive(child):
                 yield child
 
 
@@ -104,7 +105,7 @@ def _marked(mark: str) -> Iterable[psutil.Process]:
 
 def _belongs(process: psutil.Process, ours: AbstractSet[int]) -> bool:
     """Tell whether it is one of `ours`, or was started by one that is not this interpreter."""
-    strangers = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    strangers = {os.getpid(), *server_pids(), *(parent.pid for parent in psutil.Process().parents())}
     with suppress(psutil.NoSuchProcess):
         family = {process.pid, *(parent.pid for parent in process.parents())}
         return not ours.isdisjoint(family - strangers)

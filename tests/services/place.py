@@ -46,11 +46,16 @@ class Place:
         return self.client.submit(**small)
 
     def make_worker(
-        self, name: str = "cpu", *, environment: Mapping[str, str] | None = None, app: str = "jobqueue"
+        self,
+        name: str = "cpu",
+        *,
+        environment: Mapping[str, str] | None = None,
+        app: str = "jobqueue",
+        is_copy: bool = True,
     ) -> Process:
         """Return a worker of this place that is not started yet."""
         host = {"DOCKER_HOST": self.engine.url} if self.engine else {}
-        return self.site.make_worker(name, environment={**host, **(environment or {})}, app=app)
+        return self.site.make_worker(name, environment={**host, **(environment or {})}, app=app, is_copy=is_copy)
 
     def open_broker(self) -> closing[Broker]:
         """Open the broker, for `with`."""

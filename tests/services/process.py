@@ -12,12 +12,11 @@ from typing import Self
 
 import psutil
 
+from services.forking import Child, find_server, lasting_environment
 from services.waiting import wait_until
 
 # First, because packages in a virtual environment bring programs of these names too.
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-# The variable that the processes of one test carry, however far they detach themselves.
-MARK = "LEAK_CHECKER_MARK"
 
 _START = timedelta(seconds=60)
 _STOP = timedelta(seconds=20)
@@ -52,6 +51,8 @@ class Process:
     Attributes:
         name: What messages call it.
         log: The file with all it printed, over every start.
+
+    One that `is_copy` is started by a fork server where there may be one: its `command` is that of a Python module.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Process:
         ready: Callable[[], bool],
         environment: Mapping[str, str] | None = None,
         prepare: Callable[[], None] = lambda: None,
+        is_copy: bool = False,
     ) -> None:
         self.name = name
         self.log = log
@@ -70,7 +72,8 @@ class Process:
         self._ready = ready
         self._environment = dict(environment or {})
         self._prepare = prepare
-        self._child: subprocess.Popen[bytes] | None = None
+        self._is_copy = is_copy
+        self._child: Child | None = None
         self._lifeline: subprocess.Popen[bytes] | None = None
 
     @property
@@ -156,12 +159,23 @@ class Process:
         self.kill()
 
     def _spawn(self) -> None:
-        environment = {**os.environ, **self._environment}
-        # A shared server outlives the test which came first.
-        environment.pop(MARK, None)
+        environment = {**lasting_environment(), **self._environment}
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        server = find_server() if self._is_copy else None
+        if server:
+            self._child = server.start(self._command[2:], environment=environment, log=self.log)
+        else:
+            self._child = self._run(environment)
+        self._lifeline = subprocess.Popen(
+            ["/bin/sh", "-c", _LIFELINE, str(self._child.pid)],
+            stdin=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def _run(self, environment: Mapping[str, str]) -> Child:
         with self.log.open("ab") as log:
-            self._child = subprocess.Popen(
+            return subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -169,12 +183,6 @@ class Process:
                 env=environment,
                 start_new_session=True,
             )
-        self._lifeline = subprocess.Popen(
-            ["/bin/sh", "-c", _LIFELINE, str(self._child.pid)],
-            stdin=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
 
     def _is_frozen(self) -> bool:
         """Tell whether each of its threads has stopped, which takes them a moment on a busy machine."""

@@ -39,9 +39,17 @@ class Site:
         return f"{self.settings.project}_cpu"
 
     def make_worker(
-        self, name: str = "cpu", *, environment: Mapping[str, str] | None = None, app: str = "jobqueue"
+        self,
+        name: str = "cpu",
+        *,
+        environment: Mapping[str, str] | None = None,
+        app: str = "jobqueue",
+        is_copy: bool = True,
     ) -> Process:
-        """Return a worker of an application that is not started yet; its node name is unique to the site."""
+        """Return a worker of an application that is not started yet; its node name is unique to the site.
+
+        One whose process shows its own command and environment is no copy (`fork_server`).
+        """
         log = self.folder / f"{name}.log"
         worker = f"{name}.{self.settings.project}@test"
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", worker]
@@ -51,6 +59,7 @@ class Site:
             log=log,
             ready=lambda: log.exists() and "worker.ready" in log.read_text(errors="replace"),
             environment={**self.environment, "PYTHONPATH": str(ROOT), **(environment or {})},
+            is_copy=is_copy,
         )
 
 
