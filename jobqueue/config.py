@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import stat
 import tomllib
 from datetime import timedelta
 from pathlib import Path
@@ -172,6 +173,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read arguments, then the environment, then `*_FILE` twins, then `jobqueue.toml`."""
         del dotenv_settings, file_secret_settings
+        _refuse_strangers(Path(SETTINGS_FILE))
         return (
             init_settings,
             env_settings,
@@ -233,6 +235,17 @@ class Settings(BaseSettings):
     def keys_dir(self) -> Path:
         """The folder of keys."""
         return self.keys or self.state_dir / "keys"
+
+
+def _refuse_strangers(file: Path) -> None:
+    """Raise for settings that another user has put where everybody may, as in /tmp: they name servers and keys."""
+    try:
+        owner, folder = file.lstat().st_uid, file.absolute().parent.stat()
+    except OSError:
+        return
+    if owner not in (0, os.geteuid()) and folder.st_mode & stat.S_IWOTH:
+        told = f"{SETTINGS_FILE} here is another user's, in a folder where everybody may put files"
+        raise InvalidSetting(told, hint="go elsewhere, or remove it")
 
 
 class _FileTwins(PydanticBaseSettingsSource):

@@ -35,6 +35,29 @@ def test_without_any_setting_everything_is_embedded(here: Path) -> None:
     assert (settings.networks, settings.images, settings.queues) == (("none",), ("*",), ())
 
 
+@pytest.mark.security_case("settings of another user of the machine")
+def test_settings_that_another_user_laid_into_a_shared_folder_are_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user of a login host lays a `jobqueue.toml` into `/tmp`, with a broker and keys of his own.
+
+    Refused: the file, by whoever starts anything of ours there; one in a folder that others cannot write to counts.
+    Evidence: the error; the same file in the same folder once that is not everybody's.
+    Red before: what was submitted there went to his broker, sealed to his key.
+    """
+    file = here / "jobqueue.toml"
+    file.write_text('project = "strangers"\n')
+    if os.geteuid():
+        monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    else:
+        os.chown(file, 65534, 65534)
+    here.chmod(0o1777)
+    with pytest.raises(InvalidSetting, match=r"jobqueue\.toml here is another user's"):
+        Settings()
+    here.chmod(0o755)
+    assert Settings().project == "strangers"
+
+
 def test_celery_is_told_what_is_wrong_without_a_traceback() -> None:
     command = [sys.executable, "-m", "celery", "-A", "jobqueue", "worker"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "JOBQUEUE_LEASE": "abc"}
