@@ -5,21 +5,15 @@ link of that file in its own folder, and the kernel counts the links: no process
 adopted attempt goes on holding, and the hold goes with the attempt's folder, whoever removes that.
 """
 
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Final
 
-from jobqueue.errors import RuntimeFailure
-
-# An engine may take minutes to remove an image, and nobody else may use it meanwhile.
-LOCK_WITHIN: Final = timedelta(minutes=5)
-_POLL_SECONDS: Final = 0.005
+from workers.attempt.trees import remove
+from workers.file_locks import is_at, open_folder, try_lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,42 +30,6 @@ class Kept:
     size_bytes: int
     used_at_ns: int
     is_held: bool
-
-
-@contextmanager
-def locked(
-    path: Path, *, check: Callable[[], object] = lambda: None, within: timedelta | None = None
-) -> Iterator[None]:
-    """Have a file locked, for the moment of a change; wait for it at most `within`, LOCK_WITHIN when nothing is said.
-
-    `check` is called while somebody else has it.
-
-    Raises:
-        RuntimeFailure: somebody has it for far too long: a stopped process, say, that is not to stop all others.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    limit = (within or LOCK_WITHIN).total_seconds()
-    ends_at = time.monotonic() + limit
-    try:
-        while not try_lock(handle):
-            check()
-            if time.monotonic() > ends_at:
-                raise RuntimeFailure(
-                    f"another worker of this machine has held {path} for {limit:g} seconds",
-                    hint="is one of them stopped, or the container engine or the disk very slow?",
-                )
-            time.sleep(_POLL_SECONDS)
-        yield
-    finally:
-        os.close(handle)
-
-
-def try_lock(handle: int) -> bool:
-    """Lock an open file or folder until its number is closed or this process ends; False when somebody has it."""
-    with suppress(BlockingIOError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def hold(file: Path, link: Path) -> None:
@@ -125,3 +83,23 @@ def free_bytes(folder: Path) -> int:
     """Return how much this user may still write to the disk of a folder."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def clear(folders: Iterable[Path]) -> bool:
+    """Remove what nobody needs; what a process is at, told by a lock that ends with it, is left to it.
+
+    Returns:
+        Whether a process is at any of it.
+    """
+    is_any_left = False
+    for folder in folders:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            handle = open_folder(folder)
+            try:
+                if not try_lock(handle):
+                    is_any_left = True
+                elif is_at(folder, handle):
+                    remove(folder)
+            finally:
+                os.close(handle)
+    return is_any_left

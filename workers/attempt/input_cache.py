@@ -19,9 +19,9 @@ from typing import Final
 
 from jobqueue.errors import DiskFull
 from jobqueue.quantities import describe_size
-from workers.attempt.folder_locks import clear, is_at, is_locked, open_folder
-from workers.attempt.holds import Kept, choose, free_bytes, hold, locked, look, touch, try_lock
+from workers.attempt.holds import Kept, choose, clear, free_bytes, hold, look, touch
 from workers.attempt.trees import remove
+from workers.file_locks import is_at, is_locked, locked, open_folder, try_lock
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from urllib.parse import quote
 from jobqueue.errors import InvalidSetting
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.resources import Resources
-from workers.attempt.holds import locked
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.node_folder import NodeFolder
+from workers.file_locks import locked
 from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.devices import Device
 from workers.hardware.fitness import Unfit

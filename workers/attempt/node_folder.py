@@ -4,11 +4,9 @@ Every worker process of one machine that was started with the same state folder 
 state folder on a file server has one for each machine.
 """
 
-import fcntl
 import os
 import secrets
 import socket
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,7 @@ from urllib.parse import quote
 
 from jobqueue.errors import InvalidSetting
 from jobqueue.ids import NodeId, WorkerId
-
-_TRIES = 10
-_TRY_SECONDS = 0.02
+from workers.file_locks import is_locked, lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,33 +85,6 @@ def open_node_folder(state_dir: Path) -> NodeFolder:
         return NodeFolder(root=root, node_id=NodeId(f"{host}-{_read_id(root / 'id')}"))
     except OSError as error:
         raise InvalidSetting(f"no folder for this node: {error}", hint="check JOBQUEUE_STATE_DIR") from error
-
-
-def lock(path: Path) -> int | None:
-    """Lock a file and return its number, or None when another process has it locked; never inherited."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for _ in range(_TRIES):
-        with suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-        # Whoever only asks holds it for a moment.
-        time.sleep(_TRY_SECONDS)
-    os.close(handle)
-    return None
-
-
-def is_locked(path: Path) -> bool:
-    """Tell whether a process has a file locked."""
-    with suppress(OSError):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # Shared, so that those who only ask do not meet each other.
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(handle)
-    return False
 
 
 def _read_id(path: Path) -> str:

@@ -17,6 +17,7 @@ from jobqueue.codec import decode_report, encode_report
 from jobqueue.errors import BadEnvelope, InvalidSetting, KeyRefused
 from jobqueue.keys import SealingPublicKey, parse_reporting
 from jobqueue.report import Report
+from workers.file_locks import open_folder, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -201,13 +202,11 @@ class Spool:
 
 def _lock(folder: Path) -> int:
     """Open the folder for this process alone; what it starts does not inherit that."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    handle = open_folder(folder)
+    if not try_lock(handle):
         os.close(handle)
         raise InvalidSetting(
             f"another process keeps its reports in {folder}: two workers of one name",
             hint="give each worker a name of its own, as in `-n left@%h`",
-        ) from None
+        )
     return handle

@@ -15,7 +15,7 @@ from typing import Final
 
 from jobqueue.brokers.base import Seen, Survey
 from jobqueue.routing import Selection
-from workers.attempt.node_folder import is_locked, lock
+from workers.file_locks import is_locked, lock
 
 # Whoever asks may be slow, or hang: what is older than so many rounds and a moment is asked for by everybody.
 _ROUNDS: Final = 3

@@ -4,9 +4,7 @@ The kernel gives a lock back when the process that has it is gone, however it we
 its device's lock does not: whoever takes the device next looks for containers that have it, and at its memory.
 """
 
-import fcntl
 import os
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,11 @@ from typing import Final
 from urllib.parse import quote
 
 from jobqueue.errors import InvalidSetting
+from workers.file_locks import is_taken, lock_patiently
 
 _SHARED_FOLDER: Final = 0o1777
 _SHARED_FILE: Final = 0o666
 _HOLDER_BYTES: Final = 200
-_TRIES: Final = 10
-_TRY_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class DeviceLocks:
             InvalidSetting: the file cannot be made or opened.
         """
         handle = self._open(uuid)
-        if not _lock(handle):
+        if not lock_patiently(handle):
             os.close(handle)
             return None
         with suppress(OSError):  # another user's file may be locked, and not written
@@ -49,19 +46,14 @@ class DeviceLocks:
 
     def holder(self, uuid: str) -> str:
         """Return who has a device, in words; empty when nobody has."""
-        try:
+        with suppress(OSError):
             handle = os.open(self._path(uuid), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return ""
-        try:
-            # Shared, so that those who only ask do not meet each other.
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return os.pread(handle, _HOLDER_BYTES, 0).decode("utf-8", "replace") or "somebody"
-        else:
-            return ""
-        finally:
-            os.close(handle)
+            try:
+                if is_taken(handle):
+                    return os.pread(handle, _HOLDER_BYTES, 0).decode("utf-8", "replace") or "somebody"
+            finally:
+                os.close(handle)
+        return ""
 
     def _path(self, uuid: str) -> Path:
         return self.folder / quote(uuid, safe="")
@@ -83,16 +75,6 @@ class DeviceLocks:
             raise InvalidSetting(
                 f"no lock for {uuid}: {error}", hint=f"check who may write to {self.folder}"
             ) from error
-
-
-def _lock(handle: int) -> bool:
-    for _ in range(_TRIES):
-        with suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        # Whoever only asks holds it for a moment.
-        time.sleep(_TRY_SECONDS)
-    return False
 
 
 def open_device_locks(folder: Path) -> DeviceLocks:

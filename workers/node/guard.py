@@ -11,7 +11,6 @@ It ends by itself when there is nothing left to guard.
 
 import logging
 import logging.handlers
-import os
 import signal
 import sys
 import time
@@ -22,10 +21,11 @@ from typing import Final
 from jobqueue.errors import RuntimeFailure
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import read_lease, read_leases
-from workers.attempt.node_folder import NodeFolder, lock, open_node_folder
+from workers.attempt.node_folder import NodeFolder, open_node_folder
 from workers.attempt.runtimes import RuntimeName, open_runtime
 from workers.attempt.runtimes.base import Container, ContainerRuntime
 from workers.attempt.runtimes.hardening import make_name
+from workers.file_locks import is_at, lock
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def main() -> None:
     guard = Guard(node, runtime)
     log.warning("guard.started", extra={"node": node.node_id, "runtime": runtime.name})
     guard.look()
-    while _is_mine(node, held) and guard.is_needed():
+    while is_at(node.guard, held) and guard.is_needed():
         time.sleep(LOOK_AT_FILES.total_seconds())
         guard.look()
     log.warning("guard.ended", extra={"node": node.node_id})
@@ -142,14 +142,6 @@ def main() -> None:
 def _runtime(name: str) -> RuntimeName:
     names: dict[str, RuntimeName] = {"docker": "docker", "process": "process"}
     return names[name]
-
-
-def _is_mine(node: NodeFolder, held: int) -> bool:
-    """Tell whether the folder is still there, and the locked file in it is the one that is held."""
-    try:
-        return os.path.samestat(node.guard.stat(), os.fstat(held))
-    except FileNotFoundError:
-        return False
 
 
 def _log_to(path: Path) -> None:

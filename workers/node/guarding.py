@@ -10,7 +10,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
-from workers.attempt.node_folder import NodeFolder, is_locked
+from workers.attempt.node_folder import NodeFolder
+from workers.file_locks import is_locked
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from jobqueue.errors import InvalidSetting
-from workers.attempt.node_folder import lock, open_node_folder
+from workers.attempt.node_folder import open_node_folder
+from workers.file_locks import lock
 from workers.node.keeping import EX_UNAVAILABLE, Command, SlotWorker, keep
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from services.waiting import wait_until
 
-from workers.attempt.node_folder import NodeFolder, lock, open_node_folder
+from workers.attempt.node_folder import NodeFolder, open_node_folder
+from workers.file_locks import lock
 from workers.node import guarding
 from workers.node.guarding import GuardStarter
 

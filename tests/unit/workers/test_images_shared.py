@@ -15,7 +15,7 @@ from services.waiting import wait_until
 
 from jobqueue.errors import ImagePullFailed, ImageRefused, RuntimeFailure
 from jobqueue.resources import Resources
-from workers.attempt import holds
+from workers import file_locks
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.runtimes.docker import DockerRuntime
 from workers.attempt.runtimes.engine import Engine, Gone
@@ -153,7 +153,7 @@ def test_a_stopped_process_with_the_lock_is_told_and_not_waited_for_without_end(
     engine: FakeEngine, cache: ImageCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = open_images(engine, cache)
-    monkeypatch.setattr(holds, "LOCK_WITHIN", timedelta(seconds=0.1))
+    monkeypatch.setattr(file_locks, "LOCK_WITHIN", timedelta(seconds=0.1))
     with cache.locked(), pytest.raises(RuntimeFailure, match=r"images\.lock for 0\.1 seconds"):
         images.resolve(NAME)
     assert images.resolve(NAME).is_pulled
@@ -162,7 +162,7 @@ def test_a_stopped_process_with_the_lock_is_told_and_not_waited_for_without_end(
 def test_a_start_waits_for_nobody(
     engine: FakeEngine, cache: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds, "LOCK_WITHIN", timedelta(seconds=0.1))
+    monkeypatch.setattr(file_locks, "LOCK_WITHIN", timedelta(seconds=0.1))
     runtime = DockerRuntime("tcp://elsewhere:2376")
     runtime._images, runtime._engine = open_images(engine, cache), cast("Engine", engine)
     engine.images.append(SEEN)

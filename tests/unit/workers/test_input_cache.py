@@ -20,11 +20,12 @@ from services.waiting import wait_until
 
 from jobqueue.errors import DiskFull, StoreUnavailable
 from jobqueue.lifecycle import Reason
-from workers.attempt import folder_locks, input_cache
+from workers.attempt import holds, input_cache
 from workers.attempt.ending import outcome_of_error
-from workers.attempt.holds import Kept, choose, locked, try_lock
+from workers.attempt.holds import Kept, choose
 from workers.attempt.input_cache import CONTENT, Fill, InputCache, Wanted
 from workers.attempt.trees import remove
+from workers.file_locks import locked, open_folder, try_lock
 
 BOUND = 100
 
@@ -78,7 +79,7 @@ def leave(cache: InputCache, name: str) -> Path:
 def lock_folder(cache: InputCache, name: str) -> tuple[Path, int]:
     """Do what another process does that is at a folder in `incoming`."""
     folder = leave(cache, name)
-    handle = folder_locks.open_folder(folder)
+    handle = open_folder(folder)
     assert try_lock(handle)
     return folder, handle
 
@@ -174,7 +175,7 @@ def test_room_that_another_process_is_making_is_waited_for(
         monkeypatch.setattr(input_cache, "free_bytes", lambda _: 20)
         return remove(folder)
 
-    monkeypatch.setattr(folder_locks, "remove", remove_slowly)
+    monkeypatch.setattr(holds, "remove", remove_slowly)
     other = Thread(target=replace(cache, floor_bytes=1).trim)
     other.start()
     wait_until(lambda: removed, what="a removal")

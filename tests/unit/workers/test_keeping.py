@@ -16,7 +16,8 @@ import psutil
 import pytest
 from services.waiting import wait_until
 
-from workers.attempt.node_folder import lock, open_node_folder
+from workers.attempt.node_folder import open_node_folder
+from workers.file_locks import lock
 from workers.node.serve import Serving, make_commands
 
 LONG = timedelta(seconds=30)

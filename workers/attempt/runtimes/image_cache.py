@@ -16,8 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from workers.attempt.holds import Kept, hold, locked, look, touch, try_lock
-from workers.attempt.node_folder import is_locked
+from workers.attempt.holds import Kept, hold, look, touch
+from workers.file_locks import is_locked, locked, try_lock
 
 log = logging.getLogger(__name__)
 
