@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.attempt.redaction import REDACTED, Redactor, forms_of, redact_text
+from workers.attempt.redaction import REDACTED, Redactor, _Search, forms_of, redact_text
 
 # None of the letters of the mark, so that it can be told from what an experiment wrote; few, so that secrets overlap.
 LETTERS = "ab\n\0\u00fc"
@@ -42,6 +42,7 @@ def by_hand(secrets: tuple[bytes, ...], text: bytes) -> bytes:
 @example(secrets=(b"aa",), text="aaaaaaa", cuts=[1, 2, 3, 4, 5, 6])
 @example(secrets=(b"abab", b"ba\nb"), text="ababa\nb", cuts=[4])
 @example(secrets=("a\u00fcb".encode(),), text="a\u00fcb", cuts=[2])
+@example(secrets=(b"(a|b)*\\", b"[^]-.]{2}$", b"^"), text="a(a|b)*\\\n[^]-.]{2}$", cuts=[5])
 @example(secrets=(b"aabb\0\0", b"abb"), text="aabb\0\0", cuts=[3])
 def test_no_secret_comes_out_whatever_it_is_and_wherever_the_stream_is_cut(
     secrets: tuple[bytes, ...], text: str, cuts: list[int]
@@ -79,6 +80,12 @@ def test_many_secrets_are_looked_for_at_once() -> None:
     began = time.process_time()
     assert b"".join(redactor.feed(line) for _ in range(10_000)) + redactor.flush() == line * 10_000
     assert time.process_time() - began < 2  # a tenth of that, and five seconds when each was looked for by itself
+
+
+def test_what_begins_as_no_secret_does_costs_no_step_of_its_own() -> None:
+    search = _Search(forms_of(["111111", "222222"]))
+    assert search._candidates.search(b"121212 MTMT") is None
+    assert [found.start() for found in search._candidates.finditer(b"12122221211112 MTEx")] == [3, 9]
 
 
 @pytest.mark.security_case("secrets in other forms")
