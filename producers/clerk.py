@@ -22,6 +22,7 @@ from jobqueue.ids import ExperimentId
 from jobqueue.keys import KeyRing
 from jobqueue.lifecycle import Reason, State
 from jobqueue.marker import Marker, marker_from_json
+from jobqueue.printable import plain
 from jobqueue.registry.base import Record, Registry
 from jobqueue.storage.base import PROBE, Store
 from producers.pace import Pace
@@ -97,7 +98,7 @@ class Clerk:
 
     def _log(self, event: str, why: str, experiment_id: str = "") -> None:
         if self._log_pace.allows(event):
-            log.warning("%s experiment=%s why=%s", event, experiment_id, why)
+            log.warning("%s experiment=%s why=%s", event, experiment_id, plain(why))
 
     def _grant(self, request: Request) -> Reply:
         key = request.uri.removeprefix(_STORE) if request.uri.startswith(_STORE) else ""

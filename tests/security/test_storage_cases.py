@@ -1,6 +1,7 @@
 """What a node without credentials, and who has stolen one, can read and write of the store: nothing but its own."""
 
 import hashlib
+import json
 import logging
 import urllib.request
 import uuid
@@ -601,6 +602,30 @@ def test_a_clerk_bounds_what_it_reads_and_how_often_one_experiment_asks(tmp_path
     assert grants(other.store, other.prefix)
     now[0] += 1
     assert grants(flooding.store, flooding.prefix)
+
+
+@pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
+def test_nothing_that_a_clerk_logs_of_a_request_drives_a_terminal(
+    counter: Counter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request for a grant names a key, a queue and an address that hold escape sequences and further lines.
+
+    Refused: with the request; in the clerk's log each of them is one line in which nothing acts.
+    Evidence: the log's lines, of a stranger's request and of a trusted node's.
+    Red before: the clerk's log had every byte of them.
+    """
+    evil = "\x1b]0;owned\x07\x1b[2J\n2026-01-01 [INFO] all is well\u202e"
+    body = dict.fromkeys(("uri", "after", "content"), "") | {"envelope": "", "permit": None, "experiment_id": None}
+    stranger = json.dumps({"wish": "read", "queue": evil, "attempt": 0, "token": 0, **body})
+    counter.clerk.answer(json.dumps({"key": evil, "signature": ""}).encode() + b"\n" + stranger.encode())
+    started = counter.start()
+    with pytest.raises(ArtifactRefused):
+        counter.open_store().scoped(queue=counter.queue, experiment_id=None).size("x")
+    with suppress(ArtifactRefused):
+        started.store._ask(Wish.READ, f"{started.prefix}/{evil}")
+    lines = [record.getMessage() for record in caplog.records if record.name == "producers.clerk"]
+    assert len(lines) >= 3
+    assert all(line.isprintable() for line in lines), lines
 
 
 @pytest.mark.security_case("a result without the spec")
