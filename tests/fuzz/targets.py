@@ -40,6 +40,7 @@ from jobqueue.spec import parse_spec
 from jobqueue.storage.hosts import parse_hosts, parse_target
 from workers.attempt.archive import unpack
 from workers.attempt.progress import parse_progress_json, parse_progress_line
+from workers.attempt.redaction import Redactor
 from workers.delivery.shape import check_shape
 
 _MAX_BYTES = 1 << 20
@@ -146,8 +147,8 @@ def _progress_line(content: bytes) -> None:
 
 
 def _progress_json(content: bytes) -> None:
-    _json_object(parse_progress_json(content))
-    _json_object(parse_progress_json(content, secrets=(b"secret", b"0")))
+    _json_object(parse_progress_json(content, Redactor(())))
+    _json_object(parse_progress_json(content, Redactor((b"secret", b"0"))))
 
 
 def _json_object(text: str | None) -> None:

@@ -27,7 +27,7 @@ from workers.attempt.logs import STREAMS, LogWriter
 from workers.attempt.patience import patiently
 from workers.attempt.planning import PROGRESS_FILE, make_plan, refuse
 from workers.attempt.progress import ProgressFile
-from workers.attempt.redaction import forms_of, redact_text
+from workers.attempt.redaction import Redactor, forms_of
 from workers.attempt.reporting import Reporter
 from workers.attempt.runtimes.base import Container, Exit
 from workers.attempt.site import Site
@@ -112,7 +112,7 @@ class Execution:
 
     def _redact(self, text: str) -> str:
         """Return what may be told of an error: an engine's may repeat what it was asked for."""
-        return redact_text(text, forms_of(self._spec.secrets.values())) if self._spec else text
+        return Redactor(forms_of(self._spec.secrets.values())).redact(text) if self._spec else text
 
     def _run(self, folder: Path) -> Outcome:
         self._check_waiting()

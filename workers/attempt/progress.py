@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from workers.attempt.redaction import longest_first, redact_json
+from workers.attempt.redaction import Redactor, redact_json
 
 MAX_PROGRESS_BYTES: Final = 4096
 PROGRESS_MARK: Final = b"::jobqueue"
@@ -26,7 +26,7 @@ def parse_progress_line(line: bytes) -> str | None:
     return json.dumps({name: _number(value) for name, value in pairs})
 
 
-def parse_progress_json(line: bytes, *, secrets: tuple[bytes, ...] = ()) -> str | None:
+def parse_progress_json(line: bytes, redactor: Redactor) -> str | None:
     """Return one JSON line as a compact JSON object without secrets, or None when it is not a small object."""
     if len(line) > MAX_PROGRESS_BYTES:
         return None
@@ -34,15 +34,15 @@ def parse_progress_json(line: bytes, *, secrets: tuple[bytes, ...] = ()) -> str 
         value = json.loads(line, parse_float=_number, parse_constant=str)
         if not isinstance(value, dict):
             return None
-        return _written(redact_json(value, secrets), secrets) if secrets else json.dumps(value)
+        return _written(redact_json(value, redactor), redactor)
     except (ValueError, RecursionError):
         return None
 
 
-def _written(value: object, secrets: tuple[bytes, ...]) -> str | None:
+def _written(value: object, redactor: Redactor) -> str | None:
     """Return the JSON, or None when a secret is a part of its form: a secret may be JSON itself."""
     texts = (json.dumps(value), json.dumps(value, ensure_ascii=False))
-    return None if any(secret in text.encode() for text in texts for secret in secrets) else texts[0]
+    return texts[0] if all(redactor.redact(text) == text for text in texts) else None
 
 
 def _number(text: str) -> float | int | str:
@@ -67,7 +67,7 @@ class ProgressFile:
 
     def __init__(self, path: Path, *, secrets: tuple[bytes, ...] = ()) -> None:
         self._path = path
-        self._secrets = longest_first(secrets)
+        self._redactor = Redactor(secrets)
         self._offset = 0
 
     def poll(self) -> str | None:
@@ -86,5 +86,5 @@ class ProgressFile:
             os.close(handle)
         complete = data[: data.rfind(b"\n") + 1]
         self._offset = start + len(complete) if complete else self._offset
-        found = [parse_progress_json(line, secrets=self._secrets) for line in complete.splitlines()]
-        return next((progress for progress in reversed(found) if progress), None)
+        found = (parse_progress_json(line, self._redactor) for line in reversed(complete.splitlines()))
+        return next(filter(None, found), None)

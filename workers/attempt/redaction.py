@@ -64,6 +64,11 @@ class Redactor:
         """Return what was kept back."""
         return self._release(self._rest, is_all=True)
 
+    def redact(self, text: str) -> str:
+        """Return a text by itself without secrets; not while a stream is being fed."""
+        data = text.encode(errors="surrogatepass")
+        return (self.feed(data) + self.flush()).decode(errors="replace")
+
     def _release(self, data: bytes, *, is_all: bool) -> bytes:
         if self._search is None:
             return data
@@ -89,7 +94,7 @@ class _Search:
     def __init__(self, secrets: tuple[bytes, ...]) -> None:
         self._by_head: dict[bytes, list[bytes]] = {}
         self._beginnings: set[bytes] = set()
-        for secret in longest_first(secrets):
+        for secret in sorted(filter(None, secrets), key=len, reverse=True):  # one may be a part of another
             head = secret[: _size_head(secret)]
             self._by_head.setdefault(head, []).append(secret)
             self._beginnings.update(head[:size] for size in range(1, len(head)))
@@ -146,38 +151,19 @@ def _make_tree(heads: list[bytes]) -> bytes:
     return b"(?:%s)" % b"|".join(re.escape(first) + _make_tree(rests) for first, rests in branches.items())
 
 
-def longest_first(secrets: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return the secrets in the order to look for them: one may be a part of another."""
-    return tuple(sorted(filter(None, secrets), key=len, reverse=True))
-
-
-def redact_json(value: object, secrets: tuple[bytes, ...]) -> object:
+def redact_json(value: object, redactor: Redactor) -> object:
     """Return a JSON value without secrets: in its texts and names as they read, and in its numbers as they are written.
 
     Raises:
         RecursionError: it is nested too deeply.
     """
-    return _redact(value, secrets, Redactor(secrets))
-
-
-def redact_text(text: str, secrets: tuple[bytes, ...]) -> str:
-    """Return a text without secrets."""
-    return _redact_text(text, Redactor(secrets))
-
-
-def _redact(value: object, secrets: tuple[bytes, ...], redactor: Redactor) -> object:
     match value:
         case dict():
-            return {_redact_text(str(name), redactor): _redact(item, secrets, redactor) for name, item in value.items()}
+            return {redactor.redact(str(name)): redact_json(item, redactor) for name, item in value.items()}
         case list():
-            return [_redact(item, secrets, redactor) for item in value]
+            return [redact_json(item, redactor) for item in value]
         case str():
-            return _redact_text(value, redactor)
+            return redactor.redact(value)
         case _:
-            written = json.dumps(value).encode()
-            return REDACTED.decode() if any(secret in written for secret in secrets) else value
-
-
-def _redact_text(text: str, redactor: Redactor) -> str:
-    data = text.encode(errors="surrogatepass")
-    return (redactor.feed(data) + redactor.flush()).decode(errors="replace")
+            written = json.dumps(value)
+            return value if redactor.redact(written) == written else REDACTED.decode()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.attempt.progress import ProgressFile, parse_progress_json, parse_progress_line
+from workers.attempt.redaction import Redactor
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,12 @@ def test_a_line_of_output_carries_progress(line: bytes, progress: str | None) ->
 @given(st.binary(max_size=200))
 def test_no_line_upsets_the_parsers(line: bytes) -> None:
     parse_progress_line(b"::jobqueue " + line + b"::")
-    parse_progress_json(line)
+    parse_progress_json(line, Redactor(()))
 
 
 def test_deeply_nested_json_is_ignored() -> None:
-    assert parse_progress_json(b"[" * 4000) is None
-    assert parse_progress_json(b'["a list"]') is None
+    assert parse_progress_json(b"[" * 4000, Redactor(())) is None
+    assert parse_progress_json(b'["a list"]', Redactor(())) is None
 
 
 def test_the_newest_complete_line_of_the_file_counts(tmp_path: Path) -> None:
@@ -48,6 +49,17 @@ def test_the_newest_complete_line_of_the_file_counts(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('ess": 0.3}\n')
     assert progress.poll() == '{"progress": 0.3}'
+
+
+def test_of_many_lines_that_came_at_once_the_newest_alone_is_searched_for_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, searched = tmp_path / "progress", list[str]()
+    redact = Redactor.redact
+    monkeypatch.setattr(Redactor, "redact", lambda redactor, text: searched.append(text) or redact(redactor, text))
+    path.write_text("".join(f'{{"step": {number}}}\n' for number in range(1000)))
+    assert ProgressFile(path, secrets=(b"secret",)).poll() == '{"step": 999}'
+    assert len(searched) < 10
 
 
 def test_a_link_or_a_pipe_in_its_place_is_not_followed(tmp_path: Path) -> None:
@@ -98,12 +110,12 @@ def test_no_secret_leaves_by_the_progress_file(tmp_path: Path, line: str, progre
 )
 def test_whatever_an_experiment_writes_holds_no_secret(value: object, secret: str) -> None:
     secrets = (secret.encode(errors="replace"),)
-    found = parse_progress_json(json.dumps({"x": value}).encode(), secrets=secrets)
+    found = parse_progress_json(json.dumps({"x": value}).encode(), Redactor(secrets))
     assert found is None or secrets[0] not in found.replace("[secret]", "").encode() or secret in "[secret]"
 
 
 def test_progress_that_is_nested_to_the_limit_of_the_reader_is_ignored() -> None:
     line = b'{"a":' * 800 + b"1" + b"}" * 800
     for _ in range(2):
-        found = parse_progress_json(line, secrets=(b"x",))
+        found = parse_progress_json(line, Redactor((b"x",)))
         assert found is None or found.count("a") == 800

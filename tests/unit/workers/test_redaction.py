@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.attempt.redaction import REDACTED, Redactor, _Search, forms_of, redact_text
+from workers.attempt.redaction import REDACTED, Redactor, _Search, forms_of
 
 # None of the letters of the mark, so that it can be told from what an experiment wrote; few, so that secrets overlap.
 LETTERS = "ab\n\0\u00fc"
@@ -63,7 +63,7 @@ def test_no_secret_comes_out_whatever_it_is_and_wherever_the_stream_is_cut(
 @given(secret=st.text(LETTERS, min_size=1, max_size=12), text=st.text(LETTERS, max_size=30))
 def test_a_text_is_redacted_as_a_stream_is(secret: str, text: str) -> None:
     secrets = (secret.encode(),)
-    assert redact_text(text, secrets) == by_hand(secrets, text.encode()).decode(errors="replace")
+    assert Redactor(secrets).redact(text) == by_hand(secrets, text.encode()).decode(errors="replace")
 
 
 def test_memory_is_bounded_by_the_longest_secret() -> None:
