@@ -1,10 +1,14 @@
 """`jobqueue logs` and `wait`: an experiment's output, and its end."""
 
+import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
+from jobqueue.errors import JobqueueError
 from jobqueue.lifecycle import State
 from producers.cli.arguments import Duration, experiment_argument, experiments_argument, open_client
 from producers.cli.group import EXIT_CANCELLED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_FINISHED
@@ -12,25 +16,57 @@ from producers.cli.output import format_option, write_output, write_rows
 from producers.cli.records import as_json, as_row
 from producers.timeline import explain
 
+if TYPE_CHECKING:
+    from producers.handle import Experiment
+
 
 @click.command()
 @experiment_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the experiment is over.")
-@click.option(
-    "--stream", type=click.Choice(["stdout", "stderr"]), default="stdout", show_default=True, help="Which one."
-)
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this one.")
 @click.pass_context
-def logs(ctx: click.Context, /, *, experiment: str, follow: bool, stream: str) -> None:
-    """Print the output of EXPERIMENT: an id, the beginning of one, a name, or `last`."""
+def logs(ctx: click.Context, /, *, experiment: str, follow: bool, stream: str | None) -> None:
+    """Print the output of EXPERIMENT: an id, the beginning of one, a name, or `last`.
+
+    What it wrote to stdout and stderr comes out here as it did there.
+    """
     found = open_client(ctx).get(experiment)
     record = found.look()
     if not record.attempt:  # an empty page would say nothing
         click.echo(explain(record), err=True)
     try:
-        for line in found.logs(follow=follow, stream=stream):
-            write_output(line)
+        if stream:
+            for line in found.logs(follow=follow, stream=stream):
+                write_output(line)
+        elif follow:
+            copy_output(found)
+        else:
+            _copy(found, "stdout", follow=False)
+            _copy(found, "stderr", follow=False)
     except KeyboardInterrupt:
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def copy_output(experiment: "Experiment") -> None:
+    """Write both streams of an experiment to this process's own, as they come, until it is over.
+
+    Raises:
+        Unavailable: a server did not answer for too long.
+    """
+    beside = threading.Thread(target=_copy_beside, args=(experiment, "stderr"), daemon=True)
+    beside.start()
+    _copy(experiment, "stdout", follow=True)
+    beside.join()
+
+
+def _copy_beside(experiment: "Experiment", stream: str) -> None:
+    with suppress(JobqueueError):  # the other stream fails just so, and tells it
+        _copy(experiment, stream, follow=True)
+
+
+def _copy(experiment: "Experiment", stream: str, *, follow: bool) -> None:
+    for line in experiment.logs(follow=follow, stream=stream):
+        write_output(line, err=stream == "stderr")
 
 
 @click.command()

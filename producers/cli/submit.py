@@ -1,7 +1,6 @@
 """`jobqueue submit` and `jobqueue run`: an experiment from options and a spec file to the queue, and to its end."""
 
 import json
-import threading
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,8 +12,9 @@ import click
 
 from jobqueue.errors import ExperimentFailed, InvalidSpec, JobqueueError, Problem
 from producers.cli.arguments import open_client
+from producers.cli.follow import copy_output
 from producers.cli.group import EXIT_INTERRUPTED, exit_code, show_error
-from producers.cli.output import Format, format_option, write_json, write_left_out, write_output
+from producers.cli.output import Format, format_option, write_json, write_left_out
 
 if TYPE_CHECKING:
     from producers.client import Client
@@ -107,7 +107,8 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
     if not quiet:
         click.echo(f"submitted {experiment.id}", err=True)
     try:
-        copy_output(experiment)
+        with suppress(JobqueueError):  # what ended it is told by its result
+            copy_output(experiment)
         if error := experiment.exception():  # what its result file holds is nothing to a shell
             raise error
     except KeyboardInterrupt:
@@ -122,20 +123,6 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
         with suppress(JobqueueError):  # the end is known; the store may be away
             write_left_out(experiment.outputs.left_out)
         click.echo(f"{experiment.id} {experiment.state}", err=True)
-
-
-def copy_output(experiment: "Experiment") -> None:
-    """Write both streams of an experiment to this process's own, as they come, until it is over."""
-    beside = threading.Thread(target=_copy, args=(experiment, "stderr"), daemon=True)
-    beside.start()
-    _copy(experiment, "stdout")
-    beside.join()
-
-
-def _copy(experiment: "Experiment", stream: str) -> None:
-    with suppress(JobqueueError):  # what ended it is told by its result
-        for line in experiment.logs(follow=True, stream=stream):
-            write_output(line, err=stream == "stderr")
 
 
 def _submit(client: "Client", given: Mapping[str, Any]) -> "Experiment":

@@ -78,8 +78,8 @@ class _Held:
         lease = self.granted.lease
         return attempt_prefix(lease.experiment_id, lease.attempt, lease.token)
 
-    def print_line(self, text: str) -> None:
-        open_registry("memory://").live_logs.append(self.granted.lease, "stdout", text.encode(), offset=0)
+    def print_line(self, text: str, *, stream: str = "stdout") -> None:
+        open_registry("memory://").live_logs.append(self.granted.lease, stream, text.encode(), offset=0)
 
     def finish(
         self, outcome: Outcome, *, files: dict[str, bytes] | None = None, left_out: tuple[str, ...] = ()
@@ -258,6 +258,17 @@ def test_logs_are_printed_as_they_are(project: str) -> None:
     _take(experiment).print_line("epoch 1\nepoch 2\n")
     assert _call("logs", experiment).stdout == "epoch 1\nepoch 2\n"
     assert _call("logs", experiment, "--stream", "stderr").stdout == ""
+
+
+def test_both_streams_come_out_as_they_went_in_unless_one_is_asked_for(project: str) -> None:
+    experiment = _submit()
+    attempt = _take(experiment)
+    attempt.print_line("epoch 1\n")
+    attempt.print_line("ValueError: bad\n", stream="stderr")
+    shown = _call("logs", experiment)
+    assert (shown.stdout, shown.stderr) == ("epoch 1\n", "ValueError: bad\n")
+    assert _call("logs", experiment, "--stream", "stdout").stderr == ""
+    assert _call("logs", experiment, "--stream", "stderr").stdout == "ValueError: bad\n"
 
 
 def test_get_downloads_the_outputs_and_lists_them(project: str, tmp_path: Path) -> None:
