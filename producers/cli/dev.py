@@ -125,7 +125,7 @@ def _environment(settings: "Settings") -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "FLOWER_UNAUTHENTICATED_API"}
     # One's own code on one's own machine: without an engine and bubblewrap it runs all the same, and so it does on an
     # engine that keeps less, as those of desktops and those without root may.
-    accepted = ",".join(sorted({*settings.accepted_gaps, "no-limits", "no-seccomp", "unconfined"}))
+    accepted = ",".join(sorted({*settings.accepted_gaps, "no-limits", "no-seccomp", "open-socket", "unconfined"}))
     pinned = {"JOBQUEUE_STATE_DIR": str(settings.state_dir), "JOBQUEUE_PROJECT": settings.project}
     return kept | pinned | {"JOBQUEUE_ACCEPTED_GAPS": accepted}
 

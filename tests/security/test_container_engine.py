@@ -259,5 +259,7 @@ def test_the_doctor_tells_what_the_engine_lacks(
 
 def test_ones_own_code_runs_on_ones_own_machine_whatever_it_lacks(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path, accepted_gaps=("bare-tcp",))
-    assert node_environment(settings)["JOBQUEUE_ACCEPTED_GAPS"] == "bare-tcp,no-limits,no-seccomp,unconfined"
+    assert (
+        node_environment(settings)["JOBQUEUE_ACCEPTED_GAPS"] == "bare-tcp,no-limits,no-seccomp,open-socket,unconfined"
+    )
     assert "bare-tcp" not in node_environment(Settings(state_dir=tmp_path))["JOBQUEUE_ACCEPTED_GAPS"]

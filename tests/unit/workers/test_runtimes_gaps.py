@@ -1,6 +1,9 @@
 """What an engine says of itself: which gaps are told, which are refused, and what an operator may accept."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ SOUND: dict[str, Any] = {
     "MemoryLimit": True,
     "PidsLimit": True,
     "CpuCfsQuota": True,
-    "SecurityOptions": ["name=seccomp,profile=default", "name=userns"],
+    "SecurityOptions": ["name=apparmor", "name=seccomp,profile=default", "name=userns"],
     "LiveRestoreEnabled": True,
     "DockerRootDir": "/var/lib/docker/100000.200000",
     "Runtimes": {"runc": {}, "runsc": {}},
@@ -63,7 +66,14 @@ def test_all_that_is_refused_is_told_at_once_with_the_whole_setting() -> None:
     assert "JOBQUEUE_ACCEPTED_GAPS=no-seccomp,no-limits)" in flaw(**changes, accepted=("no-seccomp",))
 
 
-@pytest.mark.parametrize("changes", [{"SecurityOptions": ["name=seccomp"]}, {"LiveRestoreEnabled": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SecurityOptions": ["name=apparmor", "name=seccomp"]},
+        {"SecurityOptions": ["name=seccomp", "name=userns"]},
+        {"LiveRestoreEnabled": False},
+    ],
+)
 def test_what_is_desirable_is_told(changes: dict[str, Any]) -> None:
     assert flaw(**changes) == ""
     assert describe_gaps(SOUND | changes, address=SOCKET).startswith("this engine ")
@@ -78,6 +88,25 @@ def test_an_engine_without_tls_beyond_this_machine_is_refused(address: str) -> N
 @pytest.mark.parametrize("address", [SOCKET, "https://engine:2376", "tcp://127.0.0.1:2375", "http://[::1]:2375"])
 def test_a_socket_tls_and_loopback_are_fine(address: str) -> None:
     assert flaw(address) == ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "folder_mode", "is_refused"),
+    [(0o666, 0o755, True), (0o602, 0o711, True), (0o660, 0o755, False), (0o666, 0o750, False), (0o600, 0o777, False)],
+)
+def test_an_engine_that_every_user_of_the_machine_may_command_is_refused(
+    mode: int, folder_mode: int, *, is_refused: bool
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are closed to others
+    try:
+        path = folder / "docker.sock"
+        path.touch()
+        path.chmod(mode)
+        folder.chmod(folder_mode)
+        assert ("JOBQUEUE_ACCEPTED_GAPS=open-socket" in flaw(f"unix://{path}")) is is_refused
+        assert flaw(f"unix://{path}", accepted=("open-socket",)) == ""
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_the_operators_runtime_has_to_be_there() -> None:

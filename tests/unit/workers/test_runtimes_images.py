@@ -63,6 +63,15 @@ def test_what_may_work_later_has_failed_for_now(words: str) -> None:
     assert isinstance(classify("image", words), ImagePullFailed)
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 502])
+def test_whoever_submits_is_not_told_what_a_server_of_the_nodes_own_answered(status: int) -> None:
+    page = "<html>\nadmin token: 12345\n</html>"
+    words = f"error parsing HTTP {status} response body: invalid character '<' looking for beginning of value: {page!r}"
+    for said in (words, words.replace("\\n", "\n")):
+        error = classify("127.0.0.1:8080/any:1", said)
+        assert error.message.endswith(f"error parsing HTTP {status} response body")
+
+
 @pytest.mark.parametrize(
     "words", ["write /var/lib/docker/tmp/x: no space left on device", "mkdir /var/lib/docker/x: disk quota exceeded"]
 )

@@ -8,12 +8,14 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from stat import S_IWOTH, S_IXOTH
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from jobqueue.errors import InvalidSetting
 
-ACCEPTABLE: Final = ("bare-tcp", "no-limits", "no-seccomp", "unconfined")
+ACCEPTABLE: Final = ("bare-tcp", "no-limits", "no-seccomp", "open-socket", "unconfined")
 
 # What an engine may lack without a word: rootless ones on an older kernel ignore limits silently.
 _LIMITS: Final = {"MemoryLimit": "memory", "PidsLimit": "processes", "CpuCfsQuota": "cpus"}
@@ -52,12 +54,18 @@ def find_gaps(facts: Mapping[str, Any], *, address: str) -> Iterator[Gap]:
     """Yield what an engine that describes itself by `facts` (its `info`) and listens at `address` does not keep."""
     if _is_bare(address):
         yield Gap(name="bare-tcp", text=f"listens without TLS ({address}): whoever reaches it is root there")
+    if _is_open(address):
+        yield Gap(
+            name="open-socket", text=f"takes orders from every user of this machine, each is root here ({address})"
+        )
     missing = [what for key, what in _LIMITS.items() if facts.get(key) is False]
     if missing:
         yield Gap(name="no-limits", text=f"enforces no limit of {' and of '.join(missing)}")
     options = facts.get("SecurityOptions") or ()
     if not any("seccomp" in option and "unconfined" not in option for option in options):
         yield Gap(name="no-seccomp", text="filters no system calls (seccomp)")
+    if not any(option.startswith(("name=apparmor", "name=selinux")) for option in options):
+        yield Gap(name="", text="confines by no AppArmor and no SELinux")
     if not any(option.startswith(("name=userns", "name=rootless")) for option in options):
         yield Gap(name="", text="maps no users (userns-remap): root of a container that breaks out is root here")
     if facts.get("LiveRestoreEnabled") is False:
@@ -118,3 +126,14 @@ def _is_bare(address: str) -> bool:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host != "localhost"
+
+
+def _is_open(address: str) -> bool:
+    """Tell whether the socket may be written to by everybody, and reached: a folder on the way may keep others out."""
+    if not address.startswith("unix://"):
+        return False
+    path = Path(address.removeprefix("unix://"))
+    try:
+        return bool(path.stat().st_mode & S_IWOTH) and all(folder.stat().st_mode & S_IXOTH for folder in path.parents)
+    except OSError:  # it is away, and is judged when it is back
+        return False

@@ -1,6 +1,7 @@
 """Pulls of images: tried again where that can help, given up in time, and not begun on a disk that is full."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -22,6 +23,9 @@ HINT: Final = "check the name and the tag, and that this node may pull it"
 _PULLS = 3
 _PAUSE_SECONDS = 1.0
 _LOCAL = "unix://"
+# What follows is the page of whoever answered under the name of a registry, which a sender may choose: the engine asks
+# anybody that it reaches, also the machine itself.
+_PAGE = re.compile(r"(?<=response body).*", re.DOTALL)
 # The engine answers with one status for all that goes wrong at a pull: only its words tell them apart.
 _REFUSALS = (
     "manifest unknown",
@@ -186,6 +190,7 @@ def find_disk(address: str, folder: str) -> Path | None:
 
 def classify(name: str, failure: str) -> RuntimeFailure:
     """Return the error that the engine's words about a pull mean: whether trying again can help."""
+    failure = _PAGE.sub("", failure)
     if is_disk_full(failure):
         return DiskFull(f"the image {name} could not be pulled: {failure}")
     if is_refusal(failure):
