@@ -83,7 +83,9 @@ class Spool:
         self._letters: deque[Letter] = deque()
         self._next_sequences: dict[str, int] = {}
         try:
-            (folder / _UNREADABLE).mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)  # an experiment's output is in them, neither sealed yet nor signed
+            (folder / _UNREADABLE).mkdir(mode=0o700, exist_ok=True)
             self._handle = _lock(folder)
             for path in sorted(folder.iterdir()):
                 self._take_over(path)

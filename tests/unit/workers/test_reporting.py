@@ -103,6 +103,25 @@ def test_reports_go_to_the_reporting_queue_in_order_and_numbered(office: Office,
     assert {(report.attempt, report.token) for report in reports} == {(1, 7)}
 
 
+@pytest.mark.security_case("secrets on a shared node")
+@pytest.mark.parametrize("is_old", [False, True])
+def test_what_waits_for_the_broker_is_its_workers_alone(office: Office, post: Post, *, is_old: bool) -> None:
+    """Another user of a node reads what an experiment printed, in a report that waits until the broker is back.
+
+    Refused: the folder of a worker's reports is its owner's alone, also one that an older worker made.
+    Evidence: the mode of the folder while a report with the last lines lies in it.
+    Red before: the folder and the reports in it could be read by everybody.
+    """
+    if is_old:
+        office.folder.mkdir(parents=True)
+        office.folder.chmod(0o755)
+    post.is_away = True
+    with office.opened() as (_, reporter):
+        reporter.ended(Reason.EXITED_NONZERO, state=State.FAILED, sentence="x", exit_code=3, last_lines=("patient 7",))
+        assert any(b"patient 7" in (office.folder / name).read_bytes() for name in office.left())
+        assert office.folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_failure_carries_its_code_its_fault_and_its_last_lines(office: Office, post: Post) -> None:
     with office.opened() as (outbox, reporter):
         reporter.ended(
