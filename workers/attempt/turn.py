@@ -11,10 +11,12 @@ from typing import Final
 
 from jobqueue.envelope import Verified, open_sealed
 from jobqueue.errors import JobqueueError, RuntimeFailure
+from jobqueue.ids import NodeId
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.resources import Resources
 from jobqueue.spec import ExperimentSpec
+from workers.attempt.elsewhere import LEFT, find_idle, has_left
 from workers.attempt.lease_files import LeaseFile
 from workers.attempt.ledger import Ledger
 from workers.attempt.site import Site
@@ -26,6 +28,8 @@ LOOK_EVERY: Final = timedelta(milliseconds=200)
 TELL_EVERY: Final = timedelta(seconds=10)
 # What a machine lacks for so long (a sick device, a worker that is gone) another one may have.
 LACK: Final = timedelta(minutes=1)
+# So often another node is looked for, idle twice in a row: between two experiments each one is for a moment.
+LOOK_ELSEWHERE: Final = timedelta(minutes=1)
 # For what comes before a container and after it; what needs longer before it asks again.
 AROUND: Final = timedelta(minutes=1)
 
@@ -62,7 +66,7 @@ class Turn:
         """Return the devices it has, once it has all that it asks for.
 
         Raises:
-            Stopped: the machine lacks something for long.
+            Stopped: the machine lacks something for long, or another one is idle.
         """
         ledger = self.site.ledger
         if ledger is None:
@@ -110,8 +114,8 @@ class Turn:
         return start, "so much is not fit to be used now"
 
     def _wait(self, ledger: Ledger) -> tuple[str, ...]:
-        began_seconds = lacks_since_seconds = time.monotonic()
-        told_seconds = 0.0
+        began_seconds = lacks_since_seconds = looked_seconds = time.monotonic()
+        told_seconds, idle = 0.0, frozenset[NodeId]()
         log.info("attempt.waiting", extra={"experiment": self.file.kept.experiment_id, "wants": self._wants})
         while True:
             self.check()
@@ -124,10 +128,24 @@ class Turn:
             lacks_since_seconds = now_seconds if start else lacks_since_seconds
             if now_seconds - lacks_since_seconds >= LACK.total_seconds():
                 raise Stopped(Reason.DOES_NOT_FIT, f"asks for {self._wants}, and {lack}")
+            if now_seconds - looked_seconds >= LOOK_ELSEWHERE.total_seconds():
+                looked_seconds, idle = now_seconds, self._look_elsewhere(idle)
             if not told_seconds or now_seconds - told_seconds >= TELL_EVERY.total_seconds():
                 told_seconds = now_seconds
                 self.tell(self._describe(start))
             time.sleep(LOOK_EVERY.total_seconds())
+
+    def _look_elsewhere(self, before: frozenset[NodeId]) -> frozenset[NodeId]:
+        """Return which other nodes are idle now.
+
+        Raises:
+            Stopped: one of them was so before, and the experiment is for it; once, since here it loses its place.
+        """
+        kept = self.file.kept
+        idle = find_idle(self.site, queue=kept.queue, resources=self.spec.resources)
+        if idle & before and not has_left(self.site, kept.experiment_id):
+            raise Stopped(Reason.DOES_NOT_FIT, f"waited for {self._wants}, and {LEFT}: {min(idle & before)}")
+        return idle
 
     @property
     def _wants(self) -> str:

@@ -16,14 +16,18 @@ from jobqueue.errors import RegistryUnavailable
 from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
 from jobqueue.lifecycle import Phase, Reason, State
 from jobqueue.registry.base import Record
+from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Resources
 from producers.timeline import explain
 from workers.attempt import ledger as ledger_module
 from workers.attempt import turn as module
+from workers.attempt.conclude import MISFIT_DELAY
+from workers.attempt.elsewhere import has_left
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import open_node_folder
 from workers.attempt.runtimes.fake import Script
+from workers.attempt.site import Site
 from workers.attempt.supervise import PutOff
 from workers.hardware.devices import Device
 
@@ -197,6 +201,54 @@ def test_what_lacks_a_sick_device_for_long_is_left_to_other_nodes(
     assert result.outcome.reason is Reason.DOES_NOT_FIT
     assert result.outcome.detail.startswith("asks for 2 GPUs, 1 cpus, 1 GiB")
     assert machine.record(message).state is State.QUEUED
+
+
+@pytest.fixture
+def free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> WorkerRecord:
+    """Another node that runs nothing, which is looked for again and again; not announced yet."""
+    monkeypatch.setattr(module, "LOOK_ELSEWHERE", timedelta(milliseconds=50))
+    offer = replace(machine.site.offer, gpu_memory_bytes=(16 * GIB,) * 2)
+    queues = (machine.fake.queue,)
+    return WorkerRecord(
+        worker_id=WorkerId("gpu0@free"), node_id=NodeId("free"), queues=queues, offer=offer, runtime="fake"
+    )
+
+
+def test_what_waits_leaves_for_a_node_that_stays_free_and_pays_no_attempt(machine: Machine, free: WorkerRecord) -> None:
+    other = machine.occupy()
+    message, running = machine.start_waiting()
+    machine.fake.registry.workers.announce(free, ttl=timedelta(minutes=5))
+    result = running.join()
+    other.remove()
+    assert isinstance(result, PutOff)
+    assert result.outcome is not None
+    assert result.outcome.reason is Reason.DOES_NOT_FIT
+    assert result.outcome.detail == "waited for 2 GPUs, 1 cpus, 1 GiB, and another node is free: free"
+    record = machine.record(message)
+    assert (record.state, record.user_failures, record.platform_failures) == (State.QUEUED, 0, 0)
+
+
+def test_who_has_left_a_place_once_and_is_back_stays(
+    machine: Machine, free: WorkerRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bool] = []
+
+    def ask(site: Site, experiment_id: ExperimentId) -> bool:
+        answers.append(has_left(site, experiment_id))
+        return answers[-1]
+
+    monkeypatch.setattr(module, "has_left", ask)
+    other = machine.occupy()
+    message, running = machine.start_waiting()
+    machine.fake.registry.workers.announce(free, ttl=timedelta(minutes=5))
+    running.join()
+    machine.fake.clock.ahead += MISFIT_DELAY
+    again = machine.fake.start(message)
+    wait_until(lambda: answers[-1], what="another node being free for what has left before")
+    other.remove()
+    machine.fake.container().finish()
+    again.join()
+    assert machine.record(message).state is State.SUCCEEDED
 
 
 def test_a_worker_that_is_stopped_while_it_decides_costs_nobody_an_attempt(
