@@ -48,14 +48,16 @@ def check_options(options: Any, *, environment: Mapping[str, str]) -> None:
     """
     if environment.get(_OPEN_API, "").lower() not in _NO:
         told = f"{_OPEN_API} lets anybody stop workers and cancel experiments"
-        raise InvalidSetting(told, hint="unset it; give Flower a --basic-auth")
+        raise InvalidSetting(told, hint="unset it; set FLOWER_BASIC_AUTH")
     passwords = [entry.partition(":")[2] for entry in options.basic_auth or ()]
     if not all(passwords):
-        raise InvalidSetting("an account of Flower has no password", hint="write it as --basic-auth=NAME:PASSWORD")
+        raise InvalidSetting("an account of Flower has no password", hint="write it as FLOWER_BASIC_AUTH=NAME:PASSWORD")
     if not (passwords or options.auth or options.unix_socket or _is_loopback(options.address)):
         where = options.address or "all addresses of this machine"
         told = f"Flower would serve everybody who reaches {where}, without a password"
-        raise InvalidSetting(told, hint="add --address=127.0.0.1, or --basic-auth=NAME:PASSWORD")
+        raise InvalidSetting(
+            told, hint="add --address=127.0.0.1, or set FLOWER_BASIC_AUTH=NAME:PASSWORD (an option shows in `ps`)"
+        )
 
 
 def _is_loopback(address: str) -> bool:

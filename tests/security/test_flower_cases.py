@@ -52,13 +52,13 @@ def serving(site: Site) -> Iterator[tuple[int, int]]:
     """Serve Flower on a loopback port behind a password, and give its process id and its port."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    words = ["flower", "--address=127.0.0.1", f"--port={port}", f"--basic-auth={PASSWORD}"]
+    words = ["flower", "--address=127.0.0.1", f"--port={port}"]
     process = Process(
         name="flower",
         command=[sys.executable, "-m", "celery", "-A", "jobqueue", *words],
         log=site.folder / "flower.log",
         ready=lambda: ask(f"{address}/healthcheck")[0] == 200,
-        environment={**site.environment, "PYTHONPATH": str(ROOT)},
+        environment={**site.environment, "PYTHONPATH": str(ROOT), "FLOWER_BASIC_AUTH": PASSWORD},
     )
     with process:
         yield process.pid, port
@@ -257,7 +257,7 @@ def test_flower_without_a_password_does_not_start(site: Site) -> None:
     )
     assert ended.returncode == 2
     assert "Flower would serve everybody" in ended.stderr
-    assert "--basic-auth" in ended.stderr
+    assert "FLOWER_BASIC_AUTH" in ended.stderr
     assert ask(f"http://127.0.0.1:{port}/")[0] == 0
 
 
