@@ -30,10 +30,12 @@ _OPEN_FILES = 4096
 _OOM_SCORE = 500
 # What a worker that comes back finds of the output that was written while it was away.
 _LOG = {"max-size": "16m", "max-file": "2"}
-# A hook of the GPU toolkit once ran with what an image had put there (CVE-2025-23266); others ask it for more devices.
+# A hook of the GPU toolkit once ran with what an image had put there (CVE-2025-23266); others ask it for more devices:
+# those of the network and of storage, and the groups that may use them.
 _NOT_FROM_THE_IMAGE = (
     *("LD_AUDIT", "LD_PRELOAD"),
     *("NVIDIA_IMEX_CHANNELS", "NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES"),
+    *("NVIDIA_GDRCOPY", "NVIDIA_GDS", "NVIDIA_MOFED", "NVIDIA_NVSWITCH", "NVIDIA_ALLOW_ADDITIONAL_GIDS"),
 )
 # An engine lays a volume of an image over these, of its own and without a bound, unless something else is there.
 _NO_VOLUME = (WORKSPACE, INPUTS, "/dev", "/proc", "/sys")
