@@ -1,6 +1,7 @@
 """`jobqueue dev`: the embedded broker and registry, one node and Flower in one terminal, ended together."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -31,7 +32,11 @@ _DRAIN_MARGIN = timedelta(seconds=10)
 
 
 @click.command()
-@click.option("--flower/--no-flower", default=True, help="Serve Flower, Celery's web view, on this machine only.")
+@click.option(
+    "--flower/--no-flower",
+    default=True,
+    help="Serve Flower, Celery's web view, on this machine only, behind a password.",
+)
 @click.option("--flower-port", default=_FLOWER_PORT, show_default=True, help="Its port; a free one when it is taken.")
 @click.option("-q", "--quiet", is_flag=True, help="Write the node's log to a file instead of this terminal.")
 @click.pass_context
@@ -97,10 +102,14 @@ def _start_flower(running: ExitStack, settings: "Settings", server: EmbeddedServ
     if find_spec("flower") is None:
         return "not installed (pip install 'jobqueue[flower]')"
     port = _free_port(port)
-    words = _celery("flower", "--address=127.0.0.1", f"--port={port}")
-    child = start_child(words, log=server.folder / "flower.log", env=_environment(settings))
+    words, environment, login = _celery("flower", "--address=127.0.0.1", f"--port={port}"), _environment(settings), ""
+    if not environment.keys() & {"FLOWER_BASIC_AUTH", "FLOWER_AUTH"}:
+        # Every user of this machine reaches 127.0.0.1, and so does every page that a browser here shows.
+        environment["FLOWER_BASIC_AUTH"] = password = f"jobqueue:{secrets.token_urlsafe(12)}"
+        login = f"{password}@"
+    child = start_child(words, log=server.folder / "flower.log", env=environment)
     running.callback(stop_child, child, grace=_FLOWER_GRACE)
-    return f"http://127.0.0.1:{port}"
+    return f"http://{login}127.0.0.1:{port}"
 
 
 def _free_port(wanted: int) -> int:

@@ -1,5 +1,6 @@
 """`jobqueue dev`: everything runs in one terminal, an experiment goes through, and nothing is left afterwards."""
 
+import base64
 import json
 import os
 import re
@@ -159,13 +160,24 @@ def test_it_ends_with_the_process_that_started_it(environment: Mapping[str, str]
     assert log.read_text().rstrip().endswith("stopped")
 
 
-def test_flower_is_served_on_this_machine_only_and_its_api_is_closed(environment: Mapping[str, str]) -> None:
+@pytest.mark.security_case("Flower and API without token")
+def test_flower_is_served_on_this_machine_only_and_to_who_has_the_password(environment: Mapping[str, str]) -> None:
+    """Another user of a login host, or a page in a browser there, opens the Flower of somebody's `jobqueue dev`.
+
+    Refused: each start has a password of its own, which stands in the address that its terminal shows.
+    Evidence: the answers of a real Flower with it and without, and that no process shows it in its words.
+    Red before: its pages asked nobody, and let every page of the web read them.
+    """
     opened = {**environment, "FLOWER_UNAUTHENTICATED_API": "true"}
     with _dev(opened, "--quiet", "--flower-port", str(free_port())) as dev:
-        address = re.search(r"http://127\.0\.0\.1:\d+", dev.text)
-        assert address
-        wait_until(lambda: _status(f"{address[0]}/workers") == 200, what="Flower answers", within=_START)
-        assert _status(f"{address[0]}/api/workers") == 401
+        found = re.search(r"http://(jobqueue:\S+)@(127\.0\.0\.1:\d+)", dev.text)
+        assert found
+        login, address = found[1], f"http://{found[2]}"
+        wait_until(lambda: _status(f"{address}/workers", login=login) == 200, what="Flower answers", within=_START)
+        assert {_status(f"{address}{path}") for path in ("/", "/workers", "/tasks", "/api/workers")} == {401}
+        children = psutil.Process(dev.process.pid).children(recursive=True)
+        assert children
+        assert not [child for child in children if login.partition(":")[2] in " ".join(child.cmdline())]
         dev.process.send_signal(signal.SIGINT)
         assert dev.process.wait(_STOP.total_seconds()) == 0, dev.text
 
@@ -199,9 +211,12 @@ def test_the_shell_completes_commands(environment: Mapping[str, str]) -> None:
     assert "plain,reports" in _call(asked).stdout
 
 
-def _status(url: str) -> int:
+def _status(url: str, *, login: str = "") -> int:
+    request = urllib.request.Request(url)
+    if login:
+        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:
