@@ -20,7 +20,7 @@ def guard_dashboard(**_: Any) -> None:
     """Refuse to start Flower where anybody could use it; in any other process nothing happens.
 
     Raises:
-        click.UsageError: it would be open; says what to do.
+        SystemExit: it would be open; what to do has been said. Celery logs an `Exception` here with its traceback.
     """
     import click
 
@@ -32,7 +32,9 @@ def guard_dashboard(**_: Any) -> None:
     try:
         check_options(options, environment=os.environ)
     except InvalidSetting as error:
-        raise click.UsageError(str(error)) from None
+        refused = click.UsageError(str(error), ctx=context)
+        refused.show()
+        raise SystemExit(refused.exit_code) from None
     _ask_for_metrics_too()
 
 

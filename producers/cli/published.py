@@ -11,7 +11,7 @@ import click
 
 from jobqueue.errors import KeyRefused, NotFound
 from producers.cli.arguments import read_settings
-from producers.cli.output import format_option, write_instant, write_rows
+from producers.cli.output import Format, format_option, write_instant, write_rows
 
 if TYPE_CHECKING:
     from jobqueue.config import Settings
@@ -114,6 +114,8 @@ def published(*, form: str) -> None:
     ]
     objects = [{name.lower().replace(" ", "_"): text for name, text in row.items()} for row in rows]
     write_rows(form, rows=rows, objects=objects, name="KEY")
+    if not rows and form == Format.TABLE:
+        click.echo("no operator that is trusted here publishes a key", err=True)
 
 
 def _publish(change: "Callable[[_Listed], _Listed]") -> None:

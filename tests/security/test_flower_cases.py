@@ -258,6 +258,7 @@ def test_flower_without_a_password_does_not_start(site: Site) -> None:
     assert ended.returncode == 2
     assert "Flower would serve everybody" in ended.stderr
     assert "FLOWER_BASIC_AUTH" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert ask(f"http://127.0.0.1:{port}/")[0] == 0
 
 

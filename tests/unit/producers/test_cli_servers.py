@@ -164,6 +164,7 @@ def test_an_operator_publishes_node_keys_and_takes_them_back(
     assert _call("keys", "unpublish", key_id).exit_code == 102
     assert _call("keys", "publish").exit_code == 102, "there is nothing to sign anew"
     assert json.loads(_call("keys", "published", "-o", "json").stdout) == []
+    assert "no operator that is trusted here publishes a key" in _call("keys", "published").stderr
 
 
 def test_what_is_published_is_signed_with_every_operators_key_that_is_here(
