@@ -107,9 +107,8 @@ def _pack(found: Scan, store: Store) -> Artifact:
     listing = _listing(found.entries)
     packed = _packed.get(listing)
     if packed is None or store.size(_key(found, packed)) != packed.size_bytes:
-        with tempfile.NamedTemporaryFile(suffix=ARCHIVE_SUFFIX) as file:
+        with tempfile.NamedTemporaryFile(suffix=ARCHIVE_SUFFIX, buffering=0) as file:
             packed = write_archive(found.entries, file, field=found.field)
-            file.flush()
             if store.size(_key(found, packed)) != packed.size_bytes:
                 store.put(_key(found, packed), Path(file.name))
         _remember(listing, packed, found.entries)
@@ -129,7 +128,8 @@ def _listing(entries: list[Entry]) -> str:
     """Return what changes when any of the files does, without reading them."""
     digest = hashlib.sha256()
     for entry in entries:
-        digest.update(f"{entry.path}\0{entry.source}\0{entry.is_folder}{entry.identity}\0".encode())
+        line = f"{entry.path}\0{entry.source}\0{entry.is_folder}{entry.identity}\0"
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -62,12 +62,15 @@ class _Hashed(io.RawIOBase):
     def write(self, piece: bytes) -> int:  # type: ignore[override]
         self.digest.update(piece)
         self.size_bytes += len(piece)
+        left = memoryview(piece)
         try:
-            return self._target.write(piece)
+            while left:
+                left = left[self._target.write(left) :]
         except OSError as error:
             # Not the fault of the file that is being packed.
             message = f"no room to pack it: {error.strerror} (TMPDIR names the folder that is used)"
             raise InvalidSpec([Problem(path=self._field, message=message)]) from error
+        return len(piece)
 
 
 def _add(archive: tarfile.TarFile, entry: Entry, field: str) -> None:

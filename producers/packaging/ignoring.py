@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,12 +17,12 @@ IGNORE_FILE: Final = ".jobqueueignore"
 _GIT_IGNORE_FILE: Final = ".gitignore"
 _IGNORE_FILES: Final = (IGNORE_FILE, _GIT_IGNORE_FILE)
 _NEVER: Final = frozenset({".git", "__pycache__", ".venv", "node_modules", ".ipynb_checkpoints"})
-_SECRETS: Final = (
+_SECRETS: Final = re.compile("|".join(map(translate, (
     ".env", ".env.*", "*.pem", "*.p12", "*.pfx", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", ".git-credentials",
     "id_*_sk", ".netrc", "_netrc", ".pypirc", ".npmrc", ".pgpass", ".htpasswd", ".vault-token", ".s3cfg", ".boto",
     "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.kubeconfig", "kubeconfig", "application_default_credentials.json",
     ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".dockercfg", "gcloud",
-)  # fmt: skip
+))))  # fmt: skip
 # A private key as text, one of ours, what an engine keeps of registries, a repository's address with a password.
 _KEY: Final = re.compile(
     # Blanks, not line ends, at the beginning: else a file of nothing but line ends takes minutes.
@@ -56,7 +56,7 @@ def holds_key(path: Path) -> bool:
 def looks_secret(name: str) -> bool:
     """Tell whether a file or folder of that name is likely to hold a secret."""
     name = name.lower()
-    return name not in _NO_SECRETS and any(fnmatchcase(name, pattern) for pattern in _SECRETS)
+    return name not in _NO_SECRETS and _SECRETS.match(name) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _read(path: Path, *, shown: str) -> "GitIgnoreSpec | None":
     from pathspec import GitIgnoreSpec
 
     try:
-        return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+        return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines())
     except (FileNotFoundError, IsADirectoryError):
         return None
     except (OSError, ValueError) as error:

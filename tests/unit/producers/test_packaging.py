@@ -179,6 +179,21 @@ def test_an_ignore_file_that_cannot_be_understood_is_named(folder: Path) -> None
     assert "sub/.gitignore cannot be used" in problems(folder)
 
 
+def test_an_ignore_file_with_a_mark_of_its_encoding_is_honoured_from_its_first_line_on(
+    folder: Path, store: Store
+) -> None:
+    (folder / ".jobqueueignore").write_text("data.csv\n", encoding="utf-8-sig")
+    (folder / "data.csv").touch()
+    assert files(folder, store) == [".jobqueueignore"]
+
+
+def test_a_workspace_may_lie_in_a_folder_whose_name_is_no_text(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / os.fsdecode(b"h\xffme")
+    folder.mkdir()
+    (folder / "a").touch()
+    assert pack_workspace(folder, store)[1] == []
+
+
 def test_what_tools_make_stays_here_without_a_word(folder: Path, store: Store) -> None:
     for name in (".git", "__pycache__", ".venv", "node_modules", ".ipynb_checkpoints"):
         write(folder, {f"{name}/x": "", f"sub/{name}/x": ""})
@@ -487,9 +502,12 @@ def _resident_peak() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
-def test_no_room_to_pack_is_said_as_such(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "a").write_bytes(os.urandom(MEBIBYTE))
-    full = lambda **_: open("/dev/full", "w+b", buffering=0)  # noqa: E731, PTH123, SIM115
+@pytest.mark.parametrize("size", [1, MEBIBYTE])
+def test_no_room_to_pack_is_said_as_such(
+    size: int, folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a").write_bytes(os.urandom(size))
+    full = lambda buffering=-1, **_: open("/dev/full", "w+b", buffering=buffering)  # noqa: E731, PTH123, SIM115
     monkeypatch.setattr(packaging.tempfile, "NamedTemporaryFile", full)
     with pytest.raises(InvalidSpec, match=r"no room to pack it: No space left on device.*TMPDIR"):
         pack_workspace(folder, store)
