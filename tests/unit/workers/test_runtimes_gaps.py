@@ -20,6 +20,7 @@ from workers.attempt.runtimes.gaps import (
 
 SOUND: dict[str, Any] = {
     "MemoryLimit": True,
+    "SwapLimit": True,
     "PidsLimit": True,
     "CpuCfsQuota": True,
     "SecurityOptions": ["name=apparmor", "name=seccomp,profile=default", "name=userns"],
@@ -72,6 +73,7 @@ def test_all_that_is_refused_is_told_at_once_with_the_whole_setting() -> None:
         {"SecurityOptions": ["name=apparmor", "name=seccomp"]},
         {"SecurityOptions": ["name=seccomp", "name=userns"]},
         {"LiveRestoreEnabled": False},
+        {"SwapLimit": False},
     ],
 )
 def test_what_is_desirable_is_told(changes: dict[str, Any]) -> None:

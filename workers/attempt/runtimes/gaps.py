@@ -64,6 +64,8 @@ def find_gaps(facts: Mapping[str, Any], *, address: str) -> Iterator[Gap]:
     options = facts.get("SecurityOptions") or ()
     if not any("seccomp" in option and "unconfined" not in option for option in options):
         yield Gap(name="no-seccomp", text="filters no system calls (seccomp)")
+    if facts.get("SwapLimit") is False:
+        yield Gap(name="", text="limits no swap: beside its memory an experiment may fill the machine's")
     if not any(option.startswith(("name=apparmor", "name=selinux")) for option in options):
         yield Gap(name="", text="confines by no AppArmor and no SELinux")
     if not any(option.startswith(("name=userns", "name=rootless")) for option in options):
