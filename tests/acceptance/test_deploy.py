@@ -127,9 +127,51 @@ def test_nothing_is_published_beyond_this_machine(compose: Mapping[str, Any], ob
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
     assert all("network_mode" not in service or service["network_mode"] == "none" for service in _services(compose))
-    assert {each["kind"] for each in objects} == {"Service", "Deployment", "StatefulSet"}
+    assert {each["kind"] for each in objects} == {"Service", "Deployment", "StatefulSet", "NetworkPolicy"}
     assert all(each["spec"].get("type", "ClusterIP") == "ClusterIP" for each in objects if each["kind"] == "Service")
     assert all("hostPort" not in str(pod) and not pod.get("hostNetwork") for pod in components(objects).values())
+
+
+def select(objects: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return a network policy by its name."""
+    (found,) = [
+        each["spec"] for each in objects if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == name
+    ]
+    return dict(found)
+
+
+@pytest.mark.security_case("SSRF to metadata, by an experiment in a pod")
+def test_a_pod_reaches_no_metadata_and_no_server_from_another_namespace(objects: list[dict[str, Any]]) -> None:
+    """An experiment in a node's pod asks the cloud's metadata service; another tenant's pod tries the servers.
+
+    Refused: by the network policies of the chart, where the cluster's network keeps to them.
+    Evidence: the rendered policies: which pods they select, and what these may reach and be reached from.
+    Red before: there was none; what is reached with a password only was reached by every pod of the cluster.
+    """
+    node, servers = select(objects, "site-node"), select(objects, "site-servers")
+    labels = {
+        name: next(
+            each["spec"]["template"]["metadata"]["labels"]
+            for each in objects
+            if each["metadata"]["name"] == f"site-{name}" and "template" in each["spec"]
+        )
+        for name in (*OURS, *SERVERS)
+    }
+    assert node["podSelector"]["matchLabels"] == labels["node"]
+    assert (node["policyTypes"], node["ingress"]) == (["Ingress", "Egress"], [])
+    anywhere, names = node["egress"]
+    assert {block["ipBlock"]["cidr"]: block["ipBlock"]["except"] for block in anywhere["to"]} == {
+        "0.0.0.0/0": ["169.254.0.0/16"],
+        "::/0": ["fe80::/10", "fd00:ec2::254/128"],
+    }
+    assert {port["port"] for port in names["ports"]} == {53}
+    (selected,) = servers["podSelector"]["matchExpressions"]
+    assert {*selected["values"]} == {*labels} - {"node"}
+    assert all(servers["podSelector"]["matchLabels"].items() <= labels[name].items() for name in selected["values"])
+    assert servers["ingress"] == [{"from": [{"podSelector": {}}]}]
+    others = "network.clients[0].namespaceSelector.matchLabels.team=lab"
+    (opened,) = select(render("--set", others), "site-servers")["ingress"]
+    assert len(opened["from"]) == 2
 
 
 def test_the_engine_is_within_reach_of_the_node_alone(
