@@ -14,7 +14,7 @@ import click
 
 from jobqueue.errors import JobqueueError, NotFound
 from jobqueue.printable import plain
-from producers.cli.group import EXIT_UNAVAILABLE
+from producers.cli.group import EXIT_UNAVAILABLE, find_hint
 from producers.cli.output import Format, colour, format_option, write_json
 from producers.cli.published import read_documents
 
@@ -283,7 +283,8 @@ _CHECKS: Final[dict[str, Callable[["Settings"], Iterator[Finding]]]] = {
 
 
 def _failed(name: str, error: JobqueueError) -> Finding:
-    return Finding(name=name, verdict=Verdict.FAIL, text=error.message, fix=error.hint)
+    fix = find_hint(error).partition(" `jobqueue doctor`")[0]  # who reads this is there already
+    return Finding(name=name, verdict=Verdict.FAIL, text=error.message, fix=fix)
 
 
 def _write(finding: Finding, form: str) -> None:

@@ -127,7 +127,7 @@ def show_error(error: JobqueueError) -> None:
     _show(error.message)
     for line in error.last_lines if isinstance(error, ExperimentFailed) else ():
         click.echo(f"  | {plain(line.expandtabs())}", err=True)
-    if hint := _hint(error):
+    if hint := find_hint(error):
         click.echo(f"hint: {plain(hint)}", err=True)
 
 
@@ -136,7 +136,7 @@ def _show(message: str) -> None:
     click.echo(f"{click.style('error:', fg='red')} {lines}", err=True)
 
 
-def _hint(error: JobqueueError) -> str:
+def find_hint(error: JobqueueError) -> str:
     """Return what to do; where nothing is set up yet, that is to start everything here."""
     if isinstance(error, BrokerUnavailable | RegistryUnavailable):
         from jobqueue.config import Settings

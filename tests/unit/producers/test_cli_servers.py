@@ -341,6 +341,15 @@ def _findings() -> dict[str, tuple[str, str]]:
     return {row["name"]: (row["verdict"], row["fix"]) for row in rows}
 
 
+def test_the_doctor_sends_nobody_to_the_doctor(project: str, no_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBQUEUE_REGISTRY_URL", "memory://")
+    monkeypatch.setenv("JOBQUEUE_STORAGE_URL", "file:///dev/null/store")
+    monkeypatch.delenv("JOBQUEUE_BROKER_URL")
+    fixes = {row["name"]: row["fix"] for row in json.loads(_call("doctor", "-o", "json").stdout)}
+    assert fixes["broker"].startswith("start everything on this machine with `jobqueue dev`")
+    assert fixes["store"] == "is it running, and is JOBQUEUE_STORAGE_URL right?"
+
+
 def test_the_doctor_finds_all_well(project: str, tmp_path: Path, no_engine: None) -> None:
     ensure_laptop_keys(tmp_path / "keys")
     _call("queues", "create")
