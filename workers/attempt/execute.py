@@ -20,7 +20,6 @@ from workers.attempt import workspace
 from workers.attempt.aside import Result, run_aside
 from workers.attempt.ending import outcome_of_error, outcome_of_exit
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
-from workers.attempt.lease_files import LeaseFile
 from workers.attempt.leftovers import remove_earlier
 from workers.attempt.log_resume import StoredLog, find_stored
 from workers.attempt.logs import STREAMS, LogWriter
@@ -56,7 +55,6 @@ class Execution:
     """One execution under one lease, on the calling thread; `ask` may come from any.
 
     Args:
-        file: of the lease.
         left: the container that an earlier worker has started for this attempt, if it is still there.
     """
 
@@ -68,12 +66,11 @@ class Execution:
         record: Record,
         keeper: LeaseKeeper,
         reporter: Reporter,
-        file: LeaseFile,
-        left: Container | None = None,
+        left: Container | None,
     ) -> None:
         self._site, self._message, self._record = site, message, record
         self._keeper, self._reporter = keeper, reporter
-        self._file, self._left = file, left
+        self._file, self._left = keeper.file, left
         self._lease = keeper.lease
         self._prefix = attempt_prefix(self._lease.experiment_id, self._lease.attempt, self._lease.token)
         self._asked: Reason | None = None
@@ -206,7 +203,6 @@ class Execution:
             progress=progress,
             grace=self._site.grace,
             folder=folder,
-            file=self._file,
         )
         self._watch = watch
         if self._asked:

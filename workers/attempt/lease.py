@@ -16,7 +16,7 @@ from typing import Final
 
 from jobqueue.errors import RegistryUnavailable, Superseded
 from jobqueue.lifecycle import Reason
-from jobqueue.registry.base import Holder, Lease, Leases
+from jobqueue.registry.base import Holder, Leases
 from workers.attempt.lease_files import LeaseFile
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,15 @@ class LeaseKeeper:
 
     Args:
         leases: the registry's port.
-        lease: as granted just now.
+        file: what the node keeps of the lease, its deadline too; an attribute too.
         ttl: how long it lasts from each renewal; an attribute too.
         granted_at_seconds: `clock_seconds()` before `acquire`, or the renewal that took it over, was sent.
         holder: who holds it; a registry that has forgotten the lease gives it back to nobody else.
-        file: where the deadline is kept on disk.
         is_taken_over: whether it was an earlier worker's, so that its container may be frozen.
         cancel_reason: what the registry has said of a cancel, if it was asked before.
 
     Attributes:
+        lease: as it was granted.
         lapses: how often the deadline had passed before a renewal was answered: the guard may have frozen the
             container, and only its holder thaws it.
     """
@@ -66,18 +66,17 @@ class LeaseKeeper:
     def __init__(
         self,
         leases: Leases,
-        lease: Lease,
+        file: LeaseFile,
         *,
         ttl: timedelta,
         granted_at_seconds: float,
-        holder: Holder | None = None,
-        file: LeaseFile | None = None,
+        holder: Holder,
         is_taken_over: bool = False,
         cancel_reason: Reason | None = None,
     ) -> None:
-        self.lease = lease
+        self.lease = file.kept.lease
         self.lapses = int(is_taken_over)
-        self._file = file
+        self.file = file
         self._leases = leases
         self._holder = holder
         self.ttl = ttl
@@ -85,7 +84,7 @@ class LeaseKeeper:
         self._is_lost = False
         self._closed = threading.Event()
         self._deadline_seconds = local_deadline(granted_at_seconds, ttl)
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.experiment_id}", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{self.lease.experiment_id}", daemon=True)
 
     @property
     def standing(self) -> Standing:
@@ -122,8 +121,7 @@ class LeaseKeeper:
 
     def _renew(self) -> None:
         sent_at_seconds = clock_seconds()
-        is_in_doubt = sent_at_seconds >= self._deadline_seconds
-        holder = replace(self._holder, is_in_doubt=is_in_doubt) if self._holder else None
+        holder = replace(self._holder, is_in_doubt=sent_at_seconds >= self._deadline_seconds)
         try:
             self._cancel_reason = self._leases.renew(self.lease, ttl=self.ttl, holder=holder)
         except Superseded:
@@ -136,10 +134,9 @@ class LeaseKeeper:
 
     def _hold_until(self, deadline_seconds: float) -> None:
         """Move the deadline: on disk first, so that what the guard froze before that is known to be frozen."""
-        if self._file is not None:
-            try:
-                self._file.update(deadline_seconds=deadline_seconds)
-            except OSError as error:
-                log.warning("lease_file.not_written", extra={"error": error.strerror})
+        try:
+            self.file.update(deadline_seconds=deadline_seconds)
+        except OSError as error:
+            log.warning("lease_file.not_written", extra={"error": error.strerror})
         self.lapses += clock_seconds() >= self._deadline_seconds
         self._deadline_seconds = deadline_seconds

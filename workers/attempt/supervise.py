@@ -120,19 +120,15 @@ class Attempt:
         file = LeaseFile(site.leases, self._keep(answer.lease, asked_at_seconds))
         keeper = LeaseKeeper(
             site.registry.leases,
-            answer.lease,
+            file,
             ttl=site.lease,
             granted_at_seconds=asked_at_seconds,
             holder=holder_of(self._message, site),
-            file=file,
         )
         return self._under(
             keeper,
-            file,
             answer.record,
-            lambda reporter: (
-                self._follow(answer.record, keeper, reporter) or self._proceed(answer, keeper, file, reporter)
-            ),
+            lambda reporter: self._follow(answer.record, keeper, reporter) or self._proceed(answer, keeper, reporter),
         )
 
     def resume(self, left: Left) -> Ended | PutOff:
@@ -145,15 +141,14 @@ class Attempt:
         count_left(self._site, file, self._message)
         keeper = LeaseKeeper(
             self._site.registry.leases,
-            left.kept.lease,
+            file,
             ttl=self._site.lease,
             granted_at_seconds=left.renewed_at_seconds,
             holder=holder_of(self._message, self._site),
-            file=file,
             is_taken_over=True,
             cancel_reason=left.cancel_reason,
         )
-        return self._under(keeper, file, left.record, lambda reporter: self._go_on(left, keeper, file, reporter))
+        return self._under(keeper, left.record, lambda reporter: self._go_on(left, keeper, reporter))
 
     def _keep(self, lease: Lease, asked_at_seconds: float) -> KeptLease:
         return KeptLease(
@@ -166,11 +161,9 @@ class Attempt:
             deadline_seconds=local_deadline(asked_at_seconds, self._site.lease),
         )
 
-    def _under(
-        self, keeper: LeaseKeeper, file: LeaseFile, record: Record, step: Callable[[Reporter], Ended | PutOff]
-    ) -> Ended | PutOff:
+    def _under(self, keeper: LeaseKeeper, record: Record, step: Callable[[Reporter], Ended | PutOff]) -> Ended | PutOff:
         """Do a step while the lease is renewed; what the node keeps of it goes with it."""
-        reporter = make_reporter(self._site, self._message, lease=keeper.lease, file=file)
+        reporter = make_reporter(self._site, self._message, lease=keeper.lease, file=keeper.file)
         keeper.start()
         try:
             return self._hold(keeper, reporter, record, step)
@@ -179,7 +172,7 @@ class Attempt:
             return PutOff(delay=LOOK_AGAIN, why=error.message)
         finally:
             keeper.close()
-            tidy(file, site=self._site)
+            tidy(keeper.file, site=self._site)
 
     def _over(self, record: Record) -> Ended | PutOff:
         """Return the end that the registry knows, and report it: whoever was to do that may have died before.
@@ -227,7 +220,6 @@ class Attempt:
         self,
         answer: registry.Granted | registry.Cancelled | registry.Exhausted,
         keeper: LeaseKeeper,
-        file: LeaseFile,
         reporter: Reporter,
     ) -> Ended | PutOff:
         match answer:
@@ -236,28 +228,26 @@ class Attempt:
             case registry.Exhausted():
                 executed = Executed(outcome=exhausted(answer.record))
             case registry.Granted():
-                executed = self._execute(keeper, file, reporter, answer.record)
+                executed = self._execute(keeper, reporter, answer.record)
         return conclude(executed, answer.record, site=self._site, keeper=keeper, reporter=reporter)
 
-    def _go_on(self, left: Left, keeper: LeaseKeeper, file: LeaseFile, reporter: Reporter) -> Ended | PutOff:
-        executed = self._run(keeper, file, reporter, left.record, left=left.container)
+    def _go_on(self, left: Left, keeper: LeaseKeeper, reporter: Reporter) -> Ended | PutOff:
+        executed = self._run(keeper, reporter, left.record, left=left.container)
         return conclude(executed, left.record, site=self._site, keeper=keeper, reporter=reporter)
 
-    def _execute(self, keeper: LeaseKeeper, file: LeaseFile, reporter: Reporter, record: Record) -> Executed:
+    def _execute(self, keeper: LeaseKeeper, reporter: Reporter, record: Record) -> Executed:
         log.info("attempt.leased", extra={"experiment": keeper.lease.experiment_id, "attempt": keeper.lease.attempt})
         if record.history and record.history[-1].reason is Reason.WORKER_LOST:
             reporter.logged(f"attempt {record.history[-1].attempt} was lost with its worker")
         try:
-            file.create(self._message.message)
+            keeper.file.create(self._message.message)
         except OSError as error:
             return Executed(outcome=outcome_of_error(error))
-        return self._run(keeper, file, reporter, record)
+        return self._run(keeper, reporter, record)
 
-    def _run(
-        self, keeper: LeaseKeeper, file: LeaseFile, reporter: Reporter, record: Record, left: Container | None = None
-    ) -> Executed:
+    def _run(self, keeper: LeaseKeeper, reporter: Reporter, record: Record, left: Container | None = None) -> Executed:
         self._execution = Execution(
-            self._site, self._message, record=record, keeper=keeper, reporter=reporter, file=file, left=left
+            self._site, self._message, record=record, keeper=keeper, reporter=reporter, left=left
         )
         if self._asked:
             self._execution.ask(self._asked)

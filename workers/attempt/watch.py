@@ -18,7 +18,6 @@ from jobqueue.registry.base import Leases
 from jobqueue.spec import ExperimentSpec
 from workers.attempt.disk_use import DiskMeter
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
-from workers.attempt.lease_files import LeaseFile
 from workers.attempt.logs import LogWriter
 from workers.attempt.patience import PATIENCE_SECONDS
 from workers.attempt.progress import ProgressFile
@@ -93,7 +92,7 @@ class Watch:
     Args:
         container: started.
         grace: between SIGTERM and SIGKILL.
-        file: of its lease; says when it was started and why it was told to end, maybe by an earlier worker.
+        keeper: of its lease; its file says when it was started and why it was told to end, maybe by an earlier worker.
         folder: its workspace, as the node sees it.
 
     Attributes:
@@ -112,7 +111,6 @@ class Watch:
         logs: LogWriter,
         progress: ProgressRelay,
         grace: timedelta,
-        file: LeaseFile,
         folder: Path,
     ) -> None:
         self.stopped: Outcome | None = None
@@ -124,7 +122,7 @@ class Watch:
         self._grace, self._tick = grace, min(keeper.ttl / TICKS_PER_LEASE, LONGEST_TICK)
         self._is_paused = False
         self._lapses = 0
-        self._file = file
+        self._file = keeper.file
         self._disk = DiskMeter(folder, limit_bytes=spec.disk)
         self._follower = threading.Thread(target=self._follow, name="output", daemon=True)
 

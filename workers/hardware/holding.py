@@ -31,7 +31,7 @@ class HeldDevice:
         devices: what tells it; closed with this.
         locks: of this machine.
         owner: the worker, told to whoever finds the device taken.
-        kept: where its quarantine outlives this process; None: nowhere.
+        kept: where its quarantine outlives this process.
         clock: monotonic, in seconds.
 
     Attributes:
@@ -52,7 +52,7 @@ class HeldDevice:
         devices: Devices,
         locks: DeviceLocks,
         owner: str,
-        kept: CustodyFiles | None = None,
+        kept: CustodyFiles,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._devices, self._clock = devices, clock
@@ -60,10 +60,8 @@ class HeldDevice:
         self.seen = self.device
         self._lock = _take(locks, self.device.uuid, owner=owner)
         self._kept, self._judging = kept, threading.Lock()
-        fit = Custody(known=self.device)
-        self._custody = kept.load(self.device, at_seconds=clock()) if kept else fit
-        if kept:
-            kept.forget_told(self.device.uuid)  # to whoever had it before
+        self._custody = kept.load(self.device, at_seconds=clock())
+        kept.forget_told(self.device.uuid)  # to whoever had it before
         self.unfit: Unfit | None = None if self._custody.is_offered else self._custody.unfit
         self.is_idle: Callable[[], bool] = lambda: False
         self.on_change: Callable[[], None] = lambda: None
@@ -97,7 +95,7 @@ class HeldDevice:
         self._silent_looks = 0
         now = inventory.find(self.device.uuid)
         self.seen = now or self.seen
-        told = self._kept.told(self.device.uuid) if self._kept else None
+        told = self._kept.told(self.device.uuid)
         # Asked twice: what began or ended meanwhile may have its memory still, or already.
         with self._judging:
             self._judge(now, is_idle=was_idle and self.is_idle())
@@ -105,7 +103,7 @@ class HeldDevice:
                 self._keep(condemn(self._custody, told, now=now, at_seconds=self._clock()))
         self._tell(None if self._custody.is_offered else self._custody.unfit)
         # Last: until then nobody is given the device because of the note, and from now on because it is known as unfit.
-        if self._kept and told:
+        if told:
             self._kept.forget_told(self.device.uuid)
 
     def check_before_start(self, uuids: Iterable[str], *, wait: Callable[[float], object]) -> Unfit | None:
@@ -123,7 +121,7 @@ class HeldDevice:
             if unfit is not None:
                 if uuid == self.device.uuid or unfit.ailment is Ailment.UNKNOWN:  # a silent driver tells of no device
                     self._take_out(unfit)
-                elif self._kept:
+                else:
                     self._kept.tell(uuid, unfit)
                 return unfit
         return None
@@ -152,7 +150,7 @@ class HeldDevice:
 
     def _keep(self, custody: Custody) -> None:
         was, self._custody = self._custody, custody
-        if self._kept and custody != was:
+        if custody != was:
             self._kept.save(custody)
 
     def _tell(self, unfit: Unfit | None) -> None:

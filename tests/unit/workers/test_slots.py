@@ -9,6 +9,7 @@ import pytest
 from jobqueue.errors import InvalidSetting
 from workers.attempt.health import NodeHealth, Trouble
 from workers.attempt.runtimes.fake import FakeRuntime
+from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.devices import Device, Inventory, Presence
 from workers.hardware.fitness import FREE_WITHIN
 from workers.hardware.holding import HeldDevice
@@ -76,6 +77,7 @@ class Held:
             devices=self.driver,
             locks=open_device_locks(self.folder / "state"),
             owner="gpu0@host",
+            kept=CustodyFiles(folder=self.folder / "devices", boot_id="b"),
             clock=lambda: self.now_seconds,
         )
         self.health = NodeHealth(FakeRuntime(), self.folder, floor_bytes=0, judge_device=lambda: self.device.unfit)
