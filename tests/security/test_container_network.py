@@ -17,7 +17,7 @@ from jobqueue.errors import RuntimeFailure
 from jobqueue.resources import Resources
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.runtimes.docker import DockerRuntime
-from workers.attempt.runtimes.egress import Target, judge
+from workers.attempt.runtimes.egress_targets import Target, judge
 from workers.attempt.runtimes.gaps import EnginePolicy
 from workers.attempt.runtimes.hardening import EGRESS, run_as
 

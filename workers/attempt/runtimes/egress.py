@@ -19,6 +19,7 @@ from threading import Lock, Timer
 from typing import Any, Final
 
 from jobqueue.errors import JobqueueError, RuntimeFailure
+from workers.attempt.runtimes.egress_targets import ASK, FIXED, LISTEN, METADATA, NOTHING, Target, judge
 from workers.attempt.runtimes.engine import Engine, Gone
 from workers.attempt.runtimes.engine_streams import Attachment
 from workers.attempt.runtimes.frames import split_frames
@@ -35,88 +36,6 @@ _LISTENER_SECONDS = 120
 _PROBE_SECONDS = 150.0
 _PORT = 4000
 _MIB = 2**20
-# A filter that rejects with `icmp-admin-prohibited`, or no way there at all.
-_TURNED_AWAY = frozenset({"EHOSTUNREACH", "ENETUNREACH", "EACCES", "EPERM", "EADDRNOTAVAIL", "EAFNOSUPPORT"})
-_SILENT = "silent"
-_NOTHING = "nothing"
-
-# One after the other, with time for a packet to be sent again: a kernel answers "prohibited" once a second for long.
-_ASK = """
-import errno, json, socket, sys
-def answer(text):
-    print(text, flush=True)
-for kind, address, port in json.loads(sys.argv[1]):
-    try:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as it:
-            it.settimeout(4)
-            it.connect((address, port))
-            for _ in range(4 if kind == "udp" else 0):
-                it.send(b"?")
-                it.settimeout(1.5)
-                try:
-                    it.recv(1)
-                    break
-                except TimeoutError:
-                    pass
-            else:
-                if kind == "udp":
-                    raise TimeoutError
-        answer("connected")
-    except TimeoutError:
-        answer("silent")
-    except OSError as error:
-        answer(errno.errorcode.get(error.errno, "unknown"))
-"""
-_LISTEN = """
-import socket, time
-with socket.create_server(("", {port})):
-    print("listens", flush=True)
-    time.sleep({seconds})
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One address that an experiment must not reach.
-
-    Attributes:
-        what: in words.
-        kind: `tcp` or `udp`.
-        listens: whether somebody is known to be there, so that silence proves that nothing arrives.
-    """
-
-    what: str
-    address: str
-    port: int
-    kind: str = "tcp"
-    listens: bool = False
-
-
-_FIXED: Final = (
-    Target(what="the metadata service", address="169.254.169.254", port=80),
-    Target(what="the metadata service", address="fd00:ec2::254", port=80),
-    Target(what="the metadata service", address="168.63.129.16", port=80),
-    Target(what="a private network", address="10.0.0.1", port=80),
-    Target(what="a private network", address="172.31.255.1", port=80),
-    Target(what="a private network", address="192.168.0.1", port=80),
-    Target(what="a private network", address="100.64.0.1", port=80),
-    Target(what="a name server of its own choice", address="192.0.2.53", port=53, kind="udp"),
-)
-
-
-def judge(answers: Iterable[tuple[Target, str]]) -> str:
-    """Return what is wrong with a network whose probe was answered so; empty when nothing is."""
-    for target, answer in answers:
-        if answer == _NOTHING:
-            return "the probe did not run: is a python in JOBQUEUE_PROBE_IMAGE?"
-        place = f"{target.what} ({target.address}, {target.kind} port {target.port})"
-        if answer in _TURNED_AWAY or (answer == _SILENT and target.listens):
-            continue
-        if answer == _SILENT:
-            return f"nothing turned the probe away from {place}, and silence proves nothing: reject, do not drop"
-        return f"the probe got through to {place}: {answer}"
-    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,24 +112,24 @@ class Egress:
             self._verdict = _Verdict()
         if not self._is_known():
             return self._try_all(image)
-        with closing(self._ask(image, [_this_machine(gateway), _FIXED[0]])) as answers:
+        with closing(self._ask(image, [_this_machine(gateway), METADATA])) as answers:
             fault = judge(answers)
         return self._note(fault).fault if fault else ""
 
     def _ask_all(self, image: str, gateway: str) -> Generator[tuple[Target, str], None, None]:
-        listen = _LISTEN.format(port=_PORT, seconds=_LISTENER_SECONDS)
+        listen = LISTEN.format(port=_PORT, seconds=_LISTENER_SECONDS)
         with self._run(image, "python", "-c", listen) as (neighbour, said):
             next(said, b"")
             address = self._find_address(neighbour)
             beside = Target(what="another container", address=address, port=_PORT, listens=True)
-            yield from self._ask(image, [_this_machine(gateway), *_FIXED, beside])
+            yield from self._ask(image, [_this_machine(gateway), *FIXED, beside])
 
     def _ask(self, image: str, targets: Sequence[Target]) -> Generator[tuple[Target, str], None, None]:
         """Yield each address with the answer from there, or "nothing" for a probe that does not run."""
         order = json.dumps([(target.kind, target.address, target.port) for target in targets])
-        with self._run(image, "python", "-c", _ASK, order) as (_, lines):
+        with self._run(image, "python", "-c", ASK, order) as (_, lines):
             words = _split(lines)
-            yield from ((target, next(words, _NOTHING)) for target in targets)
+            yield from ((target, next(words, NOTHING)) for target in targets)
 
     def _make_network(self) -> tuple[str, str]:
         """Make the network where it is not there; return its id, and the address of this machine in it."""
