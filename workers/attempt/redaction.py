@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 REDACTED: Final = b"[secret]"
 # Of what is shorter, other forms and single lines would be found everywhere.
@@ -18,7 +18,7 @@ _HEADS_BYTES: Final = (16, 8, 4, 2, 1)
 def forms_of(values: Iterable[str]) -> tuple[bytes, ...]:
     """Return the values of secrets, and the forms that programs print them in without meaning to.
 
-    These are: without blanks around it, each line by itself, as in JSON and other quotes, in a URL, in base64.
+    These are: without blanks around it, each line by itself, as in JSON and other quotes, in a URL, a form, in base64.
     """
     forms = set[bytes]()
     for value in values:
@@ -36,9 +36,17 @@ def _other_forms(value: str) -> Iterator[bytes]:
         yield repr(form)[1:-1].encode(errors="backslashreplace")
         yield quote(form).encode()
         yield quote(form, safe="").encode()
-        coded = base64.b64encode(form.encode()).rstrip(b"=")
-        yield from (coded, coded.translate(bytes.maketrans(b"+/", b"-_")))
+        yield quote_plus(form).encode()
+        for coded in _in_base64(form.encode()):
+            yield from (coded, coded.translate(bytes.maketrans(b"+/", b"-_")))
     yield from (line.strip().encode() for line in value.splitlines())
+
+
+def _in_base64(data: bytes) -> Iterator[bytes]:
+    """Return it in base64: by itself, and the letters that are its own whatever stands around it, as a user's name."""
+    yield base64.b64encode(data).rstrip(b"=")
+    for ahead in range(3):
+        yield base64.b64encode(bytes(ahead) + data)[-(-ahead * 8 // 6) : (ahead + len(data)) * 8 // 6]
 
 
 class Redactor:

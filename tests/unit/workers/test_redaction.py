@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import time
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 from hypothesis import example, given
@@ -93,24 +93,40 @@ def test_what_begins_as_no_secret_does_costs_no_step_of_its_own() -> None:
     "secret", ['pa"ss w\u00f6rd/+1', "-----BEGIN KEY-----\nfirst line\nsecond line\n", " padded-value\n"]
 )
 def test_a_secret_is_found_in_the_forms_that_programs_print(secret: str) -> None:
-    """A secret that a program prints in quotes, as JSON, in a URL, in base64, without its line end or line by line.
+    """A secret that a program prints in quotes, as JSON, in a URL or a form, in base64, without its line end, by lines.
 
     Refused: these forms are looked for as the value itself is.
     Evidence: nothing of them is left in what comes out.
-    Red before: the value itself was looked for alone.
+    Red before: the value itself was looked for alone; then not behind a user's name in base64, nor in a form.
     """
     plain = secret.strip()
     printed = [
         secret, plain, json.dumps(secret), json.dumps({"x": plain}, ensure_ascii=False), repr(secret), f"{plain!r}",
         f"https://host/?key={quote(plain)}", f"https://host/?key={quote(secret, safe='')}",
+        urlencode({"key": plain}), base64.b64encode(f"user:{plain}".encode()).decode(),
         base64.b64encode(secret.encode()).decode(), base64.urlsafe_b64encode(plain.encode()).decode(),
         "\n".join(f"| {line}" for line in plain.splitlines()),
     ]  # fmt: skip
     forms = forms_of([secret])
     left = redacted(forms, "\0".join(printed).encode()).decode()
-    words = {*plain.splitlines(), json.dumps(plain)[1:-1], quote(plain, safe=""), repr(plain)[1:-1]}
+    words = {*plain.splitlines(), json.dumps(plain)[1:-1], quote(plain, safe=""), quote_plus(plain), repr(plain)[1:-1]}
     words |= {base64.b64encode(text.encode()).decode().rstrip("=") for text in (secret, plain)}
     assert [word for word in words if word in left] == []
+
+
+@pytest.mark.parametrize("ahead", ["", "a", "me:", "user:", "a whole name:"])
+@pytest.mark.parametrize("behind", ["", ":", ":x", "\n"])
+@pytest.mark.parametrize("secret", ["hunter2-hunter2", "/+?>~~ \u00fc\u00ff"])
+def test_a_secret_is_found_in_base64_with_something_around_it(secret: str, ahead: str, behind: str) -> None:
+    forms = forms_of([secret])
+    for code in (base64.b64encode, base64.urlsafe_b64encode):
+        text = code(f"{ahead}{secret}{behind}".encode())
+        left = redacted(forms, b"Authorization: Basic ", text, b"\r\n")
+        before, mark, after = left.removeprefix(b"Authorization: Basic ").rstrip(b"\r\n").partition(REDACTED)
+        assert mark
+        assert len(before) <= -(-len(ahead) * 8 // 6)
+        assert text.startswith(before)
+        assert len(after.rstrip(b"=")) <= -(-len(behind) * 8 // 6) + 1
 
 
 def test_what_is_short_is_looked_for_as_it_is_alone() -> None:
