@@ -111,7 +111,6 @@ class Consumer(CeleryConsumer):
     def _look_for_queues(self) -> None:
         self._gate.refusals.tell_rest()
         self._require_connection()
-        self._learn()
         self._rearrange()
 
     def _require_connection(self) -> None:
@@ -121,6 +120,7 @@ class Consumer(CeleryConsumer):
 
     def _rearrange(self) -> None:
         """Listen at the queues whose turn it is, and look again soon where others wait for what comes of it."""
+        self._learn()  # or a place that is free now would take from what was paused a moment ago
         try:
             do_others_wait = self._intake.rearrange(self.task_consumer)
         except (*self.connection_errors, *self.channel_errors) as error:

@@ -70,7 +70,11 @@ class Gate:
         worker: Any = SimpleNamespace(site=site, broker=broker)
         attach(self.consumer.app, worker)
         self.seen: list[Header] = []
-        attach_scout(self.consumer.app, SimpleNamespace(saw=self.seen.append, selection=Selection(), found={}))  # type: ignore[arg-type]
+        self.closed: frozenset[str] = frozenset()
+        self.scout: Any = SimpleNamespace(
+            saw=self.seen.append, selection=Selection(), found={}, paused=frozenset[str]()
+        )
+        attach_scout(self.consumer.app, self.scout)
         self.consumer._late = []
         self.consumer._intake = self  # type: ignore[assignment]
         self.consumer._turns = Turns()
@@ -114,8 +118,8 @@ class Gate:
         if self.trouble:
             raise self.trouble
 
-    def learn(self, named: Any, found: Any) -> None:
-        """Learn that there is nothing."""
+    def learn(self, named: Any, found: Any, *, closed: Any) -> None:
+        self.closed = closed
 
     def rearrange(self, consumers: Any) -> bool:
         self.meet_trouble()
@@ -366,15 +370,20 @@ def test_a_connection_that_ended_within_a_callback_is_told_to_celery(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[str] = []
-    monkeypatch.setattr(gate.consumer, "_learn", lambda: looks.append("queues"))
     monkeypatch.setattr(gate.consumer, "_rearrange", lambda: looks.append("resume"))
     gate.consumer.connection = SimpleNamespace(connected=True)
     gate.consumer._look_for_queues()
-    assert looks == ["queues", "resume"]
+    assert looks == ["resume"]
     gate.consumer.connection = SimpleNamespace(connected=False)
     with pytest.raises(OSError, match="has ended") as raised:
         gate.consumer._look_for_queues()
     assert isinstance(raised.value, Connection("amqp://").connection_errors)
+
+
+def test_who_has_a_place_again_takes_nothing_from_what_was_paused_meanwhile(gate: Gate) -> None:
+    gate.scout.paused = frozenset({gate.node.queue})
+    gate.consumer._rearrange()
+    assert gate.closed == {gate.node.queue}
 
 
 def test_a_queue_whose_message_finds_no_room_has_had_its_turn(gate: Gate) -> None:
