@@ -126,8 +126,8 @@ def _read(path: Path, *, shown: str) -> "GitIgnoreSpec | None":
     from pathspec import GitIgnoreSpec
 
     try:
+        if not path.is_file():
+            return None
         return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines())
-    except (FileNotFoundError, IsADirectoryError):
-        return None
     except (OSError, ValueError) as error:
         raise InvalidSpec([Problem(path="workspace", message=f"{shown} cannot be used: {error}")]) from None

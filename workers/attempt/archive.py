@@ -152,7 +152,7 @@ def _extract(tape: _Tape, target: Path, limit: int, *, mask: int) -> int:
                 f"{_shown(member.path)}: the archive has more than {MAX_TREE_ENTRIES} entries", hint="send fewer files"
             )
         try:
-            _make_folders(target, [path for path in new if member.is_folder or path != member.path])
+            _make_folders(target, new if member.is_folder else new[:-1])
             if not member.is_folder:
                 _write(target / member.path, member, tape, mask=mask)
         except FileExistsError:

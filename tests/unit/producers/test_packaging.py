@@ -300,6 +300,13 @@ def test_sockets_and_pipes_are_left_out_and_named(folder: Path, store: Store, mo
     assert "pipe, socket" in warnings[0]
 
 
+def test_an_ignore_file_that_is_no_file_is_not_read(folder: Path) -> None:
+    os.mknod(folder / ".gitignore", stat.S_IFSOCK | 0o600)
+    assert problems(folder) == ""
+    os.mkfifo(folder / ".jobqueueignore")
+    assert problems(folder) == ""
+
+
 @pytest.mark.parametrize(
     ("name", "fault"), [(b"a\xff", "not UTF-8"), (b"a\nb", "control character"), (b"a\x1b[0m", "control character")]
 )
