@@ -67,7 +67,11 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
     cache = settings.cache_dir
     images = ImageCache(folder=cache / "images", size_bytes=settings.image_cache_size, floor_bytes=settings.disk_floor)
     runtime = open_runtime(
-        settings.runtime, state_dir=settings.state_dir, image_cache=images, policy=_make_engine_policy(settings)
+        settings.runtime,
+        state_dir=settings.state_dir,
+        hidden=(settings.cache_dir, settings.keys_dir),
+        image_cache=images,
+        policy=_make_engine_policy(settings),
     )
     device, offer = share.device, _make_offer(settings, share)
     ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None

@@ -16,6 +16,7 @@ def open_runtime(
     name: RuntimeName,
     *,
     state_dir: Path,
+    hidden: tuple[Path, ...] = (),
     engine_url: str | None = None,
     image_cache: "ImageCache | None" = None,
     policy: "EnginePolicy | None" = None,
@@ -25,6 +26,7 @@ def open_runtime(
     Args:
         name: a named runtime is returned even when it does not work now: its `check` says why.
         state_dir: a folder of this worker's own, where the process runtime keeps what is temporary.
+        hidden: further folders of this node, which no process container is to see wherever they lie.
         engine_url: the engine's address; by default what DOCKER_HOST says, as for `docker`.
         image_cache: what this node knows of the images that it has pulled; without it all are kept.
         policy: what the operator wants of it; without one nothing is accepted.
@@ -37,16 +39,18 @@ def open_runtime(
     if name == "process":
         from workers.attempt.runtimes.process import ProcessRuntime
 
-        return ProcessRuntime(state_dir)
+        return ProcessRuntime(state_dir, hidden=hidden)
     from workers.attempt.runtimes.docker import DockerRuntime
 
     runtime = DockerRuntime(engine_url, image_cache=image_cache, policy=policy)
     if name == "docker":
         return runtime
-    return _prefer(runtime, state_dir, policy)
+    return _prefer(runtime, state_dir, hidden, policy)
 
 
-def _prefer(engine: "DockerRuntime", state_dir: Path, policy: "EnginePolicy | None") -> "ContainerRuntime":
+def _prefer(
+    engine: "DockerRuntime", state_dir: Path, hidden: tuple[Path, ...], policy: "EnginePolicy | None"
+) -> "ContainerRuntime":
     from jobqueue.errors import RuntimeFailure
     from workers.attempt.runtimes.process import ProcessRuntime
 
@@ -54,5 +58,7 @@ def _prefer(engine: "DockerRuntime", state_dir: Path, policy: "EnginePolicy | No
         engine.knock()
     except RuntimeFailure:
         engine.close()
-        return ProcessRuntime(state_dir, may_be_bare=policy is not None and "unconfined" in policy.accepted)
+        return ProcessRuntime(
+            state_dir, hidden=hidden, may_be_bare=policy is not None and "unconfined" in policy.accepted
+        )
     return engine

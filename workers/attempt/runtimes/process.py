@@ -50,6 +50,7 @@ class ProcessRuntime:
 
     Args:
         state_dir: a folder of this node's own, where each container has a folder while it is there.
+        hidden: further folders of this node that no confined experiment is to see; `state_dir` is one.
         is_confined: whether to use bubblewrap; by default where it works.
         may_be_bare: whether this may go unconfined where bubblewrap does not work.
         patience_seconds: how long a container goes on without a worker.
@@ -61,11 +62,13 @@ class ProcessRuntime:
         self,
         state_dir: Path,
         *,
+        hidden: tuple[Path, ...] = (),
         is_confined: bool | None = None,
         may_be_bare: bool = True,
         patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._folder = state_dir / "process"
+        self._hidden = (state_dir, *hidden)
         self._asked = is_confined
         self._may_be_bare = may_be_bare
         self._patience_seconds = patience_seconds
@@ -135,7 +138,7 @@ class ProcessRuntime:
 
     def _start(self, plan: Plan, folder: Path) -> ProcessContainer:
         if self._is_confined:
-            start = make_confined_start(plan)
+            start = make_confined_start(plan, hidden=self._hidden)
         else:
             scratch = folder / "tmp"
             scratch.mkdir(mode=0o700)

@@ -60,8 +60,13 @@ def make_bare_start(plan: Plan, scratch: Path) -> Start:
     return Start(argv=(*_RUN, *plan.command), env=moved, folder=str(plan.workspace))
 
 
-def make_confined_start(plan: Plan) -> Start:
-    """Return the start in namespaces of its own, which shows the experiment what a container would show it."""
+def make_confined_start(plan: Plan, *, hidden: Iterable[Path] = ()) -> Start:
+    """Return the start in namespaces of its own, which shows the experiment what a container would show it.
+
+    Args:
+        plan: what to start.
+        hidden: folders of the node that may lie below what is shown, as where its user's home is in `/opt`.
+    """
     env = {"HOME": TMP} | _make_env(plan)
     dropping: tuple[str, ...] = ()
     if os.geteuid() == 0:
@@ -69,7 +74,7 @@ def make_confined_start(plan: Plan) -> Start:
         words = f"setpriv --reuid {user} --regid {group} --clear-groups --inh-caps=-all --bounding-set=-all --"
         dropping = tuple(words.split())
         env = {name: value for name, value in env.items() if not name.startswith(_LOADER)}
-    options = [*_isolate(plan), *_show_system(), *_show_plan(plan)]
+    options = [*_isolate(plan), *_show_system(), *_show_plan(plan, hidden)]
     for name, value in env.items():
         options += ["--setenv", name, value]
     program = shutil.which("bwrap") or "bwrap"
@@ -140,9 +145,10 @@ def _show_system() -> Iterator[str]:
         yield from ("--ro-bind-try", name, name)
 
 
-def _show_plan(plan: Plan) -> Iterator[str]:
+def _show_plan(plan: Plan, hidden: Iterable[Path]) -> Iterator[str]:
     yield from ("--perms", "1777", "--size", str(size_tmp(plan)), "--tmpfs", TMP)
     yield from _show_interpreter()
+    yield from _hide(hidden)
     yield from ("--bind", str(plan.workspace), WORKSPACE)
     for name, path in sorted(plan.inputs.items()):
         yield from _show(path, at=Path(INPUTS, name))
@@ -151,8 +157,7 @@ def _show_plan(plan: Plan) -> Iterator[str]:
 
 def _show_interpreter() -> Iterator[str]:
     """Show the Python that the worker runs on, with its packages: `python` in the sandbox is the same one."""
-    prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
-    shown = {*prefixes, *(prefix.resolve() for prefix in prefixes)}
+    shown = _prefixes()
     for prefix in _without_nested(shown):
         yield from _show(prefix, at=prefix)
     # The links from the environment's `python` to the real one may pass through folders that are not shown.
@@ -162,6 +167,24 @@ def _show_interpreter() -> Iterator[str]:
         if not _is_shown(hop, shown):
             yield from (*_make_parents(hop), "--symlink", str(target), str(hop))
         hop = target
+
+
+def _prefixes() -> set[Path]:
+    prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
+    return {*prefixes, *(prefix.resolve() for prefix in prefixes)}
+
+
+def _hide(folders: Iterable[Path]) -> Iterator[str]:
+    """Lay an empty folder over each of these that would be seen; the Python that lies in one is shown all the same."""
+    prefixes, hidden = _prefixes(), set[Path]()
+    for folder in sorted({path.resolve() for path in folders}):
+        if folder.is_dir() and _is_shown(folder, prefixes) and hidden.isdisjoint(folder.parents):
+            hidden.add(folder)
+            yield from ("--perms", "0755", "--tmpfs", str(folder))
+            for prefix in sorted(prefixes):
+                if prefix.is_relative_to(folder):
+                    yield from _show(prefix, at=prefix)
+            yield from ("--remount-ro", str(folder))
 
 
 def _without_nested(paths: Iterable[Path]) -> list[Path]:
