@@ -27,8 +27,9 @@ _ENTRIES: Final = {
     "dev": Entry(target=f"{_HERE}.dev:dev", summary="Run broker, registry, node and Flower in this terminal."),
 }
 _EPILOG: Final = """\b
-Exit codes: 0 done, 2 usage, 69 a server does not answer, 100 FAILED,
-101 not finished in time, 102 not found, 103 CANCELLED.
+Exit codes: 0 done, 1 refused or could not, 2 usage, 69 a server does not
+answer, 100 FAILED, 101 not finished in time, 102 not found, 103 CANCELLED,
+130 Ctrl-C.
 Settings: JOBQUEUE_* in the environment, or jobqueue.toml.
 Completion: eval "$(_JOBQUEUE_COMPLETE=bash_source jobqueue)"  (also zsh, fish)
 """

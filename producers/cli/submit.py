@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from jobqueue.errors import ExperimentFailed, InvalidSpec, JobqueueError, Problem
+from jobqueue.lifecycle import Reason
 from producers.cli.arguments import open_client
 from producers.cli.follow import copy_output
 from producers.cli.group import EXIT_INTERRUPTED, exit_code, show_error
@@ -118,7 +119,8 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
         ctx.exit(EXIT_INTERRUPTED)
     except ExperimentFailed as error:
         show_error(ExperimentFailed(error.message, hint=error.hint))  # its last lines have just been seen
-        ctx.exit(error.exit_code or exit_code(error))
+        is_its_own = error.reason == Reason.EXITED_NONZERO.name  # not what a signal of ours made of it
+        ctx.exit((is_its_own and error.exit_code) or exit_code(error))
     if not quiet:
         with suppress(JobqueueError):  # the end is known; the store may be away
             write_left_out(experiment.outputs.left_out)

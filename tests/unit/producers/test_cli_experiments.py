@@ -348,6 +348,12 @@ def test_run_exits_with_100_when_the_program_has_no_code(project: str) -> None:
     assert _run(Outcome(reason=Reason.TIMED_OUT, detail="1h"), name=f"late-{project}").exit_code == 100
 
 
+@pytest.mark.parametrize(("reason", "code"), [(Reason.TIMED_OUT, 143), (Reason.OUT_OF_MEMORY, 137)])
+def test_run_exits_with_100_when_the_program_was_ended(project: str, reason: Reason, code: int) -> None:
+    ended = _run(Outcome(reason=reason, exit_code=code), name=f"ended-{project}")
+    assert ended.exit_code == 100
+
+
 def test_quiet_run_writes_nothing_of_its_own(project: str) -> None:
     result = _run(_GOOD, "--quiet", name=f"quiet-{project}")
     assert "submitted" not in result.stderr
