@@ -122,6 +122,7 @@ def _judge_holder(record: Record, workers: Sequence[WorkerRecord]) -> Iterator[s
     found = next((worker for worker in workers if worker.worker_id == record.worker_id), None)
     if found is None:
         yield f"its worker {record.worker_id} is silent: another one may take over once its lease is over"
+        yield from find_obstacles(record.submission.queue, record.submission.resources, workers)
     elif found.state != TAKING:
         yield f"its worker {_tell_state(found)}"
 
