@@ -9,6 +9,7 @@ import click
 
 from jobqueue.errors import JobqueueError, NoSuchQueue, NotFound
 from jobqueue.ids import ExperimentId
+from jobqueue.printable import plain
 from jobqueue.quantities import describe_size
 from jobqueue.routing import DEAD, dead_letter_queue, first_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
@@ -120,11 +121,11 @@ def replay(
             why = _why_not(letter, broker, record)
             if why:
                 refused += 1
-                click.echo(f"{letter.number} stays: {why}", err=True)
+                click.echo(plain(f"{letter.number} stays: {why}"), err=True)
             else:
                 publisher.publish([_as_sent(letter, broker, is_fast=bool(record and record.submission.is_fast))])
                 pile.remove(letter)
-                click.echo(f"{letter.number} {letter.experiment_id}")
+                click.echo(plain(f"{letter.number} {letter.experiment_id}"))
     if refused:
         ctx.exit(EXIT_ERROR)
 

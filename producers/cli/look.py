@@ -82,5 +82,5 @@ def _outputs(experiment: "Experiment") -> tuple[dict[str, int], tuple[str, ...]]
     try:
         return {file.path: file.size_bytes for file in outputs.files}, outputs.left_out
     except (ArtifactRefused, NotFound, StoreUnavailable) as error:
-        click.echo(f"no outputs: {error.message}", err=True)
+        click.echo(f"no outputs: {plain(error.message)}", err=True)
         return {}, ()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from jobqueue.errors import NotFound
+from jobqueue.printable import plain
 from jobqueue.quantities import describe_size
 from producers.cli.arguments import read_settings
 from producers.cli.output import describe_span, format_option, write_instant, write_rows
@@ -36,7 +37,8 @@ def ls(*, names: tuple[str, ...], form: str) -> None:
     if not present:
         click.echo("no worker is there; start one with `celery -A jobqueue worker`, or `jobqueue dev`", err=True)
     for drain in _absent(drains, present):
-        click.echo(f"{drain.target} is to drain and not there; `jobqueue nodes resume {drain.target}`", err=True)
+        target = plain(drain.target)
+        click.echo(f"{target} is to drain and not there; `jobqueue nodes resume {target}`", err=True)
     rows = [row for worker in shown for row in _rows(worker)]
     write_rows(form, rows=rows, objects=[_as_json(worker) for worker in shown], name="WORKER")
 
@@ -56,7 +58,7 @@ def drain(*, names: tuple[str, ...], now: bool) -> None:
         present = workers.present()
         for target in [target for name in names for target in _find_targets(name, present, ())]:
             workers.drain(Drain(target=target, is_hurried=now))
-            click.echo(target)
+            click.echo(plain(target))
 
 
 @nodes.command()
@@ -70,7 +72,7 @@ def resume(*, names: tuple[str, ...]) -> None:
             resumed = [each for each in (target, *parts) if workers.resume(each)]
             if not resumed:
                 _tell_not_drained(target, present, drains)
-            click.echo(target)
+            click.echo(plain(target))
 
 
 @contextmanager
@@ -120,9 +122,9 @@ def _tell_not_drained(target: str, present: Sequence["WorkerRecord"], drains: Se
     wanted = {drain.target for drain in drains}
     node = next((worker.node_id for worker in present if worker.worker_id == target), None)
     if node in wanted:
-        click.echo(f"{target} drains with its node; `jobqueue nodes resume {node}`", err=True)
+        click.echo(plain(f"{target} drains with its node; `jobqueue nodes resume {node}`"), err=True)
     else:
-        click.echo(f"{target} was not to drain", err=True)
+        click.echo(plain(f"{target} was not to drain"), err=True)
 
 
 def _absent(drains: Sequence["Drain"], present: Sequence["WorkerRecord"]) -> list["Drain"]:

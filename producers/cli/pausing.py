@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobqueue.errors import NoSuchQueue
+from jobqueue.printable import plain
 from jobqueue.routing import is_request_queue
 from producers.cli.arguments import read_settings
 
@@ -39,11 +40,12 @@ def pause(*, names: tuple[str, ...], reason: str) -> None:
         now, known = registry.ping(), registry.pauses.paused()
         for name in names:
             if name in known:
-                click.echo(f"{name} was paused already, by {known[name].by}", err=True)
+                click.echo(plain(f"{name} was paused already, by {known[name].by}"), err=True)
             registry.pauses.pause(Pause(queue=name, at=now, by=_tell_who(), reason=reason))
             click.echo(name)
         if old := _find_old(registry, names):
-            click.echo(f"older workers that know no pause go on: {', '.join(old)} (update or stop them)", err=True)
+            told = f"older workers that know no pause go on: {', '.join(old)} (update or stop them)"
+            click.echo(plain(told), err=True)
 
 
 @click.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from jobqueue.errors import InvalidSetting, NoSuchQueue, RegistryUnavailable
+from jobqueue.printable import plain
 from jobqueue.routing import COMPANIONS, dead_letter_queue, is_request_queue, reporting_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
 from producers.cli.output import format_option, write_instant, write_rows
@@ -223,7 +224,7 @@ def _read_standings(settings: "Settings", queues: Sequence[str]) -> dict[str, St
         with closing(open_registry(settings.registry)) as registry:
             return read_standings(registry, queues)
     except (InvalidSetting, RegistryUnavailable) as error:
-        click.echo(f"warning: {error.message}", err=True)
+        click.echo(f"warning: {plain(error.message)}", err=True)
         return {}
 
 

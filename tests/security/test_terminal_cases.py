@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from services.node import FakeNode, open_fake_node
 
+from jobqueue.brokers import open_broker
 from jobqueue.config import Settings
 from jobqueue.errors import ExperimentFailed
 from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
@@ -22,8 +24,10 @@ from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Granted, Submission
+from jobqueue.registry.pauses import Pause
+from jobqueue.registry.presence import WorkerRecord
 from jobqueue.report import Progress, TaskState
-from jobqueue.resources import Resources
+from jobqueue.resources import Offer, Resources
 from producers import logs
 from producers.cli import jobqueue
 from producers.cli.output import write_output
@@ -77,11 +81,34 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experim
     registry.leases.advance(answer.lease, State.PREPARING)
     registry.leases.advance(answer.lease, State.RUNNING, progress=json.dumps({HOSTILE: HOSTILE, "progress": 0.5}))
     registry.live_logs.append(answer.lease, "stdout", f"{HOSTILE}\n".encode(), offset=0)
+    worker = WorkerRecord(
+        worker_id=WorkerId(HOSTILE),
+        node_id=NodeId(f"node {HOSTILE}"),
+        host=HOSTILE,
+        slot=HOSTILE,
+        queues=(submission.queue,),
+        offer=Offer(cpus=4, memory_bytes=2**34, disk_bytes=2**40),
+        runtime=HOSTILE,
+        takes_first=False,
+    )
+    registry.workers.announce(worker, ttl=SECONDS)
+    request_queues = [f"{project}_cpu", f"{project}_gpu"]
+    with closing(open_broker("memory://", lease=SECONDS)) as broker:
+        for queue in request_queues:
+            broker.queues.create(queue)
+    registry.pauses.pause(Pause(queue=submission.queue, at=now, by=HOSTILE, reason=HOSTILE))
     failed = Outcome(reason=Reason.EXITED_NONZERO, detail=HOSTILE, exit_code=3, last_lines=(HOSTILE,))
     registry.leases.finish(answer.lease, failed, state=State.FAILED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield submission.id
+    registry.workers.leave(worker.worker_id)
+    for target in (worker.worker_id, worker.node_id):
+        registry.workers.resume(target)
+    with closing(open_broker("memory://", lease=SECONDS)) as broker:
+        for queue in request_queues:
+            registry.pauses.resume(queue)
+            broker.queues.delete(queue)
 
 
 @pytest.mark.security_case("terminal escape and HTML in names, logs and errors")
@@ -90,7 +117,8 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experim
     [
         ("ls",), ("ls", "-o", "json"), ("ls", "-o", "name"), ("show", "ID"), ("show", "ID", "-o", "json"),
         ("why", "ID"), ("wait", "ID"), ("get", "ID"), ("cancel", "ID"), ("retry", "ID"), ("show", HOSTILE),
-        ("queues", "ls"),
+        ("queues", "ls"), ("queues", "pause", "QUEUE"),
+        ("nodes", "ls"), ("nodes", "drain", "a"), ("nodes", "resume", "a"),
     ],
     ids=lambda words: "-".join(words)[:20].encode("ascii", "replace").decode().replace("\x1b", "?"),
 )  # fmt: skip
@@ -99,9 +127,10 @@ def test_no_command_writes_what_would_drive_a_terminal(hostile: ExperimentId, wo
 
     Refused: what acts is written as `?`, in JSON as its number.
     Evidence: every character that the commands write on stdout and stderr.
-    Red before: JSON held what drives a terminal from above ASCII.
+    Red before: JSON held what drives a terminal from above ASCII, and names of nodes were written as they came.
     """
-    result = CliRunner().invoke(jobqueue, [hostile if word == "ID" else word for word in words])
+    places = {"ID": hostile, "QUEUE": f"{Settings().project}_cpu"}
+    result = CliRunner().invoke(jobqueue, [places.get(word, word) for word in words])
     assert acting(result.stdout + result.stderr) == set()
     if "json" in words and words[0] == "show":
         assert json.loads(result.stdout)["name"] == HOSTILE
