@@ -28,6 +28,7 @@ from workers.attempt.queue_watch import QueueWatch
 from workers.attempt.supervise import Attempt
 from workers.composition import Share, hold_device, make_site
 from workers.hardware.slots import Slot
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,8 @@ class Node:
         self._queue_watch = QueueWatch(self.broker.queues)
         self._lock = threading.Lock()
         self._keeping = threading.Lock()
-        self._closed = threading.Event()
-        self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        interval = min(settings.lease / RENEWALS_PER_LEASE, LONGEST_BEAT)
+        self._pulse = Rounds("pulse", self._beat, every=lambda: interval)
 
     def start(self) -> None:
         """Say that it is there.
@@ -223,12 +224,10 @@ class Node:
     def close(self) -> None:
         """Say that it has gone, send what is left to send, close everything."""
         self.companions.close()
-        self._closed.set()
         if self.device:
             self.device.close()
         self.health.close()
-        if self._pulse.is_alive():
-            self._pulse.join()
+        self._pulse.close()
         self.site.outbox.close(FLUSH_REPORTS)
         self.presence.leave()
         self.site.runtime.close()
@@ -247,13 +246,11 @@ class Node:
 
     def _beat(self) -> None:
         """Keep the deliveries of what runs, and the worker's own record, alive; end what has lost its queue."""
-        interval = min(self.settings.lease / RENEWALS_PER_LEASE, LONGEST_BEAT)
-        while not self._closed.wait(interval.total_seconds()):
-            self._abort_deleted()
-            for attempt in self._now():
-                self._keep_alive(attempt)
-            self.presence.compare_clocks()
-            self.presence.announce()
+        self._abort_deleted()
+        for attempt in self._now():
+            self._keep_alive(attempt)
+        self.presence.compare_clocks()
+        self.presence.announce()
 
     def _keep_alive(self, attempt: Attempt) -> None:
         with self._keeping:

@@ -20,6 +20,7 @@ from jobqueue.lifecycle import Reason
 from jobqueue.quantities import describe_size, format_duration
 from workers.attempt.runtimes.base import ContainerRuntime
 from workers.hardware.fitness import Unfit
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,7 @@ class NodeHealth:
         self._full_until_seconds = 0.0
         self._ahead = timedelta(0)
         self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._stay, name="health", daemon=True)
+        self._rounds = Rounds("health", self.look, every=lambda: LOOK_EVERY)
 
     @property
     def is_fit(self) -> bool:
@@ -88,13 +88,11 @@ class NodeHealth:
     def start(self) -> None:
         """Look at once, then now and then."""
         self.look(misses=1)
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._rounds.close()
 
     def note(self, reason: Reason) -> None:
         """Learn at once from the end of an attempt that the node was to blame for."""
@@ -122,13 +120,6 @@ class NodeHealth:
         else:
             log.warning("node.unfit", extra={"state": trouble.value, "detail": detail})
         self.on_change()
-
-    def _stay(self) -> None:
-        while not self._closed.wait(LOOK_EVERY.total_seconds()):
-            try:
-                self.look()
-            except Exception:  # the edge of a thread: what upsets one look must not leave the node unfit for ever
-                log.exception("node.not_looked_at")
 
     def _find(self, misses: int) -> tuple[Trouble | None, str]:
         unfit = self._judge_device()

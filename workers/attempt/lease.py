@@ -7,7 +7,6 @@ attempt's lease file as well: where this whole process is stopped or dead, the n
 """
 
 import logging
-import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +17,7 @@ from jobqueue.errors import RegistryUnavailable, Superseded
 from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Holder, Leases
 from workers.attempt.lease_files import LeaseFile
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ class LeaseKeeper:
         self.ttl = ttl
         self._cancel_reason = cancel_reason
         self._is_lost = False
-        self._closed = threading.Event()
         self._deadline_seconds = local_deadline(granted_at_seconds, ttl)
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{self.lease.experiment_id}", daemon=True)
+        interval = min(ttl / RENEWALS_PER_LEASE, LONGEST_INTERVAL)  # so that a cancel is seen soon
+        self._rounds = Rounds(f"lease-{self.lease.experiment_id}", self._renew, every=lambda: interval)
 
     @property
     def standing(self) -> Standing:
@@ -102,22 +102,11 @@ class LeaseKeeper:
 
     def start(self) -> None:
         """Begin to renew."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop renewing; the lease is left as it is."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _keep(self) -> None:
-        while not self._is_lost and not self._closed.wait(self._interval.total_seconds()):
-            self._renew()
-
-    @property
-    def _interval(self) -> timedelta:
-        """How long to wait between renewals: short enough that a cancel is seen soon."""
-        return min(self.ttl / RENEWALS_PER_LEASE, LONGEST_INTERVAL)
+        self._rounds.close()
 
     def _renew(self) -> None:
         sent_at_seconds = clock_seconds()
@@ -126,6 +115,7 @@ class LeaseKeeper:
             self._cancel_reason = self._leases.renew(self.lease, ttl=self.ttl, holder=holder)
         except Superseded:
             self._is_lost = True
+            self._rounds.close()
             log.warning("lease.lost", extra={"experiment": self.lease.experiment_id, "token": self.lease.token})
         except RegistryUnavailable as error:
             log.warning("lease.renewal_failed", extra={"experiment": self.lease.experiment_id, "error": error.message})

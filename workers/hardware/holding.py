@@ -15,6 +15,7 @@ from workers.hardware.fitness import FREE_WITHIN, Ailment, Unfit, check_before_s
 from workers.hardware.locks import DeviceLocks
 from workers.hardware.quarantine import Custody, condemn, examine
 from workers.hardware.slots import Slot, find_device
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -67,20 +68,17 @@ class HeldDevice:
         self.on_change: Callable[[], None] = lambda: None
         self._occupied_since_seconds: float | None = None
         self._silent_looks = 0
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._stay, name="device", daemon=True)
+        self._rounds = Rounds("device", self.look, every=lambda: LOOK_EVERY)
 
     def start(self) -> None:
         """Look now and then."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking, and leave the device to others."""
-        self._closed.set()
         # First: whoever waits for a driver that hangs gets an answer.
         self._devices.close()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._rounds.close()
         os.close(self._lock)
 
     def look(self) -> None:
@@ -158,13 +156,6 @@ class HeldDevice:
             return
         self.unfit = unfit
         self.on_change()
-
-    def _stay(self) -> None:
-        while not self._closed.wait(LOOK_EVERY.total_seconds()):
-            try:
-                self.look()
-            except Exception:  # the edge of a thread: what upsets one look must not leave the device unwatched
-                log.exception("device.not_looked_at")
 
 
 def _take(locks: DeviceLocks, uuid: str, *, owner: str) -> int:

@@ -4,18 +4,19 @@ Every worker of a machine does so, over the same folders; each change is made un
 """
 
 import logging
-from threading import Event, Thread
+from datetime import timedelta
 from typing import Final
 
 from jobqueue.errors import RuntimeFailure
 from jobqueue.quantities import describe_size
 from workers.attempt.input_cache import InputCache
 from workers.attempt.runtimes.base import ContainerRuntime
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
-_EVERY_SECONDS: Final = 60.0
-_LEAVE_SECONDS: Final = 2.0
+_EVERY: Final = timedelta(minutes=1)
+_LEAVE: Final = timedelta(seconds=2)
 
 
 class CacheKeeper:
@@ -29,17 +30,15 @@ class CacheKeeper:
     def __init__(self, inputs: InputCache, runtime: ContainerRuntime) -> None:
         self._inputs, self._runtime = inputs, runtime
         self._said: dict[str, str] = {}
-        self._closed = Event()
-        self._thread = Thread(target=self._stay, name="caches", daemon=True)
+        self._rounds = Rounds("caches", self.look, every=lambda: _EVERY, is_first_due=True)
 
     def start(self) -> None:
         """Look soon, and say what is kept; then now and then. Removing much takes long, so nobody waits for it."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking; a removal that takes long is left behind, for the next look."""
-        self._closed.set()
-        self._thread.join(_LEAVE_SECONDS)
+        self._rounds.close(within=_LEAVE)
 
     def look(self) -> None:
         """Let go what is over a bound, and say what is kept when that has changed."""
@@ -53,15 +52,6 @@ class CacheKeeper:
         if said != self._said:
             self._said = said
             log.info("caches.kept", extra=said)
-
-    def _stay(self) -> None:
-        while True:
-            try:
-                self.look()
-            except Exception:  # the edge of a thread: what upsets one look must not end the next ones
-                log.exception("caches.not_looked_at")
-            if self._closed.wait(_EVERY_SECONDS):
-                return
 
 
 def describe(inputs: InputCache) -> str:

@@ -7,11 +7,11 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from threading import Event, Thread
 from typing import Final
 
 from workers.attempt.node_folder import NodeFolder
 from workers.file_locks import is_locked
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +36,18 @@ class GuardStarter:
     def __init__(self, node: NodeFolder, *, state_dir: Path, runtime: str) -> None:
         self._node = node
         self._words = [sys.executable, "-m", "workers.node.guard", str(state_dir), runtime]
-        self._closed = Event()
         self._started: subprocess.Popen[bytes] | None = None
         self._failures = 0
-        self._thread = Thread(target=self._stay, name="guard", daemon=True)
+        self._rounds = Rounds("guard", self._look, every=self._pause)
 
     def start(self) -> None:
         """Start a guard if there is none, and look again and again."""
         self._look()
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking; a guard that runs goes on until nothing is left to guard."""
-        self._closed.set()
-        self._thread.join()
+        self._rounds.close()
 
     def await_end(self) -> None:
         """Wait a moment for the end of a guard that has nothing left to guard: a worker that ends leaves nothing."""
@@ -61,11 +59,6 @@ class GuardStarter:
         is_mine = self._started is not None and self._started.poll() is None
         return is_mine or is_locked(self._node.guard)
 
-    def _stay(self) -> None:
-        while not self._closed.wait(self._pause.total_seconds()):
-            self._look()
-
-    @property
     def _pause(self) -> timedelta:
         """How long until the next look: longer and longer while guards fail at their start."""
         return min(LOOK_EVERY * (1 << min(self._failures, 10)), LONGEST_PAUSE)

@@ -10,7 +10,7 @@ import logging
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from threading import Event, Thread
+from threading import Thread
 from typing import Final
 
 from jobqueue.envelope import Verified, verify
@@ -34,6 +34,7 @@ from workers.attempt.leftovers import tidy
 from workers.attempt.runtimes.base import Container
 from workers.attempt.supervise import Attempt, Left, holder_of, submission_of
 from workers.bootstrap import Node
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +67,17 @@ class Janitor:
 
     def __init__(self, node: Node) -> None:
         self._node, self._site = node, node.site
-        self._closed = Event()
         self._is_settled = True
-        self._thread = Thread(target=self._stay, name="janitor", daemon=True)
+        self._rounds = Rounds("janitor", self.look, every=lambda: EVERY if self._is_settled else AGAIN)
 
     def start(self) -> None:
         """Look at once, before the first message is taken; then now and then."""
         self.look()
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking."""
-        self._closed.set()
-        self._thread.join()
+        self._rounds.close()
 
     def look(self) -> None:
         """Adopt or remove each orphan, if the registry and the engine let it."""
@@ -98,13 +97,6 @@ class Janitor:
                     "orphan.not_settled", extra={"experiment": orphan.lease.experiment_id, "error": error.message}
                 )
                 self._is_settled = False
-
-    def _stay(self) -> None:
-        while not self._closed.wait((EVERY if self._is_settled else AGAIN).total_seconds()):
-            try:
-                self.look()
-            except Exception:  # the edge of a thread: an orphan that upsets it must not end it
-                log.exception("janitor.failed")
 
     def _find(self) -> list[Orphan]:
         """Return what no attempt of this process owns."""

@@ -7,7 +7,6 @@ lease that is taken, renewed or ended. So no slot leaves while another one is bu
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from jobqueue.errors import InvalidSetting
 from jobqueue.quantities import format_duration, parse_duration
 from workers.attempt.lease_files import read_leases
 from workers.bootstrap import Node
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -79,24 +79,22 @@ class Leaver:
         self._node, self._leave, self._end, self._clock = node, leave, end, clock
         self._stamp: Any = None
         self._idle_since_seconds = clock()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._stay, name="leaver", daemon=True)
+        self._rounds = Rounds("leaver", self.look, every=lambda: LOOK_EVERY)
 
     def start(self) -> None:
         """Look now and then."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Look no more."""
-        self._closed.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._rounds.close()
 
     def look(self) -> bool:
         """Tell this worker to end if it is time, and tell whether it was."""
         why = self._find_reason()
         if why:
             log.info("worker.leaves", extra={"worker": self._node.site.worker_id, "why": why})
+            self._rounds.close()
             self._end()
         return bool(why)
 
@@ -118,11 +116,3 @@ class Leaver:
         folder = self._node.folder.leases
         before, self._stamp = self._stamp, folder.stat().st_mtime_ns
         return before != self._stamp or bool(read_leases(folder))
-
-    def _stay(self) -> None:
-        while not self._closed.wait(LOOK_EVERY.total_seconds()):
-            try:
-                if self.look():
-                    return
-            except Exception:  # the edge of a thread: what upsets one look must not keep an idle node for ever
-                log.exception("worker.idleness_not_known")

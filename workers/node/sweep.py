@@ -7,7 +7,6 @@ what has expired is ended.
 """
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from jobqueue.registry.base import Submission
 from jobqueue.routing import first_queue
 from workers.attempt.supervise import Attempt
 from workers.bootstrap import Node
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +46,15 @@ class Sweeper:
         self._site, self._broker, self._publisher = node.site, node.broker, publisher
         self._node = node
         self._doubted: deque[ExperimentId] = deque(maxlen=AT_ONCE)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+        self._rounds = Rounds("sweep", self._sweep_if_possible, every=lambda: self._site.lease)
 
     def start(self) -> None:
         """Begin; the first look comes after one lease."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._rounds.close()
         self._publisher.close()
 
     def sweep(self) -> None:
@@ -81,14 +78,11 @@ class Sweeper:
             if submission.expires_at <= now:
                 self._end(submission, Reason.EXPIRED)
 
-    def _run(self) -> None:
-        while not self._closed.wait(self._site.lease.total_seconds()):
-            try:
-                self.sweep()
-            except JobqueueError as error:
-                log.warning("sweep.put_off", extra={"error": error.message})
-            except Exception:  # one experiment's trouble must not end the sweep of all
-                log.exception("sweep.failed")
+    def _sweep_if_possible(self) -> None:
+        try:
+            self.sweep()
+        except JobqueueError as error:
+            log.warning("sweep.put_off", extra={"error": error.message})
 
     def _look_after(self, queue: str, found: Sequence[Submission], *, is_paused: bool) -> None:
         if not found:

@@ -67,7 +67,7 @@ def test_it_looks_at_its_start_and_ends_when_told(cache: InputCache, caplog: pyt
             raise ValueError("nobody has thought of this")
 
     caplog.set_level("INFO")
-    for engine, message in ((Engine(), "caches.kept"), (Broken(), "caches.not_looked_at")):
+    for engine, message in ((Engine(), "caches.kept"), (Broken(), "round.failed")):
         keeper = CacheKeeper(cache, engine)
         keeper.start()
         wait_until(lambda message=message: message in caplog.messages, what=message)  # type: ignore[misc]

@@ -68,7 +68,7 @@ def test_a_guard_that_cannot_start_is_tried_less_and_less_often(starter: GuardSt
     pauses = []
     for number in range(5):
         wait_until(lambda number=number: len(started) > number, what="another guard")  # type: ignore[misc]
-        pauses.append(starter._pause)
+        pauses.append(starter._pause())
         started[number][0].returncode = 1
     assert pauses == sorted(pauses)
     assert pauses[-1] >= 8 * pauses[0]

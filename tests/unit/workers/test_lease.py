@@ -134,3 +134,12 @@ def test_a_deadline_that_had_passed_before_a_renewal_is_told(
     wait_until(lambda: keeper.standing is Standing.HELD, what="trust again")
     assert keeper.lapses == 1
     assert not file.kept.is_overdue(clock_seconds())
+
+
+def test_a_renewal_that_fails_as_nobody_has_thought_of_is_followed_by_others(
+    leases: Leases, keeper: LeaseKeeper
+) -> None:
+    leases.error = KeyError("a reason of a later version")
+    wait_until(lambda: keeper.standing is Standing.IN_DOUBT, what="doubt")
+    leases.error = None
+    wait_until(lambda: keeper.standing is Standing.HELD, what="trust again")

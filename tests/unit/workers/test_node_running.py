@@ -31,7 +31,7 @@ def worker(node: FakeNode) -> Node:
     """A node that opened nothing."""
     made: Any = Node.__new__(Node)
     made.site, made._running, made.presence = node.site, {}, SimpleNamespace(is_leaving=False)
-    made._lock, made._keeping, made._closed = threading.Lock(), threading.Lock(), threading.Event()
+    made._lock, made._keeping = threading.Lock(), threading.Lock()
     made.settings = SimpleNamespace(lease=node.site.lease)
     made.queues, made.served, made.most = (), 0, None
     return made
