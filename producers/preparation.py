@@ -62,7 +62,7 @@ class Packed:
 def check_fields(
     fields: Mapping[str, Any], *, project: str, check_address: Callable[[str], object], packed: Packed
 ) -> Draft:
-    """Return a draft of the experiment that `fields` describe; nothing is read but names and sizes on this disk.
+    """Return a draft of the experiment that `fields` describe; of this disk it is found out what can be packed.
 
     Args:
         fields: the arguments of `submit_experiment`.
@@ -196,7 +196,7 @@ def upload(draft: Draft, *, store: Store, packed: Packed) -> tuple[ExperimentSpe
 
     Raises:
         StoreUnavailable: the store does not answer.
-        ArtifactRefused: a file cannot be packed.
+        InvalidSpec: a file cannot be packed, or changed meanwhile.
     """
     parts: dict[str, Any] = {}
     warnings = _warn_of_image(draft.spec.image)

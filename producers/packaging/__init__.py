@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 import time
+from heapq import nlargest
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -12,7 +13,7 @@ from jobqueue.quantities import describe_size
 from jobqueue.storage import STORE_SCHEME
 from jobqueue.storage.base import Store
 from producers.packaging.archive import Packed, opened_unchanged, write_archive
-from producers.packaging.scanning import Entry, Scan, describe_file, largest, scan
+from producers.packaging.scanning import Entry, Scan, describe_file, scan
 
 _WORKSPACE: Final = "workspace"
 _LARGE_BYTES: Final = 100 * 10**6
@@ -60,7 +61,8 @@ def pack_workspace(folder: Path, store: Store) -> tuple[Artifact, list[str]]:
     warnings = found.warnings
     if artifact.size_bytes > _LARGE_BYTES:
         files = ", ".join(
-            f"{entry.path} ({describe_size(entry.size_bytes)})" for entry in largest(found.entries, count=3)
+            f"{entry.path} ({describe_size(entry.size_bytes)})"
+            for entry in nlargest(3, found.entries, key=lambda entry: entry.size_bytes)
         )
         size = describe_size(artifact.size_bytes)
         warnings.append(f"the workspace is {size} packed; the largest files are {files} (pass data as inputs=)")

@@ -23,12 +23,16 @@ _SECRETS: Final = re.compile("|".join(map(translate, (
     "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.kubeconfig", "kubeconfig", "application_default_credentials.json",
     ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".dockercfg", "gcloud",
 ))))  # fmt: skip
-# A private key as text, one of ours, what an engine keeps of registries, a repository's address with a password.
-_KEY: Final = re.compile(
-    # Blanks, not line ends, at the beginning: else a file of nothing but line ends takes minutes.
-    rb"^[ \t]*(?:-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|jobqueue-[a-z0-9-]+-private |"
-    rb"\"auths\"\s*:\s*\{|url[ \t]*=[ \t]*https?://(?!git@)[^/\s@]+@)",
-    re.MULTILINE,
+# A private key as text, one of ours, what an engine keeps of registries, a repository's address with a password; then
+# the key of a service account.
+_KEYS: Final = (
+    re.compile(
+        # Blanks, not line ends, at the beginning: else a file of nothing but line ends takes minutes.
+        rb"^[ \t]*(?:-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|jobqueue-[a-z0-9-]+-private |"
+        rb"client-key-data: |(?:\{[ \t]*)?\"auths\"\s*:\s*\{|url[ \t]*=[ \t]*https?://(?!git@)[^/\s@]+@)",
+        re.MULTILINE,
+    ),
+    re.compile(rb"\"private_key\"\s*:\s*\"-----BEGIN "),
 )
 # Larger files are no keys.
 MAX_KEY_BYTES: Final = 1 << 16
@@ -48,7 +52,8 @@ def holds_key(path: Path) -> bool:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return _KEY.search(os.read(descriptor, MAX_KEY_BYTES)) is not None
+        content = os.read(descriptor, MAX_KEY_BYTES)
+        return any(key.search(content) for key in _KEYS)
     finally:
         os.close(descriptor)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -273,8 +272,3 @@ def _shown(path: str) -> str:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(_shown(name)[1:-1] for name in names[:_NAMED]) + more
-
-
-def largest(entries: list[Entry], *, count: int) -> Iterator[Entry]:
-    """Return the largest files, the largest first."""
-    yield from sorted(entries, key=lambda entry: -entry.size_bytes)[:count]

@@ -1,6 +1,7 @@
 """What is packed on the submitter's machine: nothing from outside the folder, and no keys but those asked for."""
 
 import io
+import json
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -30,10 +31,14 @@ SECRETS = {
     "both.crt": PEM.replace("{}", "X") + PEM.replace("{}", "EC PRIVATE"),
     "locked": PEM.replace("{}", "ENCRYPTED PRIVATE"), "keys/sender/x.key": "jobqueue-sender-ed25519-private AAAA 2026",
     "docker/config.json": '{\n  "auths": {"registry.example.org": {"auth": "',
+    "dockerconfig": '{"auths":{"registry.example.org":{"auth":"',
+    "project-1a2b3c.json": '{"type": "service_account", "private_key": ' + json.dumps(PEM.replace("{}", "PRIVATE")),
+    "cluster.yaml": "users:\n- name: me\n  user:\n    client-key-data: LS0tLS1CRUdJTi",
     "modules/config": '[remote "origin"]\n\turl = https://someone:token@git.example.org/x.git\n# ',
 }  # fmt: skip
 HARMLESS = {
-    ".env.example": "TOKEN=", "environment.py": "x", "id_rsa.pub": "ssh-rsa AAAA", "keys.py": "'PRIVATE KEY'",
+    "schema.json": '{"private_key": {"type": "string"}}', ".env.example": "TOKEN=", "environment.py": "x",
+    "id_rsa.pub": "ssh-rsa AAAA", "keys.py": "'PRIVATE KEY'",
     # pragma: allowlist nextline secret
     "a.key": "k", "readme.md": "write `-----BEGIN PRIVATE KEY-----` first", "config": "url = https://git.example.org/x.git",
 }  # fmt: skip
@@ -60,7 +65,7 @@ def test_keys_and_credentials_stay_where_they_are_and_are_named(kind: str, tmp_p
 
     Refused: what looks like a secret, by its name or because a private key is in it, is left out; a warning names it.
     Evidence: no canary in the archive; every name in what the submitter is told, but for those that it shortens.
-    Red before: keys under other names travelled, and an input folder travelled with all its secrets.
+    Red before: keys under other names, and of service accounts, travelled, and an input folder with all its secrets.
     """
     source, work = tmp_path / "source", tmp_path / "work"
     work.mkdir()
