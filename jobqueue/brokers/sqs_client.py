@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -168,6 +168,22 @@ class SqsServer:
         """Delete a message; one that is gone already, or has been delivered again, changes nothing."""
         with suppress(Refusal, NoSuchQueue):
             self.on_queue("delete_message", receipt.queue, ReceiptHandle=receipt.handle)
+
+    def delete_all(self, receipts: Sequence[Receipt]) -> None:
+        """Delete at most ten messages, with a request for each queue."""
+        self._on_each("delete_message_batch", receipts)
+
+    def give_back_all(self, receipts: Sequence[Receipt]) -> None:
+        """Let others have at most ten messages at once, with a request for each queue."""
+        self._on_each("change_message_visibility_batch", receipts, VisibilityTimeout=0)
+
+    def _on_each(self, operation: str, receipts: Sequence[Receipt], **fields: int) -> None:
+        """Do the same to some messages; those that are gone, or have been delivered again, are left alone."""
+        for queue in dict.fromkeys(receipt.queue for receipt in receipts):
+            handles = [receipt.handle for receipt in receipts if receipt.queue == queue]
+            entries = [{"Id": str(at), "ReceiptHandle": handle, **fields} for at, handle in enumerate(handles)]
+            with suppress(Refusal, NoSuchQueue):
+                self.on_queue(operation, queue, Entries=entries)
 
     def hide(self, receipt: Receipt, *, seconds: int) -> None:
         """Keep a message from everybody for so long from now; 0 gives it back.

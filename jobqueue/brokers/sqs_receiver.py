@@ -1,7 +1,7 @@
 """The thread that asks SQS for request messages: one question at a time, whatever SQS answers.
 
 Each question costs, so what is served before a request queue is asked for where it may hold something: after the queue
-has held something, and at some of the polls of one that stays empty.
+has held something, and at some of the polls of one that stays empty. What was refused is deleted here, many at a time.
 """
 
 import logging
@@ -9,10 +9,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from queue import SimpleQueue
 from typing import Final
 
@@ -59,7 +59,7 @@ class Receiver:
     def __init__(self, server: SqsServer, *, on_answer: Callable[[Sequence[Receipt]], None]) -> None:
         self._server = server
         self._on_answer = on_answer
-        self._questions: SimpleQueue[Question | None] = SimpleQueue()
+        self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._is_closed = threading.Event()
         self._asked: dict[str, int] = {}
         self._count = 0
@@ -74,20 +74,45 @@ class Receiver:
 
     def ask(self, question: Question) -> None:
         """Ask once; not again before the answer."""
-        self._questions.put(question)
+        self._errands.put(partial(self._answer, question))
+
+    def settle(
+        self, *, handed: Collection[str], refused: Sequence[Receipt] = (), returned: Sequence[Receipt] = ()
+    ) -> None:
+        """Say what became of an answer, at the latest before the next question.
+
+        Args:
+            handed: from which queues messages were handed on.
+            refused: what is to be deleted.
+            returned: what others may have.
+        """
+        self._errands.put(partial(self._settle, handed, refused, returned))
 
     def close(self) -> None:
         """Give back whatever still comes, and end after the poll that goes on."""
         self._is_closed.set()
-        self._questions.put(None)
+        self._errands.put(None)
 
     def _serve(self) -> None:
-        while (question := self._questions.get()) is not None:
-            receipts = self._receive(question)
-            if self._is_closed.is_set():
-                self._give_back(receipts)
-            else:
-                self._on_answer(receipts)
+        while (errand := self._errands.get()) is not None:
+            errand()
+
+    def _answer(self, question: Question) -> None:
+        receipts = self._receive(question)
+        if self._is_closed.is_set():
+            self._settle((), (), receipts)
+        else:
+            self._on_answer(receipts)
+
+    def _settle(self, handed: Collection[str], refused: Sequence[Receipt], returned: Sequence[Receipt]) -> None:
+        for name in handed:
+            if not is_first_queue(name):
+                self._precedence.note(name)
+        try:
+            self._server.delete_all(refused)
+            self._server.give_back_all(returned)
+        except Exception as error:  # noqa: BLE001 - whatever the library raises: they come back in their own time
+            log.warning("delivery.not_settled", extra={"error": str(error)})
 
     def _receive(self, question: Question) -> Sequence[Receipt]:
         queue, wait = self._choose(question.queues)
@@ -110,7 +135,7 @@ class Receiver:
             if receipts := self._ask_one(name, count=most, wait=patience):
                 self._quiet[queue] = 0
                 for _ in receipts:
-                    self._precedence.note(name)
+                    self._precedence.note_refused(name)  # the others' turn is over when one of theirs was handed on
                 return receipts
         self._quiet[queue] += 1
         return ()
@@ -156,8 +181,3 @@ class Receiver:
         seconds = min(_FIRST_PAUSE_SECONDS * 2**self._failures, _LONGEST_PAUSE_SECONDS)
         self._failures = min(self._failures + 1, 10)
         self._is_closed.wait(seconds * random.uniform(0.5, 1))  # noqa: S311 - nobody gains by guessing it
-
-    def _give_back(self, receipts: Sequence[Receipt]) -> None:
-        with suppress(JobqueueError):
-            for receipt in receipts:
-                self._server.hide(receipt, seconds=0)

@@ -4,6 +4,9 @@ kombu's ends the worker on one server error, stops asking a queue that was delet
 queues, takes one message from each queue at a time, and carries neither events nor remote control. This one stands on
 kombu's virtual transport: what is sent to a queue goes to SQS, what is sent to an exchange goes over the bus, and what
 comes from either is handed on by the thread that consumes.
+
+Where a worker screens what comes, it gets as many at a time as SQS gives while all of them are refused: each one alone
+would cost as many requests. What comes behind them and finds no place goes back at once.
 """
 
 import json
@@ -127,12 +130,17 @@ class Channel(virtual.Channel):
 
 
 class Transport(virtual.Transport):
-    """One connection of Celery's: its channels, its one receiving thread, and what that has brought."""
+    """One connection of Celery's: its channels, its one receiving thread, and what that has brought.
+
+    Attributes:
+        is_refused: what a worker screens with: tells of a message that it was counted and is to be removed.
+    """
 
     client: Any
     channels: Any
     state: Any
     _callbacks: Any
+    is_refused: Callable[[Any], bool] | None = None
     Channel = Channel
     can_parse_url = True
     driver_type = driver_name = "jobqueue-sqs"
@@ -145,7 +153,7 @@ class Transport(virtual.Transport):
         super().__init__(client, **options)
         self._arrived: SimpleQueue[Callable[[], bool]] = SimpleQueue()
         self._receiver: Receiver | None = None
-        self._is_asking = False
+        self._is_asking = self._is_flooded = False
         self._heard: set[str] = set()
         self._is_closed = threading.Event()
         self._loop: Any = None
@@ -196,8 +204,7 @@ class Transport(virtual.Transport):
     def give_back(self, receipts: Sequence[Receipt]) -> None:
         """Let others have messages at once, as far as SQS answers; else they have them later. Any thread."""
         try:
-            for receipt in receipts:
-                self.server.hide(receipt, seconds=0)
+            self.server.give_back_all(receipts)
         except JobqueueError as error:
             log.warning("delivery.not_given_back", extra={"error": error.message})
 
@@ -222,7 +229,8 @@ class Transport(virtual.Transport):
             self._receiver = Receiver(self.server, on_answer=self._on_answer)
         self._is_asking = True
         queues = tuple(queue for _, queues in asking for queue in queues)
-        self._receiver.ask(Question(queues=queues, count=min(channel.room() for channel, _ in asking)))
+        room = min(channel.room() for channel, _ in asking)
+        self._receiver.ask(Question(queues=queues, count=_LARGEST_BATCH if self._is_flooded else room))
 
     def _on_answer(self, receipts: Sequence[Receipt]) -> None:
         # Here, on the receiving thread: the consuming one may have cancelled and wait for what runs.
@@ -244,13 +252,27 @@ class Transport(virtual.Transport):
 
     def _take(self, receipts: Sequence[Receipt]) -> bool:
         self._is_asking = False
+        handed, refused, returned = [], [], []
         for receipt in receipts:
-            callback = self._callbacks.get(served_queue(receipt.queue))
-            if callback and not self._is_closed.is_set():
-                callback(to_payload(receipt))
+            payload, queue = to_payload(receipt), served_queue(receipt.queue)
+            if self._is_screened_out(payload):
+                refused.append(receipt)
+            elif not self._is_closed.is_set() and any(queue in channel.asked_queues() for channel in self.channels):
+                handed.append(receipt.queue)
+                self._callbacks[queue](payload)
             else:
-                self.give_back([receipt])
-        return bool(receipts)
+                returned.append(receipt)
+        self._is_flooded = bool(refused) and not handed and not returned
+        if self._receiver and not self._is_closed.is_set():
+            self._receiver.settle(handed=handed, refused=refused, returned=returned)
+        else:
+            self.give_back([*refused, *returned])
+        return bool(handed)
+
+    def _is_screened_out(self, payload: dict[str, Any]) -> bool:
+        if self.is_refused is None or not self.channels or self._is_closed.is_set():
+            return False
+        return self.is_refused(Channel.Message(payload, channel=self.channels[0]))
 
     def _tell(self, exchange: str, message: dict[str, Any]) -> bool:
         callbacks = [self._callbacks.get(queue) for queue in self._bound(exchange, message)]

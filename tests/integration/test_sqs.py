@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import kombu
 import pytest
-from services.broker_client import BODY, consumers, publish, receive, request_queue
+from services.broker_client import BODY, Consumer, consumers, publish, receive, request_queue
 from services.moto import SqsServer
 from services.redis import RedisServer
 from services.sqs_proxy import SqsProxy, open_sqs_proxy
@@ -18,14 +18,16 @@ from services.waiting import wait_until
 
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
+from jobqueue.brokers.precedence import IN_A_ROW
 from jobqueue.config import Settings
 from jobqueue.errors import BrokerUnavailable, InvalidSpec
 from jobqueue.keys import ensure_laptop_keys
-from jobqueue.routing import dead_letter_queue
+from jobqueue.routing import dead_letter_queue, first_queue
 from producers.client import Client
 
 LEASE = timedelta(seconds=20)
 NOT_YET = timedelta(milliseconds=300)
+LONG = timedelta(seconds=40)
 
 
 @pytest.fixture
@@ -123,6 +125,62 @@ def test_a_poll_that_waits_long_is_answered_as_soon_as_there_is_a_message(
         assert time.monotonic() - began < 5
         message.ack()
     assert proxy.asked["ReceiveMessage"] == 2  # once, without a wait, for what is served before it
+
+
+# Screening
+
+GARBAGE = b"garbage"
+
+
+def screen(consumer: Consumer) -> None:
+    consumer.connection.transport.is_refused = lambda message: bytes(message.body) == GARBAGE
+
+
+def test_a_flood_of_what_is_refused_comes_and_goes_many_at_a_time(broker: Broker, queue: str, proxy: SqsProxy) -> None:
+    for body in [*[GARBAGE] * 50, BODY]:
+        publish(broker, queue, body)
+    with consumers(broker) as consume:
+        screen(consumer := consume(queue))
+        message = consumer.next(LONG)
+        assert bytes(message.body) == BODY
+        message.ack()
+        wait_until(lambda: unacked(broker, queue) == 0, what="all of it deleted", within=LONG)
+    assert broker.queues.depth(queue).ready == 0
+    # One alone, and then ten at a time; each time what is served before the queue is asked for, too.
+    assert 6 <= proxy.asked["DeleteMessageBatch"] < 12
+    assert proxy.asked["ReceiveMessage"] < 30
+    assert proxy.asked["DeleteMessage"] == 1
+
+
+def test_what_comes_behind_a_flood_and_finds_no_place_goes_back_at_once(broker: Broker, queue: str) -> None:
+    with consumers(broker) as consume:
+        screen(consumer := consume(queue))
+        for body in [GARBAGE, GARBAGE, b"1", b"2", b"3"]:
+            publish(broker, queue, body)
+        first = consumer.next(LONG)
+        wait_until(lambda: broker.queues.depth(queue).ready == 2, what="the others there again", within=LONG)
+        assert unacked(broker, queue) == 1
+        screen(other := consume(queue))
+        second = other.next(LONG)
+        assert {bytes(first.body), bytes(second.body)} < {b"1", b"2", b"3"}
+        assert not consumer.next(NOT_YET)
+        first.ack()
+        second.ack()
+
+
+def test_what_waits_behind_a_flood_has_its_turn_though_others_go_ahead(broker: Broker, queue: str) -> None:
+    for body in (*[GARBAGE] * 25, b"other"):
+        publish(broker, queue, body)
+    for _ in range(3 * IN_A_ROW):
+        publish(broker, first_queue(queue), b"fast")
+    with consumers(broker) as consume:
+        screen(consumer := consume(queue))
+        taken = []
+        for _ in range(2 * IN_A_ROW):
+            message = consumer.next(LONG)
+            taken.append(bytes(message.body))
+            message.ack()
+    assert b"other" in taken
 
 
 # Keeping

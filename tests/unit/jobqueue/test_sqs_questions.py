@@ -51,6 +51,12 @@ class Full:
     def receive(self, queue: str, *, count: int, wait: timedelta) -> list[Receipt]:
         return [Receipt(queue=queue, handle=str(each), body="") for each in range(count)]
 
+    def delete_all(self, _receipts: Sequence[Receipt]) -> None:
+        """Have as many as before."""
+
+    def give_back_all(self, _receipts: Sequence[Receipt]) -> None:
+        """Have as many as before."""
+
 
 @contextmanager
 def receiver(server: Any) -> Iterator[tuple[Receiver, "SimpleQueue[Sequence[Receipt]]"]]:
@@ -67,9 +73,29 @@ def test_however_many_are_asked_for_no_more_go_ahead_in_a_row() -> None:
     with receiver(Full()) as (asking, answers):
         for count in (3, 10, 10, 1, 2, 10, 10):
             asking.ask(Question(queues=(QUEUE,), count=count))
-            taken += [receipt.queue for receipt in answers.get(timeout=30)]
+            handed = [receipt.queue for receipt in answers.get(timeout=30)]
+            asking.settle(handed=handed)
+            taken += handed
     ahead = "".join("1" if queue == FIRST else "0" for queue in taken).split("0")
     assert max(map(len, ahead)) == IN_A_ROW
+
+
+def test_the_others_turn_lasts_until_one_of_theirs_was_handed_on() -> None:
+    server = Full()
+    with receiver(server) as (asking, answers):
+
+        def ask() -> str:
+            asking.ask(Question(queues=(QUEUE,), count=1))
+            (receipt,) = answers.get(timeout=30)
+            return receipt.queue
+
+        assert [ask() for _ in range(IN_A_ROW)] == [FIRST] * IN_A_ROW
+        for _ in range(3):
+            assert ask() == QUEUE
+            asking.settle(handed=[], refused=[])
+        assert ask() == QUEUE
+        asking.settle(handed=[QUEUE])
+        assert ask() == FIRST
 
 
 class HalfClosed(Full):
