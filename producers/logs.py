@@ -93,7 +93,10 @@ class _AttemptReader:
         """Return what the store has beyond the offset, up to the first gap unless `over_gaps`."""
         self._store_read_at = time.monotonic()
         for chunk in self._source.store.list(log_prefix(self.prefix, self._stream)):
-            start = int(chunk.key.rsplit("/", 1)[-1])
+            name = chunk.key.rsplit("/", 1)[-1]
+            if not name.isdecimal():
+                continue  # a node may write any name there
+            start = int(name)
             if start > self._offset and not over_gaps:
                 return
             if start + chunk.size_bytes > self._offset:

@@ -68,6 +68,16 @@ def test_what_is_over_is_read_from_the_store_alone(exp: Experiment, worker: Any)
     assert list(exp.logs(stream="stderr")) == ["apart"]
 
 
+def test_what_is_no_chunk_beside_the_chunks_is_passed_over(exp: Experiment, worker: Any) -> None:
+    worker.run()
+    worker.store_log(0, b"stored\n")
+    for name in ("zzz", "-5", "1e3", "0x1"):
+        worker.store.put(f"{worker.prefix}/logs/stdout/{name}", b"rubbish")
+    worker.finish(exit_code=0)
+
+    assert list(exp.logs()) == ["stored"]
+
+
 def test_before_the_first_attempt_there_are_no_lines(exp: Experiment) -> None:
     assert list(exp.logs()) == []
 
