@@ -1,15 +1,17 @@
 # The commands of this project; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format types layers bench faults faults-failpoints faults-selftest \
+.PHONY: help demo test check lint format types layers collected bench faults faults-failpoints faults-selftest \
 	security security-table audit secrets sbom fuzz proto proto-check lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/.cache/bin:$(PATH)
+# Hundreds of processes load the same modules: what one has compiled is there for all, whatever is the custom here.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest
-# More than the two cores: half of what a test takes is waiting. Four are too many: pages and notebooks run out of time.
-PYTEST_ARGS ?= -n 3 --dist worksteal
+# More than the two cores: most of what a test takes is waiting.
+PYTEST_ARGS ?= -n 5 --dist worksteal
 # Contract tests wait more than they work.
 CHECK_ARGS ?= -n 4 --dist worksteal
 
@@ -21,7 +23,7 @@ demo: .venv/demo.stamp ## run a real experiment on this machine: no root, no ser
 
 test: ## everything, against real servers and a real engine (root installs the Debian packages)
 	@.ci/packages
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint collected
 	$(PYTEST) $(PYTEST_ARGS)
 
 check: lint ## format, lint, types, layers, generated code, unit and contract tests
@@ -38,6 +40,10 @@ types: .venv/test.stamp
 
 layers: .venv/test.stamp
 	$(BIN)/lint-imports
+
+# Once for all processes that are to run them.
+collected: .venv/test.stamp
+	$(PYTEST) --collect-only --quiet >.cache/collected || { cat .cache/collected; exit 1; }
 
 bench: .venv/test.stamp ## measure, and write what was measured
 	$(BIN)/python -m bench
