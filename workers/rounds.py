@@ -33,7 +33,7 @@ class Rounds:
         """Have no other round follow, and wait for one that is on its way, so long at most; a step may say so too."""
         self._closed.set()
         if self._thread.is_alive() and self._thread is not current_thread():
-            self._thread.join(within.total_seconds() if within else None)
+            self._thread.join(None if within is None else within.total_seconds())
 
     def _go_round(self) -> None:
         while not self._closed.wait(0 if self._is_due else self._every().total_seconds()):

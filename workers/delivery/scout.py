@@ -22,6 +22,7 @@ from jobqueue.resources import Offer, Resources, fits_in
 from jobqueue.routing import Selection, is_suited
 from workers.bootstrap import Node
 from workers.delivery.view import SharedView
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +61,16 @@ class Scout:
         self._asked: dict[str, Resources] = {}
         self._needs: Mapping[str, Resources] = {}
         self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="scout", daemon=True)
+        self._rounds = Rounds("scout", self._look_safely, every=lambda: refresh)
 
     def start(self) -> None:
         """Look once, then go on on a thread of its own."""
         self._look_safely()
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._rounds.close()
         self._view.close()
 
     def saw(self, header: Header) -> None:
@@ -102,10 +100,6 @@ class Scout:
         if found.keys() != before.keys():
             _log_change(before.keys(), found.keys())
             self._node.serve((*self.selection.names, *sorted(found.keys() - set(self.selection.names))))
-
-    def _run(self) -> None:
-        while not self._closed.wait(self._refresh.total_seconds()):
-            self._look_safely()
 
     def _look_safely(self) -> None:
         try:
