@@ -4,11 +4,18 @@ The library reads a message's headers on its way in, outside of every callback: 
 a text that is none would end the worker, stay in the queue, and end the next one. And it gathers a body of any size.
 Here, what cannot be read has no headers, of what is far too long only the beginning is kept, and the consumer refuses
 both. A delivery carries the name of the queue that it came from: its sender's routing key may name another one.
+
+Where a worker screens what comes, what it refuses is removed before kombu sees it, and a flood of that comes many at a
+time, by a second consumer of the queue: one at a time, each would wait for the broker to hear of the last one. It ends
+with the first that is not refused; what was sent beyond that is given back as whatever finds no place.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from struct import unpack_from
 from typing import Any, Final
+from uuid import uuid4
 
 from amqp import spec
 from amqp.basic_message import Message
@@ -26,6 +33,9 @@ _WITH_CONTENT: Final = (spec.Basic.Return, spec.Basic.Deliver, spec.Basic.GetOk)
 _TAG_LENGTH_AT: Final = 4
 _UNTIL_NAMES: Final = 14
 _NO_NAMES: Final = b"\0\0"
+# So many refused in a row are a flood, and so many of that are sent at a time.
+_FLOOD: Final = 8
+_MOST_AT_A_TIME: Final = 64
 
 
 class Incoming(_Content):  # type: ignore[misc]  # a class, untyped
@@ -52,18 +62,82 @@ class Incoming(_Content):  # type: ignore[misc]  # a class, untyped
             self.properties, self.ready = unreadable(self.body_size), True
 
 
+@dataclass(kw_only=True)
+class _Consumed:
+    """A queue that is consumed; `consume` does so once more, by another tag, which `more` is while a flood lasts."""
+
+    queue: str
+    consume: Callable[[str], Any]
+    refused_in_a_row: int = 0
+    more: str = ""
+    is_over: bool = False
+
+
 class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
     """A channel that believes nothing of what a message says of itself."""
 
     def __init__(self, connection: Any, channel_id: int | None = None, **options: Any) -> None:
         # A body stays what it is: decoding some texts takes the square of their length.
         super().__init__(connection, channel_id, **{**options, "auto_decode": False})
-        self._consumed: dict[str, str] = {}
+        self._consumed: dict[str, _Consumed] = {}
+        self._prefetch_count = 0
 
-    def basic_consume(self, queue: str = "", consumer_tag: str = "", *args: Any, **options: Any) -> Any:
+    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool, **options: Any) -> Any:  # noqa: FBT001 - the library's
+        """Say how much may be sent ahead to whoever consumes from now on."""
+        self._prefetch_count = prefetch_count
+        return super().basic_qos(prefetch_size, prefetch_count, a_global, **options)
+
+    def basic_consume(
+        self, queue: str = "", consumer_tag: str = "", *, callback: Any = None, no_ack: bool = False, **options: Any
+    ) -> Any:
         """Consume a queue, and remember it by the tag that its deliveries carry."""
-        self._consumed[consumer_tag] = queue
-        return super().basic_consume(queue, consumer_tag, *args, **options)
+        begin = partial(super().basic_consume, queue, no_ack=no_ack, **options)
+        consumed = _Consumed(queue=queue, consume=lambda tag: begin(tag, callback=screened, nowait=True))
+        screened = callback if no_ack else partial(self._screen, consumed, callback)
+        self._consumed[consumer_tag] = consumed
+        return begin(consumer_tag, callback=screened)
+
+    def basic_cancel(self, consumer_tag: str, **options: Any) -> Any:
+        """Consume a queue no longer; what comes before the broker knows is still delivered."""
+        if consumed := self._consumed.get(consumer_tag):
+            consumed.is_over = True
+            self._adapt(consumed)
+        result = super().basic_cancel(consumer_tag, **options)
+        self._consumed.pop(consumer_tag, None)
+        return result
+
+    def _screen(self, consumed: _Consumed, deliver: Callable[[Any], None], message: Any) -> None:
+        if self._is_refused(message):
+            self.basic_ack(message.delivery_tag)
+            consumed.refused_in_a_row += 1
+        else:
+            deliver(message)
+            consumed.refused_in_a_row = 0
+        self._adapt(consumed)
+
+    def _is_refused(self, message: Any) -> bool:
+        client = self.connection.client  # none while the connection is being closed
+        is_refused = client and client.transport.is_refused
+        return bool(is_refused and is_refused(self.message_to_python(message)))
+
+    def _adapt(self, consumed: _Consumed) -> None:
+        """Begin to take many at a time, or end it; while the broker's answer is waited for more messages come."""
+        is_flooded = consumed.refused_in_a_row >= _FLOOD and not consumed.is_over
+        if is_flooded and not consumed.more:
+            # RabbitMQ 3.10 fails when a tag of a quorum queue is used again.
+            consumed.more = str(uuid4())
+            self._consumed[consumed.more] = consumed
+            self._tell_prefetch(_MOST_AT_A_TIME)
+            consumed.consume(consumed.more)
+            self._tell_prefetch(self._prefetch_count)
+        elif consumed.more and not is_flooded:
+            more, consumed.more = consumed.more, ""
+            super().basic_cancel(more)
+            del self._consumed[more]
+
+    def _tell_prefetch(self, count: int) -> None:
+        """Say how much may be sent ahead, without waiting: nothing may come between this and who is to consume."""
+        self.send_method(spec.Basic.Qos, "lBb", (0, count, False))
 
     def dispatch_method(self, method_sig: Any, payload: bytes, content: Any) -> Any:
         """Do what the broker asks for."""
@@ -82,7 +156,8 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         routing_key: str,
         msg: Any,
     ) -> None:
-        queue = self._consumed.get(consumer_tag, routing_key)
+        consumed = self._consumed.get(consumer_tag)
+        queue = consumed.queue if consumed else routing_key
         super()._on_basic_deliver(consumer_tag, delivery_tag, redelivered, exchange, queue, msg)
 
 
@@ -136,6 +211,11 @@ class Connection(_kombu.Connection):  # type: ignore[misc]  # a class, untyped
 
 
 class Transport(_kombu.Transport):  # type: ignore[misc]  # a class, untyped
-    """kombu's transport over these connections."""
+    """kombu's transport over these connections.
+
+    Attributes:
+        is_refused: what a worker screens with: tells of a message that it was counted and is to be removed.
+    """
 
     Connection = Connection
+    is_refused: Callable[[Any], bool] | None = None

@@ -76,7 +76,7 @@ class Consumer(CeleryConsumer):
         )
         self._room = self._room or make_room(node_of(self.app))
         transport: Any = connection.transport
-        transport.is_refused = self._gate.is_refused
+        transport.is_refused = self._is_refused
         self._learn()
         self._intake.begin()
         return connection
@@ -192,6 +192,13 @@ class Consumer(CeleryConsumer):
         except Exception:  # it waits for answers of the broker, which may have gone
             log.exception("delivery.intake_failed")
             self._is_broken = True
+
+    def _is_refused(self, message: Any) -> bool:
+        """Tell of a message, before Celery or its library sees it, that it is refused for good."""
+        is_refused = self._gate.is_refused(message)
+        if is_refused:
+            self._intake.passed_over(source_of(message))
+        return is_refused
 
     def _running(self, verified: Verified) -> Any:
         """Return the request that runs this experiment on a delivery that died with its channel."""
