@@ -324,7 +324,13 @@ def test_platform_faults_spend_the_platforms_budget_and_then_it_is_over(node: Fa
 # What is refused before anything starts
 
 
+@pytest.mark.security_case("replayed after expiry")
 def test_an_expired_experiment_is_not_started(node: FakeNode) -> None:
+    """A message that nobody has acted on is kept back until it has expired, and sent then.
+
+    Refused: the experiment ends as EXPIRED; nothing is started.
+    Evidence: its end and its reason, and that there was no container.
+    """
     expires_at = datetime.now(UTC) + timedelta(milliseconds=50)
     message = node.message(expires_at=expires_at)
     wait_until(lambda: datetime.now(UTC) > expires_at, what="its expiry")
