@@ -203,6 +203,8 @@ def test_our_containers_have_no_rights_to_spare(compose: Mapping[str, Any], obje
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service
+    for name in SERVERS:
+        assert compose["services"][name]["security_opt"] == ["no-new-privileges:true"]
     for pod in components(objects).values():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["automountServiceAccountToken"] is False
