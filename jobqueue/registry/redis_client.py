@@ -1,7 +1,7 @@
 """The connection to Redis: its URL, its time limits, its scripts, and its errors turned into ours.
 
 Every step on the registry is one Lua script, so that it is atomic and takes one round trip. All keys begin with
-`jobqueue:`; a user of the server needs `~jobqueue:*` and `COMMANDS`, nothing else.
+`jobqueue:`; what a user of the server needs is in `examples/redis.acl`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,6 @@ from jobqueue.errors import InvalidSetting, RegistryUnavailable
 from jobqueue.registry.redis_witness import Witness, hear
 from jobqueue.tls import hint_of, split_certificates
 from jobqueue.unprotected import Protection, is_off
-
-COMMANDS: Final = (
-    *("ping", "select", "time", "evalsha", "script|load"),
-    *("get", "set", "del", "exists", "pexpire", "hget", "hgetall", "hmget", "info", "hset", "hincrby", "hdel", "hvals"),
-    *("zadd", "zscore", "zrem", "zrange", "zrangebyscore", "zrevrangebylex", "xadd", "xrange", "xrevrange", "xtrim"),
-    *("rpush", "blpop", "ltrim"),
-)
 
 _CONNECT_SECONDS: Final = 1
 _ANSWER_SECONDS: Final = 5

@@ -103,7 +103,7 @@ class LeaseFile:
             OSError: the disk does not take it.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(self._folder / f"{self._kept.name}{_MESSAGE}", message)
+        write_whole(self._folder / f"{self._kept.name}{_MESSAGE}", message)
         self.update()
 
     def update(self, **changes: float | str | Outcome | Entry | None) -> None:
@@ -117,7 +117,7 @@ class LeaseFile:
             if self._is_removed:
                 return
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(self._folder / f"{self._kept.name}{_LEASE}", _to_json(self._kept))
+            write_whole(self._folder / f"{self._kept.name}{_LEASE}", _to_json(self._kept))
 
     def remove(self) -> None:
         """Remove it at the end of the attempt."""
@@ -183,10 +183,10 @@ def _to_json(kept: KeptLease) -> bytes:
 
 def _from_json(content: bytes) -> KeptLease:
     """Return what a file says; of a later version of ours only what this one knows, or a guard would freeze it all."""
-    said: dict[str, Any] = _known_to(KeptLease, json.loads(content))
+    said: dict[str, Any] = known_to(KeptLease, json.loads(content))
     if entry := said.get("entry"):
-        resources = Resources(**_known_to(Resources, entry["resources"]))
-        known = _known_to(Entry, entry)
+        resources = Resources(**known_to(Resources, entry["resources"]))
+        known = known_to(Entry, entry)
         said["entry"] = Entry(**{**known, "resources": resources, "devices": tuple(known["devices"])})
     for name in ("stopping", "ended"):
         if said.get(name):
@@ -195,12 +195,13 @@ def _from_json(content: bytes) -> KeptLease:
     return KeptLease(**said)
 
 
-def _known_to(value: type[Any], said: dict[str, Any]) -> dict[str, Any]:
+def known_to(value: type[Any], said: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a file is a field of this version's value."""
     known = {field.name for field in fields(value)}
     return {name: each for name, each in said.items() if name in known}
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; where the disk is full, over the old one, which needs no room."""
     new = path.with_name(path.name + _NEW)
     try:

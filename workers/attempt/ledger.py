@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from jobqueue.errors import InvalidSetting
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.resources import Resources
 from workers.attempt.lease import clock_seconds
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
+from workers.attempt.lease_files import KeptLease, LeaseFile, known_to, read_boot_id, read_leases, write_whole
 from workers.attempt.node_folder import NodeFolder
 from workers.file_locks import locked
 from workers.hardware.custody_files import CustodyFiles
@@ -196,10 +196,7 @@ class Ledger:
 
     def _write(self, slot: SlotRecord) -> None:
         self._slots.mkdir(mode=0o700, exist_ok=True)
-        path = self._slots / f"{quote(slot.worker_id, safe='@')}.json"
-        new = path.with_name(f"{path.name}.new")
-        new.write_text(json.dumps(asdict(slot)))
-        new.rename(path)
+        write_whole(self._slots / f"{quote(slot.worker_id, safe='@')}.json", json.dumps(asdict(slot)).encode())
         self._own = slot
 
     def _deciding(self) -> AbstractContextManager[None]:
@@ -208,10 +205,8 @@ class Ledger:
 
 
 def _read_record(path: Path) -> SlotRecord | None:
-    known = {field.name for field in fields(SlotRecord)}
     try:
-        said = json.loads(path.read_bytes())
-        return SlotRecord(**{name: value for name, value in said.items() if name in known})
+        return SlotRecord(**known_to(SlotRecord, json.loads(path.read_bytes())))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
