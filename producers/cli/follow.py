@@ -1,10 +1,13 @@
 """`jobqueue logs` and `wait`: an experiment's output, and its end."""
 
+import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,6 +21,9 @@ from producers.timeline import explain
 
 if TYPE_CHECKING:
     from producers.handle import Experiment
+
+_PATIENCE: Final = timedelta(seconds=5)
+_PATIENCE_OF_A_PIPE: Final = timedelta(minutes=1)
 
 
 @click.command()
@@ -50,13 +56,34 @@ def logs(ctx: click.Context, /, *, experiment: str, follow: bool, stream: str | 
 def copy_output(experiment: "Experiment") -> None:
     """Write both streams of an experiment to this process's own, as they come, until it is over.
 
+    One that waits has no output: after a while it is told on stderr where it is, in brackets.
+
     Raises:
         Unavailable: a server did not answer for too long.
     """
+    is_over = threading.Event()
+    patience = _PATIENCE if sys.stderr.isatty() else _PATIENCE_OF_A_PIPE
+    pause = partial(is_over.wait, patience.total_seconds())
+    threading.Thread(target=tell_where, args=(experiment, pause), daemon=True).start()
     beside = threading.Thread(target=_copy_beside, args=(experiment, "stderr"), daemon=True)
     beside.start()
-    _copy(experiment, "stdout", follow=True)
-    beside.join()
+    try:
+        _copy(experiment, "stdout", follow=True)
+        beside.join()
+    finally:
+        is_over.set()
+
+
+def tell_where(experiment: "Experiment", pause: Callable[[], bool]) -> None:
+    """Write on stderr where an experiment is that does not run, once for each place, until `pause` returns True."""
+    told = ""
+    while not pause():
+        with suppress(JobqueueError):  # the registry may be away: then there is nothing to tell
+            record = experiment.look()
+            sentence = told if record.state is State.RUNNING or record.state.is_final else explain(record)
+            if sentence != told:
+                click.echo(f"[{sentence}]", err=True)
+            told = sentence
 
 
 def _copy_beside(experiment: "Experiment", stream: str) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,7 +32,9 @@ from jobqueue.marker import Marker, marker_to_json
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Granted, Record
 from jobqueue.storage import open_store
+from producers import Client
 from producers.cli import jobqueue
+from producers.cli.follow import tell_where
 
 _SPEC = ("--image", "python:3.12-slim")
 
@@ -317,6 +320,17 @@ def _run(outcome: Outcome, *options: str, name: str, **left: Any) -> Result:
         return _call("run", *_SPEC, "--name", name, *options, "--", "true")
     finally:
         worker.join()
+
+
+def test_who_follows_one_that_waits_is_told_where_it_is_once_for_each_place(
+    project: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Client() as client:
+        experiment = client.get(_submit())
+        tell_where(experiment, partial(next, iter([False, False, True])))
+        _take(experiment.id).finish(_GOOD)
+        tell_where(experiment, partial(next, iter([False, True])))
+    assert capsys.readouterr().err == f"[QUEUED: waiting in '{project}_cpu' for a worker to take it]\n"
 
 
 def test_run_succeeds_with_the_experiment(project: str) -> None:
