@@ -81,4 +81,4 @@ def mark_cancelled(experiment_id: ExperimentId, *, open_store: Callable[[], Stor
         )
         write_marker(store, marker)
     except JobqueueError as error:
-        log.warning("experiment.marker_not_written experiment=%s error=%s", experiment_id, error.message)
+        log.warning("experiment.marker_not_written experiment=%s error=%s", experiment_id, error)

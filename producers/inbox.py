@@ -15,6 +15,7 @@ from jobqueue.brokers.base import Broker, Mail
 from jobqueue.brokers.copies import dead_headers
 from jobqueue.errors import Refused
 from jobqueue.keys import KeyRing
+from jobqueue.printable import plain
 from jobqueue.report import Report
 from jobqueue.routing import dead_letter_queue, reported_queue
 from jobqueue.sealed_report import open_report
@@ -120,6 +121,6 @@ class Inbox:
     def _tell(self, sentence: str) -> None:
         self._told_at = time.monotonic()
         self._untold = 0
-        # In it are names that anybody has written.
-        seen = "".join(letter if letter.isprintable() else "?" for letter in sentence)
-        self._on_refused(f"{seen} ({self.refused.total()} in all)")
+        self._on_refused(
+            f"{plain(sentence)} ({self.refused.total()} in all)"
+        )  # in it are names that anybody has written

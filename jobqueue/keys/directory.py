@@ -180,7 +180,7 @@ def _read(document: bytes | None, operator: SigningPublicKey) -> Published | Non
     try:
         return read_list(document, operator=operator) if document else None
     except KeyRefused as error:
-        _log.warning("keys.list_refused operator=%s error=%s", operator.key_id, error.message)
+        _log.warning("keys.list_refused operator=%s error=%s", operator.key_id, error)
         return None
 
 
