@@ -121,6 +121,5 @@ class Inbox:
     def _tell(self, sentence: str) -> None:
         self._told_at = time.monotonic()
         self._untold = 0
-        self._on_refused(
-            f"{plain(sentence)} ({self.refused.total()} in all)"
-        )  # in it are names that anybody has written
+        # In it are names that anybody has written.
+        self._on_refused(f"{plain(sentence)} ({self.refused.total()} in all)")
