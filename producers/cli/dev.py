@@ -37,7 +37,13 @@ _DRAIN_MARGIN = timedelta(seconds=10)
     default=True,
     help="Serve Flower, Celery's web view, on this machine only, behind a password.",
 )
-@click.option("--flower-port", default=_FLOWER_PORT, show_default=True, help="Its port; a free one when it is taken.")
+@click.option(
+    "--flower-port",
+    type=click.IntRange(1, 65535),
+    default=_FLOWER_PORT,
+    show_default=True,
+    help="Its port; a free one when it is taken.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Write the node's log to a file instead of this terminal.")
 @click.pass_context
 def dev(ctx: click.Context, /, *, flower: bool, flower_port: int, quiet: bool) -> None:

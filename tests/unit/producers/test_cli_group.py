@@ -133,3 +133,8 @@ def test_every_command_can_be_loaded_and_explains_itself(name: str) -> None:
     result = CliRunner().invoke(jobqueue, [name, "--help"])
     assert result.exit_code == 0, result.stderr
     assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "five"])
+def test_a_port_that_is_none_is_a_usage_error(port: str) -> None:
+    assert CliRunner().invoke(jobqueue, ["dev", "--flower-port", port]).exit_code == 2
