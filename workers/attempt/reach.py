@@ -40,7 +40,8 @@ def main() -> int:
         oci_runtime=settings.oci_runtime, accepted=settings.accepted_gaps, probe_image=settings.probe_image
     )
     try:
-        runtime = open_runtime(settings.runtime, state_dir=settings.state_dir, policy=policy)
+        hidden = (settings.cache_dir, settings.keys_dir)
+        runtime = open_runtime(settings.runtime, state_dir=settings.state_dir, hidden=hidden, policy=policy)
         runtime.vet()
         runtime.check()
         answers = {} if "--notice" in sys.argv else _probe(runtime, settings)
