@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from jobqueue.envelope import Verified, verify
-from jobqueue.errors import BadEnvelope, Early, JobqueueError, Untrusted
+from jobqueue.errors import BadEnvelope, Early, JobqueueError, KeyRefused, Untrusted
 from jobqueue.lifecycle import Reason
 from jobqueue.routing import served_queue
 from workers.attempt.telling import answer
@@ -26,11 +26,14 @@ CHANCES: Final = 3
 _REMEMBERED_FAILURES: Final = 1000
 # What came again although its experiment has ended here is no refusal of `lifecycle`: it is counted beside them.
 REPEATED: Final = "REPEATED"
-_IS_OVER: Final = "its experiment has ended here"
 
 
-class _Repeated(Exception):
-    """The message is that of an experiment that has ended here."""
+class _Worthless(Exception):
+    """A message that nobody needs any more, or whose sender nobody trusts."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 class Gate:
@@ -52,21 +55,17 @@ class Gate:
         queue = queue_of(message)
         try:
             return self._check(message, queue)
-        except _Repeated:
-            self.refusals.drop(message, REPEATED, queue=queue, detail=_IS_OVER)
+        except _Worthless as error:
+            self.refusals.drop(message, error.reason, queue=queue, detail=error.detail)
         except Early as error:
             self._turns.note(queue)
             self._put_off(message, error)
-        except Untrusted as error:
-            if self._node.site.keys.trusts_any(queue):
-                self.refusals.drop(message, Reason.UNTRUSTED.name, queue=queue, detail=error.message)
-            else:
-                self._requeue_unverified(message, f"nobody is trusted for the queue {queue} any more")
         except BadEnvelope as error:
             self.set_aside(message, error.message)
             answer(self._node.site, error, queue=queue)
         except JobqueueError as error:  # this node's own trouble, such as unreadable keys: the message is sound
-            self._requeue_unverified(message, str(error))
+            self.refusals.tell("delivery.not_verified", queue=queue, detail=str(error))
+            requeue_later(message)
         return None
 
     def is_refused(self, message: Any) -> bool:
@@ -74,18 +73,18 @@ class Gate:
         queue = queue_of(message)
         try:
             self._check(message, queue)
-        except _Repeated:
-            self.refusals.note_dropped(REPEATED, queue=queue, detail=_IS_OVER)
-            return True
-        except Untrusted as error:
-            if self._node.site.keys.trusts_any(queue):
-                self.refusals.note_dropped(Reason.UNTRUSTED.name, queue=queue, detail=error.message)
-                return True
+        except _Worthless as error:
+            reason, detail = error.reason, error.detail
         except BadEnvelope as error:
-            return self._is_beyond(error, queue)
+            if not self.refusals.is_full(queue):
+                return False
+            reason, detail = Reason.BAD_ENVELOPE.name, error.message
         except Exception:  # noqa: BLE001 - it will show again on the usual way, where that is dealt with
             return False
-        return False
+        else:
+            return False
+        self.refusals.note_dropped(reason, queue=queue, detail=detail)
+        return True
 
     def set_aside(self, message: Any, detail: str) -> None:
         """Move what cannot be an experiment's message to the dead-letter queue."""
@@ -114,16 +113,16 @@ class Gate:
         check_shape(message)
         body = bytes(message.body)
         if body in self._ends:
-            raise _Repeated
-        verified = verify(body, keys=self._node.site.keys, queue=queue, now=datetime.now(UTC))
+            raise _Worthless(REPEATED, "its experiment has ended here")
+        keys = self._node.site.keys
+        try:
+            verified = verify(body, keys=keys, queue=queue, now=datetime.now(UTC))
+        except Untrusted as error:
+            if keys.trusts_any(queue):
+                raise _Worthless(Reason.UNTRUSTED.name, error.message) from None
+            raise KeyRefused(f"nobody is trusted for the queue {queue} any more") from None
         check_id(message, verified)
         return verified
-
-    def _is_beyond(self, error: BadEnvelope, queue: str) -> bool:
-        is_beyond = self.refusals.is_full(queue)
-        if is_beyond:
-            self.refusals.note_dropped(Reason.BAD_ENVELOPE.name, queue=queue, detail=error.message)
-        return is_beyond
 
     def _put_off(self, message: Any, early: Early) -> None:
         """Let a message come back when its time has come."""
@@ -131,10 +130,6 @@ class Gate:
         self.refusals.tell("delivery.early", queue=queue, detail=early.message)
         delay = min(early.remaining, LONGEST_WAIT)
         put_off(message, queue=queue, delay=delay, deliveries=self._node.site.deliveries)
-
-    def _requeue_unverified(self, message: Any, detail: str) -> None:
-        self.refusals.tell("delivery.not_verified", queue=queue_of(message), detail=detail)
-        requeue_later(message)
 
 
 def queue_of(message: Any) -> str:
