@@ -109,6 +109,7 @@ class _Search:
         self._sizes = sorted({len(head) for head in self._by_head}, reverse=True)
         groups = ([head for head in self._by_head if len(head) == size] for size in self._sizes)
         self._candidates = re.compile(b"|".join(map(_make_expression, groups)))
+        re.purge()  # it would keep the expressions of hundreds of experiments, which are large, and tell of secrets
 
     def find(self, data: bytes, *, is_all: bool) -> tuple[list[tuple[int, int]], int]:
         """Return where secrets begin and end, in order, and up to where `data` is judged.

@@ -1,10 +1,12 @@
 """Secrets are found in a stream, whatever they are and wherever it is cut."""
 
 import base64
+import gc
 import hashlib
 import itertools
 import json
 import time
+import weakref
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
@@ -86,6 +88,15 @@ def test_what_begins_as_no_secret_does_costs_no_step_of_its_own() -> None:
     search = _Search(forms_of(["111111", "222222"]))
     assert search._candidates.search(b"121212 MTMT") is None
     assert [found.start() for found in search._candidates.finditer(b"12122221211112 MTEx")] == [3, 9]
+
+
+def test_nothing_of_a_secret_outlives_its_redactor() -> None:
+    redactor = Redactor(forms_of(["hunter2-hunter2"]))
+    assert redactor._search
+    kept = weakref.ref(redactor._search._candidates)
+    del redactor
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.security_case("secrets in other forms")
