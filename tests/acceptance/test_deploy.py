@@ -197,6 +197,18 @@ def test_every_password_comes_from_outside(compose: Mapping[str, Any], objects: 
     assert "kind: Secret" not in str(objects)
 
 
+def test_settings_with_passwords_can_come_from_secrets_of_the_pods_that_need_them() -> None:
+    options = ("broker.enabled=false", "settingsSecret=of-nodes", "flower.settingsSecret=of-flower")
+    pods = components(render(*(word for option in options for word in ("--set", option))))
+    given = {name: pod["containers"][0].get("envFrom") for name, pod in pods.items()}
+    assert given == {
+        "node": [{"secretRef": {"name": "of-nodes"}}],
+        "flower": [{"secretRef": {"name": "of-flower"}}],
+        "registry": None,
+        "store": None,
+    }
+
+
 def test_our_containers_have_no_rights_to_spare(compose: Mapping[str, Any], objects: list[dict[str, Any]]) -> None:
     for name in (*OURS, "keys"):
         service = compose["services"][name]
