@@ -193,6 +193,21 @@ def test_headers_that_ask_for_more_than_a_run_are_set_aside(world: World, name: 
     assert (len(world.dead), world.node.reports()) == (1, [])
 
 
+@pytest.mark.security_case("pickled body: the content type of a sound envelope")
+@pytest.mark.parametrize("kind", ["application/x-python-serialize", "application/x-yaml", "application/json", "", "x"])
+def test_a_sound_envelope_under_another_content_type_is_set_aside(world: World, kind: str) -> None:
+    """Whoever carries a sound envelope changes what it is to be decoded as: pickle, YAML, JSON, anything.
+
+    Refused: set aside as BAD_ENVELOPE, before anything of it is decoded.
+    Evidence: one dead letter that says so, nothing is let in, and no report; the same body is let in under its own.
+    """
+    body, header = world.node.seal()
+    assert world.gate.let_in(world.make(body, id=header.experiment_id, content_type=kind)) is None
+    assert [detail for detail in world.dead if "content type" in detail], world.dead
+    assert world.node.reports() == []
+    assert world.gate.let_in(world.make(body, id=header.experiment_id)) is not None
+
+
 @pytest.mark.security_case("replayed after success")
 def test_what_has_ended_here_is_dropped_when_it_comes_again(world: World) -> None:
     """The bytes of a message are sent again, many times, after its experiment has ended.
