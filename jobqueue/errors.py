@@ -218,8 +218,15 @@ class Early(Refused):
     code = "early"
     hint = "compare the clocks of the sender and of this node"
 
-    def __init__(self, message: str, *, remaining: timedelta, experiment_id: str) -> None:
-        super().__init__(message, experiment_id=experiment_id)
+    def __init__(
+        self,
+        message: str,
+        *,
+        remaining: timedelta = timedelta(0),
+        hint: str | None = None,
+        experiment_id: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint, experiment_id=experiment_id)
         self.remaining = remaining
 
 
