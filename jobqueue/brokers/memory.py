@@ -2,14 +2,14 @@
 
 import itertools
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from queue import Empty, Queue
 from typing import Any, Final, cast
 
 from jobqueue.brokers.base import Deliveries, Depth, Line, Mail, Post, QueueRecord, Queues, Seen, Survey, missing_queue
 from jobqueue.brokers.copies import dead_headers, pack, repack, unpack
-from jobqueue.brokers.lines import BatchLine
 from jobqueue.brokers.polling import poll
 from jobqueue.routing import Selection, dead_letter_queue, first_queue
 
@@ -56,11 +56,25 @@ class MemoryBroker:
 
     def line(self, connection: Any) -> Line:
         """Return a way into the request queues."""
-        return BatchLine(connection)
+        return MemoryLine(connection)
 
     def close(self) -> None:
         """Give back what was received and not acknowledged."""
         self._post.close()
+
+
+class MemoryLine:
+    """`Line` into the queues of this process, where kombu would make those that do not exist."""
+
+    def __init__(self, connection: Any) -> None:
+        self._producer = connection.Producer()
+
+    @contextmanager
+    def confirmed(self, queues: Collection[str]) -> Iterator[Any]:
+        """Lend a producer, unless a queue is missing."""
+        for queue in queues:
+            _find(queue)
+        yield self._producer
 
 
 class MemoryQueues:

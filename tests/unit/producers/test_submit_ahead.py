@@ -85,6 +85,14 @@ def test_a_queue_without_a_companion_takes_it_with_a_warning(client: Client) -> 
     assert client._connections.broker.queues.depth(queue_of(client)).ready == 2
 
 
+def test_a_queue_whose_companion_was_deleted_a_moment_ago_takes_it_with_a_warning(client: Client) -> None:
+    submit(client, priority="fast")
+    queues, queue = client._connections.broker.queues, queue_of(client)
+    queues.delete(first_queue(queue))
+    assert f"`jobqueue queues create {queue}`" in warned(client, priority="fast")
+    assert (queues.depth(queue).ready, queues.exists(first_queue(queue))) == (1, False)
+
+
 def test_while_an_older_worker_serves_the_queue_it_waits_like_others_with_a_warning(
     client: Client, announce: Announce
 ) -> None:
