@@ -20,6 +20,7 @@ from jobqueue.storage.base import Store
 from workers.attempt.archive import unpack
 from workers.attempt.downloads import Source, fetch_file, fetch_tree
 from workers.attempt.input_cache import InputCache
+from workers.attempt.lease_files import name_of
 from workers.attempt.outputs import stage_out
 from workers.attempt.planning import PROGRESS_FILE
 from workers.attempt.runtimes.hardening import run_as
@@ -61,7 +62,7 @@ class Staged:
 
 def attempt_folder(root: Path, lease: Lease) -> Path:
     """Return where an attempt lies below the node's folder; its name tells whose it is."""
-    return root / "attempts" / f"{lease.experiment_id}-{lease.attempt}-{lease.token}"
+    return root / "attempts" / name_of(lease)
 
 
 def list_attempts(root: Path, *, older_than: timedelta) -> list[Lease]:

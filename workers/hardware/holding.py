@@ -136,8 +136,7 @@ class HeldDevice:
         # What still runs on a sick device is not in the way of its retest: that waits for its end.
         if self._custody.is_offered or is_idle:
             self._keep(examine(self._custody, now, at_seconds=at_seconds))
-        is_free_to_judge = is_idle and self._custody.is_offered and now is not None
-        unfit = check_free(now) if is_free_to_judge and now else None
+        unfit = check_free(now) if is_idle and self._custody.is_offered and now else None
         if unfit is None:
             self._occupied_since_seconds = None
         elif self._occupied_since_seconds is None:
