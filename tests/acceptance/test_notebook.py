@@ -16,7 +16,7 @@ nbformat: Any = untyped
 
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 _SECRET = "a-value-that-must-not-be-seen"
-_SECONDS_PER_CELL = 90
+_SECONDS_PER_CELL = 180
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def is_static(html: str) -> bool:
     return not re.search(r"<script|<iframe|<link|<img|\son\w+\s*=|https?://|javascript:", html, re.IGNORECASE)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("in_kernel")
 def test_the_example_notebook_runs_and_its_saved_form_tells_how_it_went(tmp_path: Path) -> None:
     path = tmp_path / "saved.ipynb"
@@ -81,7 +81,6 @@ def test_the_example_notebook_runs_and_its_saved_form_tells_how_it_went(tmp_path
     assert all(is_static(shown(cell, "text/html")) for cell in cells)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("in_kernel")
 def test_a_saved_notebook_holds_no_secret(site: Site, tmp_path: Path) -> None:
     program = "import os; print('token', os.environ['API_TOKEN'])"
