@@ -10,7 +10,7 @@ from jobqueue.brokers.base import Depth
 from jobqueue.envelope import CLOCK_TOLERANCE
 from jobqueue.errors import NoSuchQueue, NotFound, Unavailable
 from jobqueue.ids import ExperimentId
-from jobqueue.lifecycle import State
+from jobqueue.lifecycle import Reason, State
 from jobqueue.printable import plain_lines
 from jobqueue.quantities import format_duration
 from jobqueue.registry.base import Record, Registry
@@ -150,7 +150,9 @@ def _tell_room(
     if len(busy) == len(able):
         yield f"every worker that could run it is busy, it starts when one of them has room (of {len(able)}): {told}"
     else:
-        of = f"workers that could run it now: {len(able)}, of which {len(busy)} are busy"
+        # What one refused for its network or its image, the others may refuse as well; here only sizes are known.
+        able_to = "are large enough" if record.reason is Reason.DOES_NOT_FIT else "could run it now"
+        of = f"workers that {able_to}: {len(able)}, of which {len(busy)} are busy"
         yield of + (f": {told}" if told else "")
 
 

@@ -177,6 +177,16 @@ def test_one_that_was_put_off_tells_when_it_is_tried_again(exp: Experiment, work
     }
 
 
+def test_who_was_refused_for_more_than_its_size_is_not_told_that_it_could_run(
+    client: Client, exp: Experiment, worker: Any, announce: Announce
+) -> None:
+    worker.give_back(Reason.DOES_NOT_FIT)
+    announce()
+
+    assert "workers that are large enough: 1, of which 0 are busy" in causes(exp)
+    assert "could run it" not in exp.why()
+
+
 def test_a_message_that_is_not_there_is_told(client: Client, exp: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client._connections.broker.queues, "depth", lambda _: Depth(ready=0, consumers=3))
 
