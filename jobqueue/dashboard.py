@@ -36,6 +36,7 @@ def guard_dashboard(**_: Any) -> None:
         refused.show()
         raise SystemExit(refused.exit_code) from None
     _ask_for_metrics_too()
+    _only_listen()
 
 
 def check_options(options: Any, *, environment: Mapping[str, str]) -> None:
@@ -75,3 +76,10 @@ def _ask_for_metrics_too() -> None:
     from tornado.web import authenticated
 
     Metrics.get = authenticated(Metrics.get)
+
+
+def _only_listen() -> None:
+    """Let Flower hear events without telling workers to speak: they do, and a dashboard's user may tell nothing."""
+    from celery.events import EventReceiver
+
+    setattr(EventReceiver, "wakeup_workers", lambda *_, **__: None)  # noqa: B010 - a method, to the type checker
