@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
+from services.garbage import flood, unsigned
 from services.place import LONG, OpenAt, Place, number, wait_for_sleep
 from services.waiting import wait_until
 
+from jobqueue.brokers.precedence import IN_A_ROW
 from jobqueue.lifecycle import State
 from jobqueue.registry.base import Registry
 from jobqueue.registry.pauses import Pause
@@ -52,6 +54,22 @@ def test_a_fast_experiment_begins_before_all_that_waits(place: Place) -> None:
         assert running.state.is_final
         for experiment in waiting:
             experiment.cancel()
+
+
+def test_who_waits_behind_a_flood_begins_before_all_that_is_fast(place: Place) -> None:
+    cancelled = place.submit("true")
+    sound = registry_of(place).experiments.get(cancelled.id).submission.message
+    cancelled.cancel()
+    count = 60 if place.site.settings.broker.startswith("sqs") else 3000
+    flood(place.site.settings, place.site.queue, [unsigned(sound)] * count)
+    normal = place.submit("true")
+    fast = [place.submit("true", priority="fast") for _ in range(5 * IN_A_ROW)]
+    with place.make_worker():
+        for experiment in (normal, *fast):
+            assert experiment.result(timeout=120) == {"exit_code": 0}
+    at = begun_at(place, normal)
+    assert at
+    assert [started for each in fast if (started := begun_at(place, each)) and started > at]
 
 
 def test_nothing_is_taken_from_a_paused_queue_until_it_is_resumed_also_by_workers_that_start_meanwhile(

@@ -9,8 +9,9 @@ for ever: see `Precedence`. A worker that can run nothing now, or is to drain, h
 """
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 from jobqueue.brokers.precedence import Precedence
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
@@ -20,6 +21,9 @@ from workers.delivery.absent import Absent
 from workers.delivery.turns import Turns, choose
 
 log = logging.getLogger(__name__)
+
+# So long after the last message that was refused more of that may come; the broker may be slow to answer.
+FLOOD_SECONDS: Final = 1.0
 
 
 class Intake:
@@ -32,6 +36,7 @@ class Intake:
         turns: the order in which request queues were served, over all connections.
         absent: which of those that were named are not there.
         stopped: the request queues that an operator has stopped.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -43,15 +48,16 @@ class Intake:
         turns: Turns,
         absent: Absent,
         stopped: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node, self._queues, self._has_place = node, queues, has_place
-        self._turns, self._absent, self._stopped = turns, absent, stopped
+        self._turns, self._absent, self._stopped, self._clock = turns, absent, stopped, clock
         self._source: object = None
         self._named: Collection[str] = ()
         self._closed: Collection[str] = ()
         self._waiting: dict[str, int | None] = {}
         self._precedence = Precedence()
-        self._stirred: set[str] = set()
+        self._flooded_until: dict[str, float] = {}
         self._listened: set[str] = set()
         self._lacking: set[str] = set()
         self._paused: dict[str, Any] = {}
@@ -138,7 +144,7 @@ class Intake:
     def passed_over(self, source: str) -> None:
         """Note that a message from a consumed queue was refused: its turn is not over, unless it went ahead."""
         self._precedence.note_refused(source)
-        self._stirred.add(source)
+        self._flooded_until[source] = self._clock() + FLOOD_SECONDS
 
     def put_off(self, source: str) -> None:
         """Note that a message from a consumed queue had its turn, and is to come back later."""
@@ -223,10 +229,8 @@ class Intake:
             own, first = [name for name in self._paused if served_queue(name) == queue], first_queue(queue)
             if self._precedence.is_others_turn(queue):
                 if queue in own:
-                    self._stirred.discard(queue)
                     return [queue]
-                if queue in self._stirred:  # a flood is being removed, and what lies behind it has its turn
-                    self._stirred.discard(queue)
+                if self._clock() < self._flooded_until.get(queue, 0.0):  # what lies behind the flood has its turn
                     waiting.discard(first)
                     continue
                 self._precedence.note(queue)

@@ -13,7 +13,7 @@ from jobqueue.brokers.precedence import IN_A_ROW
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.routing import first_queue, served_queue
 from workers.delivery.absent import Absent
-from workers.delivery.intake import Intake
+from workers.delivery.intake import FLOOD_SECONDS, Intake
 from workers.delivery.turns import Turns
 
 A, B, C = "a_cpu", "b_cpu", "c_cpu"
@@ -103,6 +103,7 @@ class Situation:
             turns=Turns(),
             absent=Absent(timedelta(seconds=3), clock=lambda: self.now),
             stopped=self.stopped,
+            clock=lambda: self.now,
         )
         self.intake.learn(self.named, {})
         self.intake.begin()
@@ -285,10 +286,13 @@ def test_what_waits_behind_a_flood_has_its_turn_though_others_go_ahead() -> None
     for _ in range(IN_A_ROW):
         assert run_next(site, first) == first
     site.free = 1
+    site.rearrange()
     for _ in range(3):
-        site.rearrange()
-        assert site.consumers.names == [A]
         site.intake.passed_over(A)
+        for _ in range(2):
+            site.rearrange()
+            assert site.consumers.names == [A]
+        site.now += FLOOD_SECONDS
     site.take(A)
     site.free = 1
     site.rearrange()
@@ -304,10 +308,12 @@ def test_a_turn_is_over_when_nothing_more_comes_or_what_comes_is_put_off(*, is_p
     site.free = 1
     site.rearrange()
     site.intake.passed_over(A)
+    site.rearrange()
+    assert site.consumers.names == [A]
     if is_put_off:
         site.intake.put_off(A)
     else:
-        site.rearrange()
+        site.now += FLOOD_SECONDS
     site.rearrange()
     assert set(site.consumers.names) == both(A)
 
