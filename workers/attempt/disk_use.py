@@ -7,27 +7,28 @@ the workspace.
 
 import os
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from jobqueue.quantities import describe_size
 from jobqueue.spec import WORKSPACE
+from workers.rounds import Rounds
 
 MOST_ENTRIES: Final = 4_000_000
 # What even an empty file counts, or files without content would take all that a disk can have.
 SMALLEST_FILE_BYTES: Final = 4096
 # Paths may be longer than the kernel takes in one piece, and each level that is entered costs a descriptor.
 MOST_DEPTH: Final = 256
-_LOOK_EVERY_SECONDS: Final = 1.0
+_LOOK_EVERY: Final = timedelta(seconds=1)
 # Between two looks so many times as long as the last one took.
 _REST: Final = 20
-_LONGEST_REST_SECONDS: Final = 60.0
+_LONGEST_REST: Final = timedelta(minutes=1)
 _DISK_BLOCK: Final = 512  # of st_blocks, whatever the file system uses
 _MOST_DESCRIPTORS: Final = 100_000
 _PROCESSES: Final = Path("/proc")
@@ -68,16 +69,16 @@ class DiskMeter:
     def __init__(self, workspace: Path, *, limit_bytes: int) -> None:
         self.excess = ""
         self._workspace, self._limit_bytes = workspace, limit_bytes
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._stay, name="disk-use", daemon=True)
+        self._rest = _LOOK_EVERY
+        self._rounds = Rounds("disk-use", self._go_round, every=lambda: self._rest)
 
     def start(self) -> None:
         """Begin to look."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Stop looking; a look that is on its way ends by itself."""
-        self._is_over.set()
+        self._rounds.close(within=timedelta(0))
 
     def look(self) -> None:
         """Look, and once more where that was over: what is moved or deleted during a look may be counted twice."""
@@ -99,12 +100,12 @@ class DiskMeter:
             return f"more than {MOST_ENTRIES} files in its workspace"
         return f"folders in its workspace that are more than {MOST_DEPTH} deep" if count.depth > MOST_DEPTH else ""
 
-    def _stay(self) -> None:
-        rest_seconds = _LOOK_EVERY_SECONDS
-        while not self.excess and not self._is_over.wait(rest_seconds):
-            began = time.monotonic()
-            self.look()
-            rest_seconds = min(max(_LOOK_EVERY_SECONDS, _REST * (time.monotonic() - began)), _LONGEST_REST_SECONDS)
+    def _go_round(self) -> None:
+        began = time.monotonic()
+        self.look()
+        self._rest = min(max(_LOOK_EVERY, _REST * timedelta(seconds=time.monotonic() - began)), _LONGEST_REST)
+        if self.excess:
+            self._rounds.close()
 
 
 def _walk(root: Path, count: _Count) -> Iterator[None]:

@@ -21,6 +21,7 @@ from jobqueue.storage.base import Store
 from workers.attempt.log_resume import Skip, StoredLog
 from workers.attempt.progress import MAX_PROGRESS_BYTES, PROGRESS_MARK, parse_progress_line
 from workers.attempt.redaction import Redactor
+from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +135,8 @@ class LogWriter:
         }
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, name=f"logs-{lease.experiment_id}", daemon=True)
-        self._ticker.start()
+        self._rounds = Rounds(f"logs-{lease.experiment_id}", self._tick, every=lambda: LIVE_EVERY)
+        self._rounds.start()
 
     @property
     def last_lines(self) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ class LogWriter:
             Superseded: nothing of this attempt is taken any more.
         """
         self._closed.set()
-        self._ticker.join()
+        self._rounds.close()
         with self._lock:
             for stream in self._streams.values():
                 self._take(stream, stream.redactor.flush())
@@ -213,12 +214,11 @@ class LogWriter:
             self._on_progress(progress)
 
     def _tick(self) -> None:
-        while not self._closed.wait(LIVE_EVERY.total_seconds()):
-            self._send_live()
-            with self._lock:
-                for stream in self._streams.values():
-                    if time.monotonic() - stream.chunk_since >= CHUNK_EVERY.total_seconds():
-                        self._put_chunk(stream)
+        self._send_live()
+        with self._lock:
+            for stream in self._streams.values():
+                if time.monotonic() - stream.chunk_since >= CHUNK_EVERY.total_seconds():
+                    self._put_chunk(stream)
 
     def _put_chunk(self, stream: _Stream) -> StoreUnavailable | Superseded | None:
         """Store what has come since the last chunk; what the store does not take stays, and the error is returned."""

@@ -17,6 +17,7 @@ from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Lease, LogPiece
 from jobqueue.storage import open_store
 from jobqueue.storage.base import Store
+from workers.attempt import logs
 from workers.attempt.logs import CHUNK_BYTES, LogWriter
 from workers.attempt.runtimes.fake import Script
 from workers.attempt.supervise import Ended
@@ -42,12 +43,13 @@ class Away:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.is_away = True
+        self.error: Exception = StoreUnavailable("503")
         self.tries = 0
 
     def put(self, key: str, source: bytes | Path) -> None:
         self.tries += 1
         if self.is_away:
-            raise StoreUnavailable("503")
+            raise self.error
         self.store.put(key, source)
 
 
@@ -195,3 +197,14 @@ def test_output_that_waits_for_the_store_when_the_container_ends_is_still_taken(
     result = node.run(message)
     assert isinstance(result, Ended)
     assert (result.state, node.output(message)) == (State.SUCCEEDED, b"0123456789\n" * 10)
+
+
+def test_an_error_that_nobody_has_thought_of_keeps_no_output_from_the_store_for_good(
+    away: Away, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "CHUNK_EVERY", timedelta(milliseconds=1))
+    away.error = ValueError("odd")
+    writer.write("stdout", b"said")
+    wait_until(lambda: away.tries > 1, what="another try after one that failed")
+    away.is_away = False
+    wait_until(lambda: stored(away) == b"said", what="the output in the store")
