@@ -3,13 +3,14 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from services.engine import Engine, open_engine
+from services.moto import SqsServer, open_moto
 from services.process import Process
 from services.rabbitmq import RabbitServer, open_rabbitmq
 from services.redis import RedisServer, open_redis
@@ -52,13 +53,23 @@ class Servers:
         return self.enter(open_rabbitmq(self.folder / "rabbitmq"))
 
     @cached_property
+    def sqs(self) -> SqsServer:
+        """A broker."""
+        return SqsServer(moto=self.enter(open_moto(self.folder / "sqs")))
+
+    @cached_property
     def engine(self) -> Engine:
         """The container engine, with the test images."""
         return self.enter(open_engine())
 
     def broker_url(self, name: str) -> str:
         """Return the address of the broker of that name."""
-        return {"redis": lambda: self.redis.url, "rabbitmq": lambda: self.rabbitmq.url}[name]()
+        urls: dict[str, Callable[[], str]] = {
+            "redis": lambda: self.redis.url,
+            "rabbitmq": lambda: self.rabbitmq.url,
+            "sqs": lambda: self.sqs.url,
+        }
+        return urls[name]()
 
     @contextmanager
     def site(self, broker: str) -> Iterator[Site]:
