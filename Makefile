@@ -11,7 +11,9 @@ export PATH := $(CURDIR)/.cache/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest
 # More than the two cores: most of what a test takes is waiting.
-PYTEST_ARGS ?= -n 5 --dist worksteal
+PYTEST_ARGS ?= -n 6 --dist worksteal
+# The long cases work more than they wait.
+SECURITY_ARGS ?= -n 3 --dist worksteal
 # Contract tests wait more than they work.
 CHECK_ARGS ?= -n 4 --dist worksteal
 
@@ -65,7 +67,7 @@ faults-selftest: .venv/test.stamp ## switch each protection off and see that the
 
 security: .venv/test.stamp ## every case of docs/security.md, the long ones too; known holes and secrets that were written down
 	@.ci/packages
-	$(PYTEST) $(PYTEST_ARGS) -m security_case
+	$(PYTEST) $(SECURITY_ARGS) -m security_case
 	@$(MAKE) --no-print-directory secrets audit
 
 security-table: .venv/test.stamp ## write docs/security.md from the tests
