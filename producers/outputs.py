@@ -12,11 +12,14 @@ from typing import Any, Final
 from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, output_key
 from jobqueue.errors import ArtifactRefused, InvalidSpec, NotFound, Problem
 from jobqueue.ids import ExperimentId
+from jobqueue.quantities import describe_size
 from jobqueue.storage.base import Store
 from jobqueue.storage.manifests import load_manifest
 from jobqueue.storage.markers import read_marker
 
 RESULT_FILE: Final = "outputs/result.json"
+# What an experiment wrote is parsed in the memory of whoever asks for it.
+LARGEST_RESULT_BYTES: Final = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +143,16 @@ def read_result(outputs: Outputs, *, exit_code: int | None) -> Any:
     """Return the parsed result file, or the exit code where there is none.
 
     Raises:
-        ArtifactRefused: it is not JSON.
+        ArtifactRefused: it is not JSON, or larger than 16 MiB.
     """
-    if RESULT_FILE not in outputs:
+    file = next((file for file in outputs.files if file.path == RESULT_FILE), None)
+    if file is None:
         return {"exit_code": exit_code or 0}
+    if file.size_bytes > LARGEST_RESULT_BYTES:
+        size, most = describe_size(file.size_bytes), describe_size(LARGEST_RESULT_BYTES)
+        raise ArtifactRefused(
+            f"{RESULT_FILE} has {size}, a result {most} at most", hint="exp.outputs.read_bytes() gives it as it is"
+        )
     try:
         return json.loads(outputs.read_bytes(RESULT_FILE))
     except (ValueError, RecursionError) as error:

@@ -79,6 +79,8 @@ def rotate(*, role: str, after: timedelta) -> None:
     settings = read_settings()
     before = list_keys(settings.keys_dir, passphrase=settings.keys_passphrase)
     old = sorted({entry.key_id for entry in before if entry.role == role and entry.key is not entry.public})
+    if not old:
+        raise NotFound(f"there is no {role} key here to rotate", hint=f"make the first one: jobqueue keys new {role}")
     used_from = datetime.now(UTC) + after
     _make(role, settings, used_from=used_from)
     click.echo(f"used from {write_instant(used_from)} on; before that, {_NEXT[role]}", err=True)

@@ -223,6 +223,13 @@ def test_a_rotation_tells_what_comes_next(project: str, tmp_path: Path) -> None:
     assert KeyRing(tmp_path / "keys").sender().public.line not in (old.strip(), new.strip())
 
 
+def test_what_is_not_there_is_not_rotated(project: str, tmp_path: Path) -> None:
+    result = _call("keys", "rotate", "clerk")
+    assert result.exit_code == 102
+    assert "jobqueue keys new clerk" in result.stderr
+    assert not (tmp_path / "keys" / "clerk").exists()
+
+
 def test_what_is_no_key_is_refused(project: str) -> None:
     assert _call("keys", "trust", "jobqueue-sender-ed25519 AAAA then").exit_code == 1
     assert _call("keys", "trust", "no-such-file").exit_code == 102

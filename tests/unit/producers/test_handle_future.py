@@ -27,6 +27,7 @@ from producers import watching
 from producers.client import Client
 from producers.ending import read_marker
 from producers.handle import Experiment
+from producers.outputs import LARGEST_RESULT_BYTES
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 SPEC = {"image": "python:3.12-slim", "command": "true"}
@@ -61,6 +62,15 @@ def test_a_result_file_that_is_not_json_is_said_to_be_so(exp: Experiment, worker
     worker.finish(exit_code=0)
 
     with pytest.raises(ArtifactRefused, match="not JSON"):
+        exp.result(timeout=SOON)
+
+
+def test_a_result_file_that_is_too_large_is_not_parsed(exp: Experiment, worker: Any) -> None:
+    worker.run()
+    worker.put_outputs({"outputs/result.json": b"[" + b" " * LARGEST_RESULT_BYTES + b"]"})
+    worker.finish(exit_code=0)
+
+    with pytest.raises(ArtifactRefused, match="16 MiB at most"):
         exp.result(timeout=SOON)
 
 
