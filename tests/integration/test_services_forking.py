@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,18 @@ print("said", json.dumps({
     "has": sorted(name for name in ("workers.bootstrap", "jobqueue.celery") if name in sys.modules),
 }))
 sys.exit(7)
+"""
+STARTS = """
+import os, signal, sys
+from pathlib import Path
+from services.forking import forks_allowed
+from services.process import Process
+
+with forks_allowed():
+    words = [sys.executable, "-m", "said"]
+    log = Path(sys.argv[2])
+    Process(name="it", command=words, log=log, ready=log.read_bytes, is_copy=sys.argv[1] == "copy").start()
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 WAITS = "import signal; print('waits', flush=True); signal.pause()"
 
@@ -82,3 +95,26 @@ def test_a_copy_that_is_left_behind_is_found(start: Start, tmp_path: Path) -> No
     leaks.remove(find(), None)
     assert copy.wait(20) == -9
     assert not find()
+
+
+@pytest.mark.parametrize("kind", ["copy", "child"])
+def test_a_process_ends_with_whoever_started_it_even_if_that_was_killed(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "said.py").write_text(f"import os; print(os.getpid(), flush=True); {WAITS}")
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests.parent), str(tests), str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS, kind, str(tmp_path / "log")],
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -9
+    pid = int((tmp_path / "log").read_text().split()[0])
+    wait_until(lambda: not _lives(pid), what="its end")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

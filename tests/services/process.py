@@ -20,8 +20,9 @@ SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 _START = timedelta(seconds=60)
 _STOP = timedelta(seconds=20)
-# Ends the session when whoever started it goes without a word: its end of the pipe closes.
-_LIFELINE = 'read -r farewell || kill -TERM -- -"$0" 2>/dev/null'
+# Ends the session when whoever started it goes without a word: its end of the pipe closes. Debian's shell takes the
+# signal before `--` in these words only.
+_LIFELINE = 'read -r farewell || kill -s TERM -- -"$0" 2>/dev/null'
 
 
 class MissingProgramError(Exception):
