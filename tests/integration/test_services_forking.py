@@ -15,10 +15,13 @@ from services.forking import Child, find_server
 from services.waiting import wait_until
 
 SAYS = """
-import json, os, random, sys, threading
+import json, os, random, signal, sys
 print("said", json.dumps({
     "words": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd(), "session": os.getsid(0),
-    "name": __name__, "path": sys.path, "number": random.random(), "threads": threading.active_count(),
+    "name": __name__, "path": sys.path, "number": random.random(),
+    "files": [number for number in range(64) if os.path.exists(f"/proc/self/fd/{number}")],
+    "stops": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
+    "masked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
     "has": sorted(name for name in ("workers.bootstrap", "jobqueue.celery") if name in sys.modules),
 }))
 sys.exit(7)
@@ -70,9 +73,18 @@ def test_a_copy_is_what_it_was_told_to_be(start: Start, tmp_path: Path) -> None:
     assert isinstance(path, list)
     assert path[:2] == [first["folder"], str(tmp_path)]
     assert str(Path(__file__).parents[1]) not in path
-    assert (first["name"], first["folder"], first["threads"]) == ("__main__", str(Path.cwd()), 1)
+    assert (first["name"], first["folder"]) == ("__main__", str(Path.cwd()))
+    assert (first["files"], first["stops"], first["masked"]) == ([0, 1, 2], True, 0)
     # What reads its settings when it is loaded is left to each.
     assert first["has"] == ["workers.bootstrap"]
+
+
+def test_what_copies_are_made_of_runs_no_thread(start: Start) -> None:
+    """A lock that another thread holds stays locked in a copy for ever; in a copy there is always one thread."""
+    start("").wait(20)
+    server = find_server()
+    assert server
+    assert len(psutil.Process(server.pid).threads()) == 1
 
 
 def test_a_copy_is_waited_for_and_ended_like_a_child(start: Start, tmp_path: Path) -> None:
