@@ -3,9 +3,11 @@
 import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from workers import file_locks
 from workers.file_locks import is_at, is_locked, lock, open_folder, try_lock
 
 
@@ -29,6 +31,17 @@ def test_those_who_only_ask_do_not_meet_each_other(tmp_path: Path) -> None:
     fcntl.flock(asking, fcntl.LOCK_SH)
     assert not is_locked(tmp_path)
     os.close(asking)
+
+
+def test_who_locks_outlasts_somebody_who_only_asks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = os.open(file, os.O_RDONLY | os.O_CREAT, 0o600)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    pause = SimpleNamespace(sleep=lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+    monkeypatch.setattr(file_locks, "time", pause)
+    handle = lock(file)
+    os.close(asking)
+    assert handle is not None
+    os.close(handle)
 
 
 def test_a_folder_is_locked_like_a_file_and_never_through_a_link(tmp_path: Path) -> None:
