@@ -1,11 +1,14 @@
 """What a workspace takes on the disk: counted whatever hides in it."""
 
 import os
+import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from services.waiting import wait_until
 
 from workers.attempt import disk_use
 from workers.attempt.disk_use import DiskMeter
@@ -24,6 +27,10 @@ def excess(workspace: Path, *, limit_bytes: int = MIB) -> str:
     meter = DiskMeter(workspace, limit_bytes=limit_bytes)
     meter.look()
     return meter.excess
+
+
+def looking(but: Collection[threading.Thread] = ()) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "disk-use" and thread not in but]
 
 
 def fill(path: Path, size: int) -> None:
@@ -148,3 +155,16 @@ def test_the_names_of_very_many_folders_are_not_kept(workspace: Path) -> None:
 
 def test_a_workspace_that_is_gone_takes_nothing(tmp_path: Path) -> None:
     assert excess(tmp_path / "nothing") == ""
+
+
+def test_what_is_over_is_not_looked_at_again_and_stays_over(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_use, "_LOOK_EVERY", timedelta(milliseconds=1))
+    others = looking()
+    meter = DiskMeter(workspace, limit_bytes=MIB)
+    meter.start()
+    fill(workspace / "file", 2 * MIB)
+    wait_until(lambda: meter.excess, what="the excess")
+    wait_until(lambda: not looking(but=others), what="the end of the looks")
+    (workspace / "file").unlink()
+    meter.close()
+    assert meter.excess == "more than 1 MiB in its workspace"
