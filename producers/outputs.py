@@ -151,13 +151,14 @@ def read_result(outputs: Outputs, *, exit_code: int | None) -> Any:
     if file.size_bytes > LARGEST_RESULT_BYTES:
         size, most = describe_size(file.size_bytes), describe_size(LARGEST_RESULT_BYTES)
         raise ArtifactRefused(
-            f"{RESULT_FILE} has {size}, a result {most} at most", hint="exp.outputs.read_bytes() gives it as it is"
+            f"{RESULT_FILE} has {size}, a result {most} at most",
+            hint=f"exp.outputs.read_bytes({RESULT_FILE!r}) gives it as it is",
         )
     try:
         return json.loads(outputs.read_bytes(RESULT_FILE))
     except (ValueError, RecursionError) as error:
         raise ArtifactRefused(
-            f"{RESULT_FILE} is not JSON: {error}", hint="exp.outputs.read_bytes() gives it as it is"
+            f"{RESULT_FILE} is not JSON: {error}", hint=f"exp.outputs.read_bytes({RESULT_FILE!r}) gives it as it is"
         ) from None
 
 

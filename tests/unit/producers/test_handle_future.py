@@ -70,7 +70,7 @@ def test_a_result_file_that_is_too_large_is_not_parsed(exp: Experiment, worker: 
     worker.put_outputs({"outputs/result.json": b"[" + b" " * LARGEST_RESULT_BYTES + b"]"})
     worker.finish(exit_code=0)
 
-    with pytest.raises(ArtifactRefused, match="16 MiB at most"):
+    with pytest.raises(ArtifactRefused, match=r"16 MiB at most \(exp.outputs.read_bytes\('outputs/result.json'\) "):
         exp.result(timeout=SOON)
 
 
