@@ -64,12 +64,13 @@ class Incoming(_Content):  # type: ignore[misc]  # a class, untyped
 
 @dataclass(kw_only=True)
 class _Consumed:
-    """A queue that is consumed; `consume` does so once more, by another tag, which `more` is while a flood lasts."""
+    """A queue that is consumed; `consume` does so once more, by another tag, which `more` is until that has ended."""
 
     queue: str
     consume: Callable[[str], Any]
     refused_in_a_row: int = 0
     more: str = ""
+    is_ending: bool = False
     is_over: bool = False
 
 
@@ -102,9 +103,13 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         if consumed := self._consumed.get(consumer_tag):
             consumed.is_over = True
             self._adapt(consumed)
-        result = super().basic_cancel(consumer_tag, **options)
-        self._consumed.pop(consumer_tag, None)
-        return result
+        return super().basic_cancel(consumer_tag, **options)
+
+    def _on_basic_cancel_ok(self, consumer_tag: str) -> None:
+        super()._on_basic_cancel_ok(consumer_tag)
+        consumed = self._consumed.pop(consumer_tag, None)
+        if consumed and consumed.more == consumer_tag:
+            consumed.more, consumed.is_ending = "", False
 
     def _screen(self, consumed: _Consumed, deliver: Callable[[Any], None], message: Any) -> None:
         if self._is_refused(message):
@@ -121,7 +126,10 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         return bool(is_refused and is_refused(self.message_to_python(message)))
 
     def _adapt(self, consumed: _Consumed) -> None:
-        """Begin to take many at a time, or end it; while the broker's answer is waited for more messages come."""
+        """Begin to take many at a time, or end it, without waiting: what comes meanwhile could do the same, and so on.
+
+        Nor does it begin again before the last time has ended, or what is sent ahead would grow with each.
+        """
         is_flooded = consumed.refused_in_a_row >= _FLOOD and not consumed.is_over
         if is_flooded and not consumed.more:
             # RabbitMQ 3.10 fails when a tag of a quorum queue is used again.
@@ -130,10 +138,9 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
             self._tell_prefetch(_MOST_AT_A_TIME)
             consumed.consume(consumed.more)
             self._tell_prefetch(self._prefetch_count)
-        elif consumed.more and not is_flooded:
-            more, consumed.more = consumed.more, ""
-            super().basic_cancel(more)
-            del self._consumed[more]
+        elif consumed.more and not (is_flooded or consumed.is_ending) and self.connection:
+            consumed.is_ending = True
+            self.send_method(spec.Basic.Cancel, "sb", (consumed.more, False))
 
     def _tell_prefetch(self, count: int) -> None:
         """Say how much may be sent ahead, without waiting: nothing may come between this and who is to consume."""

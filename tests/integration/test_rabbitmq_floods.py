@@ -1,5 +1,6 @@
 """What RabbitMQ sends a worker at a time where a flood of what it refuses lies in a queue."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -70,6 +71,21 @@ def test_a_flood_is_sent_many_at_a_time(broker: Broker) -> None:
         assert take(consumer, 1) == [b"sound"]
         wait_until(lambda: seen == there, what="no garbage left")
         assert ready(broker, queue) == 0
+
+
+def test_a_flood_that_ends_and_begins_again_and_again_is_taken_without_waiting_within_a_wait(broker: Broker) -> None:
+    depths: set[int] = set()
+
+    def is_refused(message: Any) -> bool:
+        depths.add(len(inspect.stack(0)))
+        return is_garbage(message)
+
+    with request_queue(broker) as queue, consumers(broker) as consume:
+        fill(broker, queue, *[*[b"garbage"] * FLOOD, b"sound"] * MOST_AT_A_TIME)
+        consumer = consume(queue)
+        consumer.connection.transport.is_refused = is_refused
+        assert take(consumer, MOST_AT_A_TIME) == [b"sound"] * MOST_AT_A_TIME
+    assert len(depths) == 1
 
 
 def test_after_a_flood_one_comes_at_a_time_again(broker: Broker) -> None:
