@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # So long after the last message that was refused more of that may come; the broker may be slow to answer.
 FLOOD_SECONDS: Final = 1.0
+# So long what lies behind it has its turn at a stretch: somebody may see to it that a flood never ends.
+LONGEST_TURN_SECONDS: Final = 10.0
 
 
 class Intake:
@@ -58,6 +60,7 @@ class Intake:
         self._waiting: dict[str, int | None] = {}
         self._precedence = Precedence()
         self._flooded_until: dict[str, float] = {}
+        self._behind_since: dict[str, float] = {}
         self._listened: set[str] = set()
         self._lacking: set[str] = set()
         self._paused: dict[str, Any] = {}
@@ -132,6 +135,7 @@ class Intake:
         queue = served_queue(source)
         self._turns.note(queue)
         self._precedence.note(source)
+        self._behind_since.pop(queue, None)
         if not self._node.broker.is_pushing:
             return
         if len(self._listened) > 1 and not self._has_place():
@@ -149,6 +153,7 @@ class Intake:
     def put_off(self, source: str) -> None:
         """Note that a message from a consumed queue had its turn, and is to come back later."""
         self._precedence.note(source)
+        self._behind_since.pop(served_queue(source), None)
 
     def _choose(self) -> list[str]:
         known = {**self._waiting, **dict.fromkeys(self._named)}
@@ -230,7 +235,7 @@ class Intake:
             if self._precedence.is_others_turn(queue):
                 if queue in own:
                     return [queue]
-                if self._clock() < self._flooded_until.get(queue, 0.0):  # what lies behind the flood has its turn
+                if self._is_behind_flood(queue):
                     waiting.discard(first)
                     continue
                 self._precedence.note(queue)
@@ -240,6 +245,15 @@ class Intake:
                 return own
             self._waiting.update({queue: 0} if queue in self._waiting and len(paused) > 1 else {})
         return [name for name in self._paused if name in waiting]
+
+    def _is_behind_flood(self, queue: str) -> bool:
+        """Tell whether what has its turn may still lie behind a flood."""
+        now = self._clock()
+        since = self._behind_since.setdefault(queue, now)
+        if now < min(self._flooded_until.get(queue, 0.0), since + LONGEST_TURN_SECONDS):
+            return True
+        del self._behind_since[queue]
+        return False
 
     def _holds(self, queue: str) -> bool:
         """Tell whether something lies in a queue; for a request queue, what was put off counts too."""

@@ -13,7 +13,7 @@ from jobqueue.brokers.precedence import IN_A_ROW
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.routing import first_queue, served_queue
 from workers.delivery.absent import Absent
-from workers.delivery.intake import FLOOD_SECONDS, Intake
+from workers.delivery.intake import FLOOD_SECONDS, LONGEST_TURN_SECONDS, Intake
 from workers.delivery.turns import Turns
 
 A, B, C = "a_cpu", "b_cpu", "c_cpu"
@@ -297,6 +297,20 @@ def test_what_waits_behind_a_flood_has_its_turn_though_others_go_ahead() -> None
     site.free = 1
     site.rearrange()
     assert site.consumers.names == [first]
+
+
+def test_a_flood_that_never_ends_keeps_nobody_from_what_goes_ahead() -> None:
+    first = first_queue(A)
+    site = Situation(named=(A,), ready={first: 1000})
+    for _ in range(3):
+        for _ in range(IN_A_ROW):
+            assert run_next(site, first) == first
+        site.free, began = 1, site.now
+        while first not in site.consumers.names and site.now < began + 2 * LONGEST_TURN_SECONDS:
+            site.intake.passed_over(A)
+            site.now += FLOOD_SECONDS / 2
+            site.rearrange()
+        assert began + LONGEST_TURN_SECONDS <= site.now < began + 2 * LONGEST_TURN_SECONDS
 
 
 @pytest.mark.parametrize("is_put_off", [True, False])
