@@ -91,10 +91,12 @@ class PublishedKeys:
         """Return of each operator the newest list that was ever seen here, even if it has ended."""
         if operators and self._clock() - self._asked_at >= _ASK_AGAIN_SECONDS:
             shown = self._shown()
-            self._lists = [found for each in operators if (found := newest_list(self._folder, shown, operator=each))]
+            seen = {each.operator: each for each in self._lists}
+            found = [newest_list(self._folder, shown, operator=each, seen=seen.get(each.key_id)) for each in operators]
+            self._lists = [each for each in found if each]
             self._asked_at = self._clock()
             self._warn()
-        return [found for found in self._lists if found.operator in {each.key_id for each in operators}]
+        return [each for each in self._lists if each.operator in {operator.key_id for operator in operators}]
 
     def keys(self, operators: Sequence[tuple[str, SigningPublicKey]], queue: str) -> list[SealingPublicKey]:
         """Return what the operators of a queue publish for it, the oldest first.
@@ -157,23 +159,26 @@ def read_list(document: bytes, *, operator: SigningPublicKey) -> Published:
         raise KeyRefused(f"what the operator {operator.key_id} has signed is no list of published keys") from None
 
 
-def newest_list(folder: Path, shown: Mapping[str, bytes], *, operator: SigningPublicKey) -> Published | None:
+def newest_list(
+    folder: Path, shown: Mapping[str, bytes], *, operator: SigningPublicKey, seen: Published | None = None
+) -> Published | None:
     """Return the newest list of an operator that was ever seen here, if any.
 
     Args:
         folder: of the operators' keys, which keeps it.
         shown: what a registry says, by operator.
         operator: whose.
+        seen: what this process has seen before, which the folder may have no room for.
     """
     kept_in = folder / f"{operator.key_id}{_SUFFIX}"
     kept = _read(read_kept(kept_in), operator)
     found = _read(shown.get(operator.key_id), operator)
-    if found and (kept is None or found.at > kept.at):
-        write_kept(kept_in, found.document)
-        return found
-    if kept and found and found.at < kept.at:
+    newest = max((each for each in (kept, seen, found) if each), key=lambda each: each.at, default=None)
+    if newest and (kept is None or newest.at > kept.at):
+        write_kept(kept_in, newest.document)
+    if newest and found and found.at < newest.at:
         _log.warning("keys.older_list operator=%s", operator.key_id)
-    return kept
+    return newest
 
 
 def _read(document: bytes | None, operator: SigningPublicKey) -> Published | None:

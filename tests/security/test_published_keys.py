@@ -182,6 +182,25 @@ def test_an_older_list_that_is_shown_again_changes_nothing(world: World) -> None
         assert (world.ring.recipient("q"), world.make_ring().recipient("q")) == (fresh, fresh)
 
 
+def test_an_older_list_changes_nothing_where_the_newest_cannot_be_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    stolen, fresh = world.make_node("stolen"), world.make_node("fresh")
+    older = world.sign(("", stolen))
+    with monkeypatch.context() as mounted:
+        mounted.setattr(os, "fsync", refuse)
+        world.show(world.sign(("", fresh), after=timedelta(seconds=1)))
+        assert world.ring.recipient("q") == fresh
+        for document in (older, b""):
+            world.show(document)
+            assert world.ring.recipient("q") == fresh
+    world.show(older)
+    assert (world.ring.recipient("q"), world.make_ring().recipient("q")) == (fresh, fresh)
+
+
 def test_a_list_that_cannot_be_kept_counts_and_one_that_cannot_be_read_is_not_forgotten(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
