@@ -65,13 +65,16 @@ def copy_output(experiment: "Experiment") -> None:
     patience = _PATIENCE if sys.stderr.isatty() else _PATIENCE_OF_A_PIPE
     pause = partial(is_over.wait, patience.total_seconds())
     threading.Thread(target=tell_where, args=(experiment, pause), daemon=True).start()
-    beside = threading.Thread(target=_copy_beside, args=(experiment, "stderr"), daemon=True)
+    broken: list[JobqueueError] = []
+    beside = threading.Thread(target=_copy_beside, args=(experiment, "stderr", broken), daemon=True)
     beside.start()
     try:
         _copy(experiment, "stdout", follow=True)
         beside.join()
     finally:
         is_over.set()
+    if broken:
+        raise broken[0]
 
 
 def tell_where(experiment: "Experiment", pause: Callable[[], bool]) -> None:
@@ -86,9 +89,11 @@ def tell_where(experiment: "Experiment", pause: Callable[[], bool]) -> None:
             told = sentence
 
 
-def _copy_beside(experiment: "Experiment", stream: str) -> None:
-    with suppress(JobqueueError):  # the other stream fails just so, and tells it
+def _copy_beside(experiment: "Experiment", stream: str, broken: list[JobqueueError]) -> None:
+    try:
         _copy(experiment, stream, follow=True)
+    except JobqueueError as error:
+        broken.append(error)
 
 
 def _copy(experiment: "Experiment", stream: str, *, follow: bool) -> None:

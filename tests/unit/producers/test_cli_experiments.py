@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -25,6 +25,7 @@ from jobqueue.artifacts import (
     output_key,
     result_key,
 )
+from jobqueue.errors import StoreUnavailable
 from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
@@ -34,7 +35,7 @@ from jobqueue.registry.base import Granted, Record
 from jobqueue.storage import open_store
 from producers import Client
 from producers.cli import jobqueue
-from producers.cli.follow import tell_where
+from producers.cli.follow import copy_output, tell_where
 
 _SPEC = ("--image", "python:3.12-slim")
 
@@ -272,6 +273,18 @@ def test_both_streams_come_out_as_they_went_in_unless_one_is_asked_for(project: 
     assert (shown.stdout, shown.stderr) == ("epoch 1\n", "ValueError: bad\n")
     assert _call("logs", experiment, "--stream", "stdout").stderr == ""
     assert _call("logs", experiment, "--stream", "stderr").stdout == "ValueError: bad\n"
+
+
+@pytest.mark.parametrize("broken", ["stdout", "stderr"])
+def test_a_stream_that_breaks_off_is_told_whichever_it_is(broken: str) -> None:
+    class Experiment:
+        def logs(self, *, follow: bool, stream: str) -> Iterator[str]:
+            if follow and stream == broken:
+                raise StoreUnavailable("it is away")
+            yield f"all of {stream}"
+
+    with pytest.raises(StoreUnavailable):
+        copy_output(cast(Any, Experiment()))
 
 
 def test_get_downloads_the_outputs_and_lists_them(project: str, tmp_path: Path) -> None:
