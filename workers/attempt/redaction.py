@@ -11,6 +11,7 @@ REDACTED: Final = b"[secret]"
 # Of what is shorter, other forms and single lines would be found everywhere.
 _MIN_FORM_BYTES: Final = 6
 _MAX_FORM_BYTES: Final = 8192
+_BASE64_COLUMNS: Final = (64, 76)
 # Secrets are told by so many of their first bytes, the shorter ones by fewer.
 _HEADS_BYTES: Final = (16, 8, 4, 2, 1)
 
@@ -43,10 +44,16 @@ def _other_forms(value: str) -> Iterator[bytes]:
 
 
 def _in_base64(data: bytes) -> Iterator[bytes]:
-    """Return it in base64: by itself, and the letters that are its own whatever stands around it, as a user's name."""
+    """Return it in base64: by itself, and the letters that are its own whatever stands around it, as a user's name.
+
+    The program `base64` writes what is long in lines, as mails have it.
+    """
     yield base64.b64encode(data).rstrip(b"=")
     for ahead in range(3):
         yield base64.b64encode(bytes(ahead) + data)[-(-ahead * 8 // 6) : (ahead + len(data)) * 8 // 6]
+    coded = base64.b64encode(data)[: len(data) * 8 // 6]
+    for columns in _BASE64_COLUMNS:
+        yield from (coded[at : at + columns] for at in range(0, len(coded), columns))
 
 
 class Redactor:

@@ -140,5 +140,15 @@ def test_a_secret_is_found_in_base64_with_something_around_it(secret: str, ahead
         assert len(after.rstrip(b"=")) <= -(-len(behind) * 8 // 6) + 1
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("columns", [64, 76])
+def test_a_long_secret_is_found_in_base64_that_is_written_in_lines(end: str, columns: int) -> None:
+    secret = "".join(hashlib.sha256(bytes([number])).hexdigest() for number in range(8))
+    text = base64.b64encode(f"{secret}{end}".encode()).decode()
+    lines = "\n".join(text[at : at + columns] for at in range(0, len(text), columns))
+    left = redacted(forms_of([secret]), lines.encode()).decode()
+    assert all(len(line.replace(REDACTED.decode(), "")) < 6 for line in left.splitlines())
+
+
 def test_what_is_short_is_looked_for_as_it_is_alone() -> None:
     assert forms_of(["", "a", "x y"]) == (b"a", b"x y")
