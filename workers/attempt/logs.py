@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Final
 
 from jobqueue.artifacts import log_key
-from jobqueue.errors import JobqueueError, StoreUnavailable, Superseded
+from jobqueue.errors import ArtifactRefused, JobqueueError, StoreUnavailable, Superseded
 from jobqueue.registry.base import Lease, LiveLogs
 from jobqueue.storage.base import Store
 from workers.attempt.log_resume import Skip, StoredLog
@@ -104,7 +104,8 @@ class LogWriter:
         lease: whose output it is.
         store, prefix: where the chunks go: the prefix of the attempt.
         live: the registry's port.
-        limit_bytes: of both streams together; past it the output is cut and `is_over_limit` is set.
+        limit_bytes: of both streams together; past it the output is cut and `is_over_limit` is set. What the store
+            refuses for good is in `refusal`, and nothing more is taken then.
         secrets: values that must not appear.
         on_progress: called with a JSON object for each progress line.
         stored: what the store has of each stream already, when an earlier worker began the log.
@@ -124,6 +125,7 @@ class LogWriter:
     ) -> None:
         self.is_over_limit = False
         self.is_gpu_out_of_memory = False
+        self.refusal = ""
         self._alive_at = time.monotonic()
         self._lease, self._store, self._prefix, self._live = lease, store, prefix, live
         self._left_bytes = limit_bytes
@@ -177,6 +179,7 @@ class LogWriter:
         Raises:
             StoreUnavailable: the store did not take all of it, which is kept.
             Superseded: nothing of this attempt is taken any more.
+        ArtifactRefused: nor of its experiment.
         """
         self._closed.set()
         self._rounds.close()
@@ -190,12 +193,12 @@ class LogWriter:
             raise errors[0]
 
     def _wait_for_store(self, stream: _Stream) -> None:
-        while stream.is_full and not self._closed.wait(STORE_AGAIN.total_seconds()):
+        while stream.is_full and not self.refusal and not self._closed.wait(STORE_AGAIN.total_seconds()):
             with self._lock:
                 self._put_chunk(stream)
 
     def _take(self, stream: _Stream, data: bytes) -> None:
-        if self.is_over_limit or not data:
+        if self.is_over_limit or self.refusal or not data:
             return
         if len(data) > self._left_bytes:
             self.is_over_limit = True
@@ -220,14 +223,16 @@ class LogWriter:
                 if time.monotonic() - stream.chunk_since >= CHUNK_EVERY.total_seconds():
                     self._put_chunk(stream)
 
-    def _put_chunk(self, stream: _Stream) -> StoreUnavailable | Superseded | None:
+    def _put_chunk(self, stream: _Stream) -> JobqueueError | None:
         """Store what has come since the last chunk; what the store does not take stays, and the error is returned."""
         stream.chunk_since = time.monotonic()
         if not stream.chunk:
             return None
         try:
             self._store.put(log_key(self._prefix, stream.name, stream.chunk_offset), bytes(stream.chunk))
-        except (StoreUnavailable, Superseded) as error:
+        except (ArtifactRefused, StoreUnavailable, Superseded) as error:
+            if isinstance(error, ArtifactRefused):
+                self.refusal = error.message
             log.warning(
                 "logs.chunk_not_stored", extra={"experiment": self._lease.experiment_id, "error": error.message}
             )

@@ -238,6 +238,8 @@ class Watch:
             self._stop(self._asked)
         elif self._age_seconds >= self._spec.timeout.total_seconds():
             self._stop(Reason.TIMED_OUT, f"its timeout is {format_duration(self._spec.timeout)}")
+        elif self._logs.refusal:
+            self._stop(Reason.INPUT_INVALID, f"its output is refused: {self._logs.refusal}")
         elif self._logs.is_over_limit:
             self._stop(Reason.LIMIT_EXCEEDED, f"more than {describe_size(self._logs.limit_bytes)} of output")
         elif self._disk.excess:

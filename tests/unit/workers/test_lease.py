@@ -17,7 +17,7 @@ from jobqueue.resources import Resources
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds, local_deadline
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 
-TTL = timedelta(milliseconds=400)
+TTL = timedelta(milliseconds=1200)
 
 
 class Leases:

@@ -11,7 +11,7 @@ from services.node import FakeNode
 from services.waiting import wait_until
 
 from jobqueue.artifacts import log_prefix
-from jobqueue.errors import StoreUnavailable
+from jobqueue.errors import ArtifactRefused, StoreUnavailable
 from jobqueue.ids import make_experiment_id
 from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Lease, LogPiece
@@ -121,6 +121,14 @@ def test_a_flood_waits_for_a_store_that_is_away_and_loses_nothing(writer: LogWri
     writer.close()
     assert stored(away) == PIECE * pieces
     assert not writer.is_behind
+
+
+def test_who_writes_waits_no_more_for_a_store_that_refuses_the_output(writer: LogWriter, away: Away) -> None:
+    flood = start_flood(writer)
+    away.error = ArtifactRefused("its sender is trusted no more")
+    flood.join(20)
+    assert not flood.is_alive()
+    assert writer.refusal == "its sender is trusted no more"
 
 
 def test_waiting_for_the_store_is_not_the_experiments_silence(writer: LogWriter, away: Away) -> None:

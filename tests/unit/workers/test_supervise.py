@@ -14,14 +14,21 @@ from services.node import FakeNode
 from services.waiting import wait_until
 
 from jobqueue.envelope import Verified
-from jobqueue.errors import ImagePullFailed, ImageRefused, RegistryUnavailable, RuntimeFailure, StoreUnavailable
+from jobqueue.errors import (
+    ArtifactRefused,
+    ImagePullFailed,
+    ImageRefused,
+    RegistryUnavailable,
+    RuntimeFailure,
+    StoreUnavailable,
+)
 from jobqueue.ids import NodeId, WorkerId, make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry.base import Granted, Lease, Quarantined
 from jobqueue.report import TaskState
 from jobqueue.resources import Resources
-from workers.attempt import workspace
+from workers.attempt import logs, workspace
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, forget, read_boot_id, read_leases
 from workers.attempt.leftovers import tidy
@@ -439,6 +446,18 @@ def test_it_is_stopped_when_it_prints_more_than_is_allowed(node: FakeNode) -> No
     assert isinstance(result, Ended)
     assert result.outcome.reason is Reason.LIMIT_EXCEEDED
     assert len(node.output(message)) < 2**20 + 100
+
+
+def test_it_is_stopped_when_the_store_refuses_its_output(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "CHUNK_EVERY", timedelta(0))
+    node.store.fault = failing(ArtifactRefused("its sender is trusted no more"), "put", "/logs/")
+    node.runtime.script = HELD
+    running = node.start(node.message(timeout="1h"))
+    node.container().emit("stdout", b"one line")
+    result = running.join()
+    assert isinstance(result, Ended)
+    assert result.outcome.reason is Reason.INPUT_INVALID
+    assert "its sender is trusted no more" in result.outcome.sentence
 
 
 def test_it_is_killed_at_once_when_its_workspace_is_over_its_disk(node: FakeNode) -> None:
