@@ -10,7 +10,7 @@ from jobqueue.ids import WorkerId
 from jobqueue.keys import KeyRing
 from jobqueue.registry import open_registry
 from jobqueue.resources import Offer
-from jobqueue.storage import Allowed, open_store, own_bucket
+from jobqueue.storage import Allowed, folders_of, open_store, own_bucket
 from jobqueue.storage.granted import GrantedStore
 from jobqueue.storage.hosts import parse_hosts
 from workers.attempt.health import NodeHealth
@@ -69,7 +69,7 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
     runtime = open_runtime(
         settings.runtime,
         state_dir=settings.state_dir,
-        hidden=(settings.cache_dir, settings.keys_dir),
+        hidden=(settings.cache_dir, settings.keys_dir, *folders_of(settings.storage)),
         image_cache=images,
         policy=_make_engine_policy(settings),
     )

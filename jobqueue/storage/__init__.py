@@ -46,12 +46,12 @@ def open_store(url: str, *, endpoint: str = "", granted: "GrantedStore | None" =
         StoreUnavailable: the folder cannot be made.
     """
     parts = _split(url)
-    if parts.scheme == "s3" and _is_plain(parts) and _BUCKET.fullmatch(parts.netloc):
-        return _s3(parts.netloc, unquote(parts.path).strip("/"), endpoint)
-    if parts.scheme == "file" and _is_plain(parts) and not parts.netloc and parts.path.startswith("/"):
+    if folders := folders_of(url):
         from jobqueue.storage.folder import open_folder
 
-        return open_folder(Path(unquote(parts.path)))
+        return open_folder(*folders)
+    if parts.scheme == "s3" and _is_plain(parts) and _BUCKET.fullmatch(parts.netloc):
+        return _s3(parts.netloc, unquote(parts.path).strip("/"), endpoint)
     if parts.scheme == "memory" and _is_plain(parts):
         return _memory(parts.netloc + parts.path)
     if url == GRANTED and granted:
@@ -62,6 +62,13 @@ def open_store(url: str, *, endpoint: str = "", granted: "GrantedStore | None" =
     raise InvalidSetting(
         f"not a store: {url.partition('?')[0]!r}", hint="use s3://bucket/prefix, file:///folder or memory://"
     )
+
+
+def folders_of(url: str) -> tuple[Path, ...]:
+    """Return the folder that a store is, if it is one."""
+    parts = _split(url)
+    is_folder = parts.scheme == "file" and _is_plain(parts) and not parts.netloc and parts.path.startswith("/")
+    return (Path(unquote(parts.path)),) if is_folder else ()
 
 
 def scope(store: Store, *, queue: str, experiment_id: ExperimentId | None = None, envelope: bytes = b"") -> Store:

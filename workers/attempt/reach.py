@@ -20,6 +20,7 @@ from typing import Final
 from jobqueue.config import Settings
 from jobqueue.errors import JobqueueError, RuntimeFailure
 from jobqueue.resources import Resources
+from jobqueue.storage import folders_of
 from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import ContainerRuntime, Labels, Plan
 from workers.attempt.runtimes.checklist import PLANTED, Known, choose_rows, make_program, read_namespaces
@@ -40,7 +41,7 @@ def main() -> int:
         oci_runtime=settings.oci_runtime, accepted=settings.accepted_gaps, probe_image=settings.probe_image
     )
     try:
-        hidden = (settings.cache_dir, settings.keys_dir)
+        hidden = (settings.cache_dir, settings.keys_dir, *folders_of(settings.storage))
         runtime = open_runtime(settings.runtime, state_dir=settings.state_dir, hidden=hidden, policy=policy)
         runtime.vet()
         runtime.check()
