@@ -499,39 +499,20 @@ def test_a_cancel_that_this_worker_is_told_of_does_not_wait_for_the_registry(nod
     assert result.state is State.CANCELLED
 
 
-def test_a_cancel_while_the_image_is_pulled_leaves_the_pull_behind(
-    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["resolve", "find_fault"], ids=["the image is pulled", "a network is tried"])
+def test_a_cancel_while_the_engine_takes_its_time_leaves_that_behind(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     message, asked = node.message(), []
 
-    def pull(image: str, **_: object) -> str:
-        asked.append(image)
-        wait_until(lambda: node.record(message).state.is_final, what="the end, which does not wait for the pull")
-        return image
+    def take_long(name: str, **_: object) -> str:
+        asked.append(name)
+        wait_until(lambda: node.record(message).state.is_final, what="the end, which does not wait for the engine")
+        return name if step == "resolve" else ""
 
-    monkeypatch.setattr(node.runtime, "resolve", pull)
+    monkeypatch.setattr(node.runtime, step, take_long)
     running = node.start(message)
-    wait_until(lambda: asked, what="the pull")
-    node.registry.experiments.cancel(message.header.experiment_id)
-    result = running.join()
-    assert isinstance(result, Ended)
-    assert result.state is State.CANCELLED
-    assert node.runtime.containers == []
-
-
-def test_a_cancel_while_a_network_is_tried_leaves_the_try_behind(
-    node: FakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    message, asked = node.message(), []
-
-    def try_it(network: str) -> str:
-        asked.append(network)
-        wait_until(lambda: node.record(message).state.is_final, what="the end, which does not wait for the try")
-        return ""
-
-    monkeypatch.setattr(node.runtime, "find_fault", try_it)
-    running = node.start(message)
-    wait_until(lambda: asked, what="the try")
+    wait_until(lambda: asked, what="the engine asked")
     node.registry.experiments.cancel(message.header.experiment_id)
     result = running.join()
     assert isinstance(result, Ended)
