@@ -199,19 +199,23 @@ def _run_under(
     return described, lines, json.loads(answers)
 
 
-@pytest.mark.security_case("an engine on bare TCP")
-def test_an_engine_that_anybody_may_command_is_not_served(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine listens for everybody, without TLS: whoever reaches it is root on the node.
+@pytest.mark.security_case("an engine on bare TCP, on loopback too")
+@pytest.mark.parametrize(("host", "gap"), [("192.0.2.1", "bare-tcp"), ("127.0.0.1", "open-socket")])
+def test_an_engine_that_anybody_may_command_is_not_served(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, host: str, gap: str
+) -> None:
+    """The engine listens for everybody, or for every user of the machine, without TLS: whoever reaches it is root.
 
     Refused: a worker does not start on it unless its operator has accepted that by name.
     Evidence: the error of the start-up check of a real engine behind such an address.
+    Red before: a port of loopback was served, though it is as open as a socket that everybody may write to.
     """
-    for accepted, is_refused in (((), True), (("bare-tcp",), False)):
+    for accepted, is_refused in (((), True), ((gap,), False)):
         runtime = DockerRuntime(engine.url, policy=EnginePolicy(accepted=accepted))
         with monkeypatch.context() as patch:
-            patch.setattr("workers.attempt.runtimes.engine.Engine.address", "tcp://192.0.2.1:2375")
+            patch.setattr("workers.attempt.runtimes.engine.Engine.address", f"http://{host}:2375")
             if is_refused:
-                with pytest.raises(InvalidSetting, match="bare-tcp"):
+                with pytest.raises(InvalidSetting, match=gap):
                     runtime.vet()
             else:
                 runtime.vet()

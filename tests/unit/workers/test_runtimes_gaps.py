@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobqueue.errors import InvalidSetting
+from workers.attempt.runtimes.engine import Engine
 from workers.attempt.runtimes.gaps import (
     ACCEPTABLE,
     EnginePolicy,
@@ -87,9 +88,41 @@ def test_an_engine_without_tls_beyond_this_machine_is_refused(address: str) -> N
     assert flaw(address, accepted=("bare-tcp",)) == ""
 
 
-@pytest.mark.parametrize("address", [SOCKET, "https://engine:2376", "tcp://127.0.0.1:2375", "http://[::1]:2375"])
-def test_a_socket_tls_and_loopback_are_fine(address: str) -> None:
+@pytest.mark.parametrize("address", [SOCKET, "https://engine:2376", "https://127.0.0.1:2376", "ssh://user@engine:22"])
+def test_a_socket_tls_and_ssh_are_fine(address: str) -> None:
     assert flaw(address) == ""
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:2375", "http://localhost:2375", "http://[::1]:2375"])
+def test_a_port_of_loopback_is_as_open_as_a_socket_of_everybody(address: str) -> None:
+    assert "JOBQUEUE_ACCEPTED_GAPS=open-socket)" in flaw(address)
+    assert flaw(address, accepted=("open-socket",)) == ""
+    assert "open-socket" in flaw(address, accepted=("bare-tcp",))
+
+
+@pytest.mark.parametrize(
+    ("host", "environ", "address"),
+    [
+        ("unix:///run/x.sock", {}, "unix:///run/x.sock"),
+        ("ssh://user@engine", {}, "ssh://user@engine:22"),
+        ("127.0.0.1:2375", {}, "http://127.0.0.1:2375"),
+        ("tcp://engine:2375", {}, "http://engine:2375"),
+        ("https://engine:2376", {}, "https://engine:2376"),
+        ("tcp://engine:2376", {"DOCKER_TLS_VERIFY": "1"}, "https://engine:2376"),
+        ("tcp://engine:2376", {"DOCKER_TLS_VERIFY": ""}, "http://engine:2376"),
+        ("https://engine:2376", {"DOCKER_TLS_VERIFY": ""}, "http://engine:2376"),
+    ],
+)
+def test_an_engine_counts_as_one_with_tls_where_its_certificate_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, environ: dict[str, str], address: str
+) -> None:
+    for name in ("cert.pem", "key.pem", "ca.pem"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("DOCKER_TLS_VERIFY", raising=False)
+    folder = {"DOCKER_CERT_PATH": str(tmp_path)} if environ else {}
+    for name, value in ({"DOCKER_HOST": host, "DOCKER_CERT_PATH": ""} | folder | environ).items():
+        monkeypatch.setenv(name, value)
+    assert Engine().address == address
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,13 @@ class Engine:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
-        return str(self._options["base_url"])
+        """Where it listens, as `unix://`, `ssh://`, `https://` where its certificate is checked, or `http://`."""
+        from docker.utils import parse_host
+
+        tls = self._options.get("tls")
+        is_checked = tls is None or bool(tls.verify)
+        address = str(parse_host(self._options["base_url"], tls=tls is not None)).removeprefix("http+")
+        return address if is_checked else address.replace("https://", "http://", 1)
 
     @contextmanager
     def client(self, doing: str, *, timeout_seconds: int = 120) -> Iterator["APIClient"]:

@@ -52,8 +52,10 @@ class Gap:
 
 def find_gaps(facts: Mapping[str, Any], *, address: str) -> Iterator[Gap]:
     """Yield what an engine that describes itself by `facts` (its `info`) and listens at `address` does not keep."""
-    if _is_bare(address):
-        yield Gap(name="bare-tcp", text=f"listens without TLS ({address}): whoever reaches it is root there")
+    if _is_bare(address) and not _is_loopback(address):
+        yield Gap(
+            name="bare-tcp", text=f"is asked without TLS that is checked ({address}): who reaches it is root there"
+        )
     if _is_open(address):
         yield Gap(
             name="open-socket", text=f"takes orders from every user of this machine, each is root here ({address})"
@@ -120,20 +122,21 @@ def check_accepted(names: Collection[str]) -> None:
 
 
 def _is_bare(address: str) -> bool:
-    parts = urlsplit(address)
-    if parts.scheme not in ("tcp", "http"):
-        return False
-    host = parts.hostname or ""
+    return urlsplit(address).scheme in ("tcp", "http")
+
+
+def _is_loopback(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
     try:
-        return not ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host != "localhost"
+        return host == "localhost"
 
 
 def _is_open(address: str) -> bool:
-    """Tell whether the socket may be written to by everybody, and reached: a folder on the way may keep others out."""
+    """Tell whether every user of this machine may command it: a port has no owner, a socket and its folders have."""
     if not address.startswith("unix://"):
-        return False
+        return _is_bare(address) and _is_loopback(address)
     path = Path(address.removeprefix("unix://"))
     try:
         return bool(path.stat().st_mode & S_IWOTH) and all(folder.stat().st_mode & S_IXOTH for folder in path.parents)
