@@ -192,7 +192,10 @@ class Reason(Enum):
     DRAINED = _free("the worker was drained before the experiment ended")
     CANCELLED_BY_USER = _end(State.CANCELLED, "it was cancelled")
     QUEUE_DELETED = _end(State.CANCELLED, "its queue was deleted")
-    DOES_NOT_FIT = _free("there is no room for it on this node", "ask for less, or start a larger node")
+    DOES_NOT_FIT = _free(
+        "it is left to another node",
+        "it starts where there is room; ask for less where `jobqueue why` says that none has",
+    )
     ATTEMPTS_EXHAUSTED = Verdict(
         state=State.FAILED, fault=Fault.PLATFORM, budget=Budget.NOTHING, message=Message.DEAD_LETTER,
         sentence="the platform failed too often",

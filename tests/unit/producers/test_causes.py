@@ -187,6 +187,17 @@ def test_who_was_refused_for_more_than_its_size_is_not_told_that_it_could_run(
     assert "could run it" not in exp.why()
 
 
+def test_who_left_its_place_for_a_free_node_is_not_told_to_ask_for_less(exp: Experiment, worker: Any) -> None:
+    outcome = Outcome(reason=Reason.DOES_NOT_FIT, detail="waited for 1 cpus, and another node is free: n2")
+    worker.registry.leases.release(worker.lease, outcome, delay=timedelta())
+
+    first, *_ = causes(exp)
+
+    assert "as it is left to another node: waited for 1 cpus, and another node is free: n2 [DOES_NOT_FIT]" in first
+    assert "ask for less where `jobqueue why` says that none has" in first
+    assert "larger node" not in first
+
+
 def test_a_message_that_is_not_there_is_told(client: Client, exp: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client._connections.broker.queues, "depth", lambda _: Depth(ready=0, consumers=3))
 
