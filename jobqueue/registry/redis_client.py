@@ -90,6 +90,7 @@ _SCRIPTS: Final = (
     *("append", "present"),
     *("elect", "lost", "republished"),
     *("note_need", "needs"),
+    "publish",
 )
 
 

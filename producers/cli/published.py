@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from jobqueue.keys import SealingPublicKey
 
     _Listed = list[tuple[str, SealingPublicKey]]
+
+# Each that fails is one in which somebody else has published.
+_TRIES: Final = 50
 
 prefix_option = click.option(
     "--queue", "prefix", default="", metavar="PREFIX", help="Only for queues that begin so; all when not given."
@@ -119,25 +122,38 @@ def published(*, form: str) -> None:
 
 
 def _publish(change: "Callable[[_Listed], _Listed]") -> None:
-    from jobqueue.keys import KeyRing, sign_list
+    """Change what is published, also where somebody else does at the same time."""
+    from jobqueue.keys import KeyRing
     from jobqueue.registry import open_registry
 
     settings = read_settings()
     with closing(open_registry(settings.registry)) as registry:
-        ring = KeyRing.of(settings, shown=registry.directory.documents)
-        operators = {each.public.key_id: each for each in ring.operators()}
-        own = [found for found in ring.published() if found.operator in operators]
-        newest = max(own, key=lambda found: found.at, default=None)  # of one that could not be put everywhere, too
-        at = max([datetime.now(UTC), *(found.at + timedelta(microseconds=1) for found in own)])
-        if newest and newest.unknown:
-            told = "keys are published of a kind that this version does not know, and would be lost"
-            raise KeyRefused(told, hint="update jobqueue here")
-        listed = change(list(newest.keys) if newest else [])
-        until = at + settings.published_for
-        signed: dict[str, bytes] = {
-            name: sign_list(listed, at=at, until=until, operator=each) for name, each in operators.items()
-        }
-        for name, document in signed.items():
-            registry.directory.put(name, document)
-        KeyRing.of(settings, shown=lambda: signed).published()  # kept here as well
+        for _ in range(_TRIES):
+            shown = registry.directory.documents()
+            until, signed = _sign(change, settings, shown)
+            if registry.directory.put(signed, seen=shown):
+                break
+        else:
+            told = "somebody else publishes all the while, and nothing was changed"
+            raise KeyRefused(told, hint="run it again; `jobqueue keys published` lists what there is")
+    KeyRing.of(settings, shown=lambda: signed).published()  # kept here as well
     click.echo(f"signed until {write_instant(until)}; `jobqueue keys publish` signs it anew", err=True)
+
+
+def _sign(
+    change: "Callable[[_Listed], _Listed]", settings: "Settings", shown: dict[str, bytes]
+) -> tuple[datetime, dict[str, bytes]]:
+    """Return until when the changed list counts, and it as each operator whose key is here signs it."""
+    from jobqueue.keys import KeyRing, sign_list
+
+    ring = KeyRing.of(settings, shown=lambda: shown)
+    operators = {each.public.key_id: each for each in ring.operators()}
+    own = [found for found in ring.published() if found.operator in operators]
+    newest = max(own, key=lambda found: found.at, default=None)  # of one that could not be put everywhere, too
+    if newest and newest.unknown:
+        told = "keys are published of a kind that this version does not know, and would be lost"
+        raise KeyRefused(told, hint="update jobqueue here")
+    listed = change(list(newest.keys) if newest else [])
+    at = max([datetime.now(UTC), *(found.at + timedelta(microseconds=1) for found in own)])
+    until = at + settings.published_for
+    return until, {name: sign_list(listed, at=at, until=until, operator=each) for name, each in operators.items()}

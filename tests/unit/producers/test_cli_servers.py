@@ -17,6 +17,7 @@ from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.keys import KeyRing, Reader, Signer, ensure_laptop_keys, make_pair
 from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.registry import open_registry
+from jobqueue.registry.memory_directory import MemoryDirectory
 from jobqueue.registry.presence import WorkerRecord
 from jobqueue.report import LogEntry, Progress, Report, Severity, TaskState
 from jobqueue.resources import Offer
@@ -184,7 +185,7 @@ def test_what_is_published_is_signed_with_every_operators_key_that_is_here(
         before = registry.directory.documents()
         assert _call("keys", "unpublish", key_id).exit_code == 0
         cut_short = KeyRing(tmp_path / "keys").operators()[-1].public.key_id
-        registry.directory.put(cut_short, before[cut_short])
+        registry.directory.put({cut_short: before[cut_short]}, seen=registry.directory.documents())
     (tmp_path / "keys" / "operator" / f"{cut_short}.published").unlink()
     assert _call("keys", "publish").exit_code == 102, "the newer of both lists is empty"
     other = make_pair(tmp_path / "other's", Reader.NODE)
@@ -204,11 +205,25 @@ def test_an_older_client_publishes_nothing_where_it_would_lose_keys_that_it_does
     body = json.dumps(inside)
     signature = operator.sign(b"jobqueue/v1/published" + body.encode()).hex()
     with closing(open_registry("memory://")) as registry:
-        registry.directory.put(operator.public.key_id, json.dumps({"body": body, "signature": signature}).encode())
+        document = json.dumps({"body": body, "signature": signature}).encode()
+        assert registry.directory.put({operator.public.key_id: document}, seen={})
     for words in (["publish"], ["publish", node.line], ["unpublish", node.key_id]):
         result = _call("keys", *words)
         assert result.exit_code == 1
         assert "update jobqueue" in result.stderr
+
+
+def test_who_never_gets_to_publish_is_told_so_and_has_changed_nothing(
+    project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _call("keys", "new", "operator")
+    node = make_pair(tmp_path / "node's", Reader.NODE)
+    with monkeypatch.context() as crowd:
+        crowd.setattr(MemoryDirectory, "put", lambda *_, **__: False)
+        result = _call("keys", "publish", node.line)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "run it again" in result.stderr
+    assert json.loads(_call("keys", "published", "-o", "json").stdout) == []
 
 
 def test_a_rotation_tells_what_comes_next(project: str, tmp_path: Path) -> None:
