@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from services.hand_worker import HandWorker
 
 from jobqueue.brokers.base import Depth
 from jobqueue.errors import BrokerUnavailable, RegistryUnavailable
@@ -162,7 +163,7 @@ def test_one_that_waits_for_nobody_tells_that_in_place_of_who_serves(client: Cli
     assert "workers that could run it" not in exp.why()
 
 
-def test_one_that_was_put_off_tells_when_it_is_tried_again(exp: Experiment, worker: Any) -> None:
+def test_one_that_was_put_off_tells_when_it_is_tried_again(exp: Experiment, worker: HandWorker) -> None:
     outcome = Outcome(reason=Reason.STORE_UNAVAILABLE, detail="timed out")
     worker.registry.leases.release(worker.lease, outcome, delay=timedelta(minutes=5))
     at = exp.look().next_try_at
@@ -178,7 +179,7 @@ def test_one_that_was_put_off_tells_when_it_is_tried_again(exp: Experiment, work
 
 
 def test_who_was_refused_for_more_than_its_size_is_not_told_that_it_could_run(
-    client: Client, exp: Experiment, worker: Any, announce: Announce
+    client: Client, exp: Experiment, worker: HandWorker, announce: Announce
 ) -> None:
     worker.give_back(Reason.DOES_NOT_FIT)
     announce()
@@ -187,7 +188,7 @@ def test_who_was_refused_for_more_than_its_size_is_not_told_that_it_could_run(
     assert "could run it" not in exp.why()
 
 
-def test_who_left_its_place_for_a_free_node_is_not_told_to_ask_for_less(exp: Experiment, worker: Any) -> None:
+def test_who_left_its_place_for_a_free_node_is_not_told_to_ask_for_less(exp: Experiment, worker: HandWorker) -> None:
     outcome = Outcome(reason=Reason.DOES_NOT_FIT, detail="waited for 1 cpus, and another node is free: n2")
     worker.registry.leases.release(worker.lease, outcome, delay=timedelta())
 
@@ -243,7 +244,9 @@ def test_a_registry_that_is_away_is_an_error(client: Client, exp: Experiment, mo
         exp.why()
 
 
-def test_one_that_runs_tells_whether_its_worker_is_heard_of(client: Client, exp: Experiment, worker: Any) -> None:
+def test_one_that_runs_tells_whether_its_worker_is_heard_of(
+    client: Client, exp: Experiment, worker: HandWorker
+) -> None:
     worker.run()
     workers = client._connections.registry.workers
     record = WorkerRecord(
@@ -265,7 +268,7 @@ def test_one_that_runs_tells_whether_its_worker_is_heard_of(client: Client, exp:
 
 
 def test_one_that_is_over_asks_nobody_further(
-    client: Client, exp: Experiment, worker: Any, monkeypatch: pytest.MonkeyPatch
+    client: Client, exp: Experiment, worker: HandWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.run()
     worker.finish(exit_code=0)

@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,7 +14,6 @@ from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.config import Settings
 from jobqueue.ids import ExperimentId
-from jobqueue.keys import ensure_laptop_keys
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.routing import first_queue
@@ -24,19 +21,7 @@ from producers.cli import jobqueue
 from producers.client import Client
 from producers.preparation import JobqueueWarning
 
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = f"p{uuid4().hex}"
-    for variable, value in {
-        "BROKER_URL": "memory://",
-        "STORAGE_URL": "memory://cli",
-        "STATE_DIR": str(tmp_path),
-        "PROJECT": name,
-    }.items():
-        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
-    ensure_laptop_keys(tmp_path / "keys")
-    return name
+pytestmark = pytest.mark.usefixtures("laptop_keys")
 
 
 @pytest.fixture

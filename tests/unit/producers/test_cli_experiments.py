@@ -1,59 +1,31 @@
 """Submitting, looking, waiting, cancelling, downloading: over servers in memory, with a thread in a worker's place."""
 
-import hashlib
 import json
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
+from services.hand_worker import HandWorker
 from services.waiting import wait_until
 
-from jobqueue.artifacts import (
-    Manifest,
-    OutputFile,
-    attempt_prefix,
-    manifest_key,
-    manifest_to_json,
-    output_key,
-    result_key,
-)
+from jobqueue.config import Settings
 from jobqueue.errors import StoreUnavailable
-from jobqueue.ids import ExperimentId, NodeId, WorkerId
-from jobqueue.keys import ensure_laptop_keys
+from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
-from jobqueue.marker import Marker, marker_to_json
 from jobqueue.registry import open_registry
-from jobqueue.registry.base import Granted, Record
+from jobqueue.registry.base import Record
 from jobqueue.storage import open_store
 from producers import Client
 from producers.cli import jobqueue
 from producers.cli.follow import copy_output, tell_where
 
 _SPEC = ("--image", "python:3.12-slim")
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = f"p{uuid4().hex}"
-    for variable, value in {
-        "BROKER_URL": "memory://",
-        "REGISTRY_URL": "memory://",
-        "STORAGE_URL": "memory://cli",
-        "STATE_DIR": str(tmp_path / "state"),
-        "PROJECT": name,
-    }.items():
-        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
-    ensure_laptop_keys(tmp_path / "state" / "keys")
-    monkeypatch.chdir(tmp_path)
-    return name
+pytestmark = pytest.mark.usefixtures("laptop_keys")
 
 
 @pytest.fixture(autouse=True)
@@ -73,61 +45,18 @@ def _submit(*options: str) -> ExperimentId:
     return ExperimentId(result.stdout.strip())
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Held:
-    granted: Granted
-
-    @property
-    def prefix(self) -> str:
-        lease = self.granted.lease
-        return attempt_prefix(lease.experiment_id, lease.attempt, lease.token)
-
-    def print_line(self, text: str, *, stream: str = "stdout") -> None:
-        open_registry("memory://").live_logs.append(self.granted.lease, stream, text.encode(), offset=0)
-
-    def finish(
-        self, outcome: Outcome, *, files: dict[str, bytes] | None = None, left_out: tuple[str, ...] = ()
-    ) -> None:
-        """End the attempt as a worker does: outputs, marker, registry."""
-        store, lease = open_store("memory://cli"), self.granted.lease
-        for path, content in (files or {}).items():
-            store.put(output_key(self.prefix, path), content)
-        listed = tuple(
-            OutputFile(path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-            for path, content in (files or {}).items()
-        )
-        store.put(manifest_key(self.prefix), manifest_to_json(Manifest(files=listed, left_out=left_out)))
-        state = outcome.reason.verdict.state
-        assert state
-        marker = Marker(
-            experiment_id=lease.experiment_id,
-            attempt=lease.attempt,
-            token=lease.token,
-            state=state,
-            reason=outcome.reason,
-            detail=outcome.detail,
-            exit_code=outcome.exit_code,
-            last_lines=outcome.last_lines,
-            manifest=manifest_key(self.prefix),
-            finished_at=datetime.now(UTC),
-        )
-        store.put(result_key(lease.experiment_id), marker_to_json(marker))
-        open_registry("memory://").leases.finish(lease, outcome, state=state)
+def _take(experiment_id: ExperimentId) -> HandWorker:
+    store = open_store(Settings().storage)
+    worker = HandWorker(experiment_id, registry=open_registry("memory://"), store=store)
+    worker.run()
+    return worker
 
 
-def _take(experiment_id: ExperimentId) -> _Held:
-    registry = open_registry("memory://")
-    answer = registry.leases.acquire(
-        registry.experiments.get(experiment_id).submission,
-        worker_id=WorkerId("cpu@test"),
-        node_id=NodeId("test"),
-        ttl=timedelta(minutes=1),
-        platform_budget=5,
-    )
-    assert isinstance(answer, Granted)
-    for state in (State.PREPARING, State.RUNNING):
-        registry.leases.advance(answer.lease, state)
-    return _Held(granted=answer)
+def _end(
+    worker: HandWorker, outcome: Outcome, *, files: dict[str, bytes] | None = None, left_out: tuple[str, ...] = ()
+) -> None:
+    worker.put_outputs(files or {}, left_out=left_out)
+    worker.finish(**vars(outcome))
 
 
 _GOOD = Outcome(reason=Reason.EXITED_ZERO, exit_code=0)
@@ -207,8 +136,8 @@ def test_an_unknown_experiment_is_102(project: str, command: str) -> None:
 
 def test_wait_says_how_it_ended(project: str) -> None:
     good, bad, gone = _submit(), _submit(), _submit()
-    _take(good).finish(_GOOD)
-    _take(bad).finish(_BAD)
+    _end(_take(good), _GOOD)
+    _end(_take(bad), _BAD)
     assert _call("cancel", gone).exit_code == 0
     assert _call("wait", good).exit_code == 0
     assert _call("wait", bad).exit_code == 100
@@ -230,7 +159,7 @@ def test_a_timeout_that_is_none_is_a_usage_error(project: str) -> None:
 def test_cancel_of_what_runs_is_on_its_way_and_of_what_is_over_changes_nothing(project: str) -> None:
     running, over = _submit(), _submit()
     _take(running)
-    _take(over).finish(_GOOD)
+    _end(_take(over), _GOOD)
     assert "will be stopped soon" in _call("cancel", running).stdout
     late = _call("cancel", over)
     assert (late.exit_code, "over before" in late.stdout) == (1, True)
@@ -238,7 +167,7 @@ def test_cancel_of_what_runs_is_on_its_way_and_of_what_is_over_changes_nothing(p
 
 def test_show_tells_reason_hint_and_outputs(project: str) -> None:
     experiment = _submit("--name", "shown")
-    _take(experiment).finish(_BAD, files={"outputs/model.pt": b"x" * 2048})
+    _end(_take(experiment), _BAD, files={"outputs/model.pt": b"x" * 2048})
     text = _call("show", "shown").stdout
     assert "reason" in text
     assert "exit code 3" in text
@@ -259,7 +188,7 @@ def test_why_is_one_cause_to_a_line(project: str) -> None:
 
 def test_logs_are_printed_as_they_are(project: str) -> None:
     experiment = _submit()
-    _take(experiment).print_line("epoch 1\nepoch 2\n")
+    _take(experiment).send_log(0, b"epoch 1\nepoch 2\n")
     assert _call("logs", experiment).stdout == "epoch 1\nepoch 2\n"
     assert _call("logs", experiment, "--stream", "stderr").stdout == ""
 
@@ -267,8 +196,8 @@ def test_logs_are_printed_as_they_are(project: str) -> None:
 def test_both_streams_come_out_as_they_went_in_unless_one_is_asked_for(project: str) -> None:
     experiment = _submit()
     attempt = _take(experiment)
-    attempt.print_line("epoch 1\n")
-    attempt.print_line("ValueError: bad\n", stream="stderr")
+    attempt.send_log(0, b"epoch 1\n")
+    attempt.send_log(0, b"ValueError: bad\n", stream="stderr")
     shown = _call("logs", experiment)
     assert (shown.stdout, shown.stderr) == ("epoch 1\n", "ValueError: bad\n")
     assert _call("logs", experiment, "--stream", "stdout").stderr == ""
@@ -289,7 +218,7 @@ def test_a_stream_that_breaks_off_is_told_whichever_it_is(broken: str) -> None:
 
 def test_get_downloads_the_outputs_and_lists_them(project: str, tmp_path: Path) -> None:
     experiment = _submit()
-    _take(experiment).finish(_GOOD, files={"outputs/a.txt": b"a", "outputs/b/c.txt": b"c"})
+    _end(_take(experiment), _GOOD, files={"outputs/a.txt": b"a", "outputs/b/c.txt": b"c"})
     result = _call("get", experiment, "out", "-o", "name")
     assert result.exit_code == 0, result.stderr
     assert sorted(result.stdout.split()) == ["out/outputs/a.txt", "out/outputs/b/c.txt"]
@@ -298,7 +227,7 @@ def test_get_downloads_the_outputs_and_lists_them(project: str, tmp_path: Path) 
 
 def test_outputs_that_were_left_out_are_told(project: str) -> None:
     done = _submit()
-    _take(done).finish(_GOOD, left_out=("outputs/link: leads out\x1b",))
+    _end(_take(done), _GOOD, left_out=("outputs/link: leads out\x1b",))
     assert "left out: outputs/link: leads out?\n" in _call("get", done).stderr
     assert "left out" in _call("show", done).stdout
     assert json.loads(_call("show", done, "-o", "json").stdout)["left_out"] == ["outputs/link: leads out\x1b"]
@@ -306,7 +235,7 @@ def test_outputs_that_were_left_out_are_told(project: str) -> None:
 
 def test_get_into_a_file_says_so(project: str) -> None:
     done = _submit()
-    _take(done).finish(_GOOD, files={"model.pt": b"weights"})
+    _end(_take(done), _GOOD, files={"model.pt": b"weights"})
     Path("taken").write_text("")
     result = _call("get", done, "taken")
     assert result.exit_code == 1
@@ -324,8 +253,8 @@ def _run(outcome: Outcome, *options: str, name: str, **left: Any) -> Result:
         experiments = open_registry("memory://").experiments
         found: list[Record] = wait_until(lambda: experiments.find(name=name), what=f"{name} is submitted")
         held = _take(found[0].submission.id)
-        held.print_line("hello\n")
-        held.finish(outcome, **left)
+        held.send_log(0, b"hello\n")
+        _end(held, outcome, **left)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -341,7 +270,7 @@ def test_who_follows_one_that_waits_is_told_where_it_is_once_for_each_place(
     with Client() as client:
         experiment = client.get(_submit())
         tell_where(experiment, partial(next, iter([False, False, True])))
-        _take(experiment.id).finish(_GOOD)
+        _end(_take(experiment.id), _GOOD)
         tell_where(experiment, partial(next, iter([False, True])))
     assert capsys.readouterr().err == f"[QUEUED: waiting in '{project}_cpu' for a worker to take it]\n"
 

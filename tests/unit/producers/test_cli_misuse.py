@@ -3,33 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
 
 from jobqueue.ids import ExperimentId
-from jobqueue.keys import ensure_laptop_keys
 from jobqueue.registry import open_registry
 from producers.cli import jobqueue
 
 SPEC = ("--image", "python:3.12-slim")
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = f"p{uuid4().hex}"
-    for variable, value in {
-        "BROKER_URL": "memory://",
-        "REGISTRY_URL": "memory://",
-        "STORAGE_URL": "memory://misuse",
-        "STATE_DIR": str(tmp_path / "state"),
-        "PROJECT": name,
-    }.items():
-        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
-    ensure_laptop_keys(tmp_path / "state" / "keys")
-    monkeypatch.chdir(tmp_path)
-    return name
+pytestmark = pytest.mark.usefixtures("laptop_keys")
 
 
 @pytest.fixture

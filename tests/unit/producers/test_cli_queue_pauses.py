@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,10 +17,7 @@ from producers.cli import jobqueue
 
 
 @pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    project = f"p{uuid4().hex}"
-    for variable, value in {"BROKER_URL": "memory://", "STATE_DIR": str(tmp_path), "PROJECT": project}.items():
-        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
+def queue(project: str) -> Iterator[str]:
     with closing(open_broker("memory://", lease=timedelta(seconds=1))) as broker:
         broker.queues.create(f"{project}_cpu")
         yield f"{project}_cpu"

@@ -3,8 +3,6 @@
 import json
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -22,10 +20,7 @@ NEEDS = Resources(cpus=2, memory_bytes=2**30, disk_bytes=2**30, shm_bytes=2**20,
 
 
 @pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    project = f"p{uuid4().hex}"
-    for variable, value in {"BROKER_URL": "memory://", "STATE_DIR": str(tmp_path), "PROJECT": project}.items():
-        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
+def queue(project: str) -> str:
     with closing(open_broker("memory://", lease=timedelta(seconds=1))) as broker:
         broker.queues.create(f"{project}_gpu")
     return f"{project}_gpu"

@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
@@ -23,19 +21,6 @@ from jobqueue.storage.markers import read_marker
 from producers.cli import jobqueue
 
 PAST = datetime.now(UTC) - timedelta(hours=1)
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = f"p{uuid4().hex}"
-    for variable, value in {
-        "BROKER_URL": "memory://",
-        "STORAGE_URL": f"memory://{name}",
-        "STATE_DIR": str(tmp_path),
-        "PROJECT": name,
-    }.items():
-        monkeypatch.setenv(f"JOBQUEUE_{variable}", value)
-    return name
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from services.hand_worker import HandWorker
 from services.waiting import wait_until
 
 from jobqueue.errors import (
@@ -34,7 +35,7 @@ SPEC = {"image": "python:3.12-slim", "command": "true"}
 SOON = 10
 
 
-def test_the_result_is_what_the_experiment_wrote(exp: Experiment, worker: Any) -> None:
+def test_the_result_is_what_the_experiment_wrote(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.put_outputs({"outputs/result.json": b'{"accuracy": 0.9}', "model.pt": b"weights"})
     worker.finish(exit_code=0)
@@ -47,7 +48,7 @@ def test_the_result_is_what_the_experiment_wrote(exp: Experiment, worker: Any) -
     assert not exp.cancelled()
 
 
-def test_without_a_result_file_the_result_is_the_exit_code(exp: Experiment, worker: Any) -> None:
+def test_without_a_result_file_the_result_is_the_exit_code(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.finish(exit_code=0)
 
@@ -56,7 +57,7 @@ def test_without_a_result_file_the_result_is_the_exit_code(exp: Experiment, work
 
 
 @pytest.mark.parametrize("content", [b"nan?", b"\xff\xfe", b"[" * 100_000], ids=["words", "no text", "too deep"])
-def test_a_result_file_that_is_not_json_is_said_to_be_so(exp: Experiment, worker: Any, content: bytes) -> None:
+def test_a_result_file_that_is_not_json_is_said_to_be_so(exp: Experiment, worker: HandWorker, content: bytes) -> None:
     worker.run()
     worker.put_outputs({"outputs/result.json": content})
     worker.finish(exit_code=0)
@@ -65,7 +66,7 @@ def test_a_result_file_that_is_not_json_is_said_to_be_so(exp: Experiment, worker
         exp.result(timeout=SOON)
 
 
-def test_a_result_file_that_is_too_large_is_not_parsed(exp: Experiment, worker: Any) -> None:
+def test_a_result_file_that_is_too_large_is_not_parsed(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.put_outputs({"outputs/result.json": b"[" + b" " * LARGEST_RESULT_BYTES + b"]"})
     worker.finish(exit_code=0)
@@ -74,7 +75,7 @@ def test_a_result_file_that_is_too_large_is_not_parsed(exp: Experiment, worker: 
         exp.result(timeout=SOON)
 
 
-def test_a_failure_carries_its_reason_hint_code_and_last_lines(exp: Experiment, worker: Any) -> None:
+def test_a_failure_carries_its_reason_hint_code_and_last_lines(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.finish(Reason.OUT_OF_MEMORY, detail="the limit is 2 GiB", exit_code=137, last_lines=("Killed",))
 
@@ -137,7 +138,7 @@ def test_cancelling_is_done_although_the_registry_goes_away_after_it(
     wait_until(exp.cancelled, what="the watcher's look")
 
 
-def test_a_running_one_is_cancelled_by_its_worker(exp: Experiment, worker: Any) -> None:
+def test_a_running_one_is_cancelled_by_its_worker(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
 
     assert exp.cancel()
@@ -148,7 +149,7 @@ def test_a_running_one_is_cancelled_by_its_worker(exp: Experiment, worker: Any) 
     assert isinstance(exp.exception(timeout=SOON), ExperimentCancelled)
 
 
-def test_what_is_over_cannot_be_cancelled(exp: Experiment, worker: Any) -> None:
+def test_what_is_over_cannot_be_cancelled(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.finish(exit_code=0)
 
@@ -156,7 +157,7 @@ def test_what_is_over_cannot_be_cancelled(exp: Experiment, worker: Any) -> None:
     assert exp.state is State.SUCCEEDED
 
 
-def test_the_functions_for_futures_take_handles(client: Client, take: Callable[[Experiment], Any]) -> None:
+def test_the_functions_for_futures_take_handles(client: Client, take: Callable[[Experiment], HandWorker]) -> None:
     handles = client.submit_many([SPEC] * 4)
     for exp in handles:
         worker = take(exp)
@@ -169,7 +170,7 @@ def test_the_functions_for_futures_take_handles(client: Client, take: Callable[[
     assert not waiting
 
 
-def test_the_first_failure_ends_a_wait_for_it(client: Client, take: Callable[[Experiment], Any]) -> None:
+def test_the_first_failure_ends_a_wait_for_it(client: Client, take: Callable[[Experiment], HandWorker]) -> None:
     handles = client.submit_many([SPEC] * 2)
     worker = take(handles[1])
     worker.run()
@@ -183,7 +184,7 @@ def test_the_first_failure_ends_a_wait_for_it(client: Client, take: Callable[[Ex
 
 
 def test_a_callback_is_called_even_when_nobody_holds_the_handle(
-    client: Client, take: Callable[[Experiment], Any]
+    client: Client, take: Callable[[Experiment], HandWorker]
 ) -> None:
     told: list[Any] = []
     exp = client.submit(**SPEC)
@@ -209,7 +210,7 @@ def test_a_handle_that_nobody_holds_is_not_watched(client: Client) -> None:
     assert not client._watcher._entries
 
 
-def test_awaiting_gives_the_result(exp: Experiment, worker: Any) -> None:
+def test_awaiting_gives_the_result(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     timer = threading.Timer(0.05, lambda: worker.finish(exit_code=0))
 
@@ -243,7 +244,7 @@ def test_awaiting_a_cancelled_one_is_not_taken_for_a_cancelled_task(exp: Experim
 
 
 def test_a_short_outage_is_waited_out(
-    client: Client, exp: Experiment, worker: Any, monkeypatch: pytest.MonkeyPatch
+    client: Client, exp: Experiment, worker: HandWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, asked = client._watcher._states, threading.Event()
 
@@ -272,7 +273,7 @@ def test_a_long_outage_is_told_to_who_waits(client: Client, exp: Experiment, mon
         exp.wait(SOON)
 
 
-def test_a_forgetful_registry_is_made_up_for_by_the_marker(client: Client, exp: Experiment, worker: Any) -> None:
+def test_a_forgetful_registry_is_made_up_for_by_the_marker(client: Client, exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.put_outputs({"outputs/result.json": b"[1]"})
     from jobqueue.lifecycle import Outcome
@@ -313,7 +314,7 @@ async def _await(exp: Experiment) -> Any:
     return await asyncio.wait_for(asyncio.ensure_future(exp), SOON)  # type: ignore[arg-type]
 
 
-def test_a_callback_may_wait_for_another_experiment(client: Client, take: Callable[[Experiment], Any]) -> None:
+def test_a_callback_may_wait_for_another_experiment(client: Client, take: Callable[[Experiment], HandWorker]) -> None:
     first, second = client.submit_many([SPEC] * 2)
     workers = [take(first), take(second)]
     entered, results = threading.Event(), []
@@ -360,7 +361,7 @@ def test_the_table_of_an_unknown_experiment_is_a_sentence(client: Client) -> Non
 
 
 def test_watching_prints_lines_and_where_it_is(
-    exp: Experiment, worker: Any, capsys: pytest.CaptureFixture[str]
+    exp: Experiment, worker: HandWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worker.run()
     worker.store_log(0, b"one\ntwo\n")

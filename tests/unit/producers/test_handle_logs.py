@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from services.hand_worker import HandWorker
 from services.waiting import wait_until
 
 from jobqueue.errors import InvalidSpec, RegistryUnavailable
@@ -55,7 +56,7 @@ def follow(monkeypatch: pytest.MonkeyPatch) -> Callable[[Experiment], Follower]:
     return lambda exp: Follower(exp.logs(follow=True))
 
 
-def test_what_is_over_is_read_from_the_store_alone(exp: Experiment, worker: Any) -> None:
+def test_what_is_over_is_read_from_the_store_alone(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.send_log(0, b"live\n")
     worker.store_log(0, b"stored\nwith")
@@ -68,7 +69,7 @@ def test_what_is_over_is_read_from_the_store_alone(exp: Experiment, worker: Any)
     assert list(exp.logs(stream="stderr")) == ["apart"]
 
 
-def test_what_is_no_chunk_beside_the_chunks_is_passed_over(exp: Experiment, worker: Any) -> None:
+def test_what_is_no_chunk_beside_the_chunks_is_passed_over(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.store_log(0, b"stored\n")
     for name in ("zzz", "-5", "1e3", "0x1"):
@@ -82,7 +83,7 @@ def test_before_the_first_attempt_there_are_no_lines(exp: Experiment) -> None:
     assert list(exp.logs()) == []
 
 
-def test_a_running_log_goes_on_live_where_the_store_ends(exp: Experiment, worker: Any) -> None:
+def test_a_running_log_goes_on_live_where_the_store_ends(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     data = lines(0, 30)
     worker.store_log(0, data[:100])
@@ -92,7 +93,7 @@ def test_a_running_log_goes_on_live_where_the_store_ends(exp: Experiment, worker
     assert list(exp.logs()) == texts(0, 30)
 
 
-def test_a_running_log_stops_where_neither_has_the_next_byte(exp: Experiment, worker: Any) -> None:
+def test_a_running_log_stops_where_neither_has_the_next_byte(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     data = lines(0, 30)
     worker.store_log(0, data[:100])
@@ -102,7 +103,7 @@ def test_a_running_log_stops_where_neither_has_the_next_byte(exp: Experiment, wo
 
 
 def test_following_crosses_from_live_to_store_without_loss(
-    exp: Experiment, worker: Any, follow: Callable[[Experiment], Follower]
+    exp: Experiment, worker: HandWorker, follow: Callable[[Experiment], Follower]
 ) -> None:
     data = lines(0, 300)
     follower = follow(exp)
@@ -119,7 +120,7 @@ def test_following_crosses_from_live_to_store_without_loss(
 
 
 def test_following_waits_for_the_store_where_live_pieces_were_dropped(
-    exp: Experiment, worker: Any, follow: Callable[[Experiment], Follower]
+    exp: Experiment, worker: HandWorker, follow: Callable[[Experiment], Follower]
 ) -> None:
     data = lines(0, 300)
     follower = follow(exp)
@@ -136,7 +137,10 @@ def test_following_waits_for_the_store_where_live_pieces_were_dropped(
 
 
 def test_following_goes_on_with_the_next_attempt(
-    exp: Experiment, worker: Any, take: Callable[[Experiment], Any], follow: Callable[[Experiment], Follower]
+    exp: Experiment,
+    worker: HandWorker,
+    take: Callable[[Experiment], HandWorker],
+    follow: Callable[[Experiment], Follower],
 ) -> None:
     follower = follow(exp)
     worker.run()
@@ -153,7 +157,7 @@ def test_following_goes_on_with_the_next_attempt(
 
 
 def test_what_counts_in_the_end_is_the_attempt_that_committed(
-    exp: Experiment, worker: Any, take: Callable[[Experiment], Any]
+    exp: Experiment, worker: HandWorker, take: Callable[[Experiment], HandWorker]
 ) -> None:
     worker.run()
     worker.store_log(0, b"the first one\n")
@@ -169,7 +173,7 @@ def test_what_counts_in_the_end_is_the_attempt_that_committed(
     assert list(exp.logs()) == ["the first one"]
 
 
-def test_letters_that_are_cut_in_two_are_put_together(exp: Experiment, worker: Any) -> None:
+def test_letters_that_are_cut_in_two_are_put_together(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     text = "Grüße\r\n".encode()
     worker.store_log(0, text[:3])
@@ -180,7 +184,7 @@ def test_letters_that_are_cut_in_two_are_put_together(exp: Experiment, worker: A
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory(
-    exp: Experiment, worker: Any, monkeypatch: pytest.MonkeyPatch
+    exp: Experiment, worker: HandWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "_MAX_LINE_CHARACTERS", 10)
     worker.run()
@@ -195,7 +199,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(
 def test_following_outlives_a_short_outage(
     client: Client,
     exp: Experiment,
-    worker: Any,
+    worker: HandWorker,
     follow: Callable[[Experiment], Follower],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

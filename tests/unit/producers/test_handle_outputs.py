@@ -1,9 +1,9 @@
 """Outputs are read by name, checked, and written below the folder that the user named."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from services.hand_worker import HandWorker
 
 from jobqueue.artifacts import output_key
 from jobqueue.errors import ArtifactRefused, InvalidSpec, NotFound
@@ -16,13 +16,13 @@ def files() -> dict[str, bytes]:
     return {"model.pt": b"weights", "metrics/loss.csv": b"1\n2\n", "outputs/empty": b""}
 
 
-def end_with(worker: Any, files: dict[str, bytes], reason: Reason = Reason.EXITED_ZERO) -> None:
+def end_with(worker: HandWorker, files: dict[str, bytes], reason: Reason = Reason.EXITED_ZERO) -> None:
     worker.run()
     worker.put_outputs(files)
     worker.finish(reason, exit_code=0)
 
 
-def test_every_file_can_be_listed_and_read(exp: Experiment, worker: Any, files: dict[str, bytes]) -> None:
+def test_every_file_can_be_listed_and_read(exp: Experiment, worker: HandWorker, files: dict[str, bytes]) -> None:
     end_with(worker, files)
 
     assert set(exp.outputs) == set(files)
@@ -33,14 +33,14 @@ def test_every_file_can_be_listed_and_read(exp: Experiment, worker: Any, files: 
     assert all(exp.outputs.read_bytes(path) == data for path, data in files.items())
 
 
-def test_a_failed_experiment_has_outputs_too(exp: Experiment, worker: Any, files: dict[str, bytes]) -> None:
+def test_a_failed_experiment_has_outputs_too(exp: Experiment, worker: HandWorker, files: dict[str, bytes]) -> None:
     end_with(worker, files, Reason.EXITED_NONZERO)
 
     assert "model.pt" in exp.outputs
 
 
 def test_they_are_written_below_the_folder(
-    exp: Experiment, worker: Any, files: dict[str, bytes], tmp_path: Path
+    exp: Experiment, worker: HandWorker, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     end_with(worker, files)
     out = tmp_path / "new" / "out"
@@ -52,7 +52,7 @@ def test_they_are_written_below_the_folder(
     assert {path for path in out.rglob("*") if path.is_file()} == set(written)
 
 
-def test_what_was_left_out_is_told_with_its_reason(exp: Experiment, worker: Any) -> None:
+def test_what_was_left_out_is_told_with_its_reason(exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.put_outputs({"model.pt": b""}, left_out=("outputs/link: leads out of the workspace",))
     worker.finish(exit_code=0)
@@ -65,7 +65,9 @@ def test_before_the_end_there_are_none(exp: Experiment) -> None:
         list(exp.outputs)
 
 
-def test_an_unknown_file_is_named_with_those_that_exist(exp: Experiment, worker: Any, files: dict[str, bytes]) -> None:
+def test_an_unknown_file_is_named_with_those_that_exist(
+    exp: Experiment, worker: HandWorker, files: dict[str, bytes]
+) -> None:
     end_with(worker, files)
 
     with pytest.raises(NotFound, match=r"there are: metrics/loss.csv, model.pt"):
@@ -73,7 +75,7 @@ def test_an_unknown_file_is_named_with_those_that_exist(exp: Experiment, worker:
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "."])
-def test_a_path_that_leads_out_is_refused(exp: Experiment, worker: Any, tmp_path: Path, path: str) -> None:
+def test_a_path_that_leads_out_is_refused(exp: Experiment, worker: HandWorker, tmp_path: Path, path: str) -> None:
     from jobqueue.artifacts import Manifest, OutputFile, manifest_key, manifest_to_json
 
     worker.run()
@@ -90,7 +92,7 @@ def test_a_path_that_leads_out_is_refused(exp: Experiment, worker: Any, tmp_path
 
 
 def test_a_link_in_the_folder_leads_nothing_out(
-    exp: Experiment, worker: Any, files: dict[str, bytes], tmp_path: Path
+    exp: Experiment, worker: HandWorker, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     end_with(worker, files)
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
@@ -104,7 +106,7 @@ def test_a_link_in_the_folder_leads_nothing_out(
 
 
 def test_changed_bytes_are_refused_and_nothing_is_left_half_written(
-    exp: Experiment, worker: Any, files: dict[str, bytes], tmp_path: Path
+    exp: Experiment, worker: HandWorker, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     end_with(worker, files)
     worker.store.put(output_key(worker.prefix, "model.pt"), b"other")
@@ -119,7 +121,7 @@ def test_changed_bytes_are_refused_and_nothing_is_left_half_written(
 
 @pytest.mark.parametrize("folder", ["", " "])
 def test_an_empty_name_is_not_the_current_folder(
-    exp: Experiment, worker: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exp: Experiment, worker: HandWorker, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     worker.run()
