@@ -59,7 +59,8 @@ def test_it_tells_who_serves_a_queue_what_runs_and_waits_and_what_is_asked_for(q
     waited = datetime.now(UTC) - datetime.fromisoformat(row["oldest_waiting_at"])
     assert timedelta(hours=2) <= waited < timedelta(hours=2, minutes=5)
     assert row["needs"]["gpus"] == 4
-    assert all("workers" not in companion for companion in companions)
+    bare = [companion["queue"] for companion in companions if "workers" not in companion]
+    assert bare == [f"{queue}_dead", f"{queue}_first"]
     table = CliRunner().invoke(jobqueue, ["queues", "ls", queue]).stdout
     assert "2 cpus, 1 GiB, 4 GPUs of 24 GiB" in table
     assert "2h" in table

@@ -95,6 +95,7 @@ def test_a_flood_drops_live_pieces_but_no_stored_byte(make_writer: Callable[...,
     writer.close()
     assert stored(store, "stdout") == flood
     assert all(flood[offset:].startswith(data) for _, offset, data in live.pieces)
+    assert sum(len(data) for _, _, data in live.pieces) < len(flood)
     assert live.pieces[-1][2].endswith(b"199999\n")
 
 
