@@ -1,5 +1,9 @@
 """Whether what waits here for its share of the machine could begin at once on another node."""
 
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from jobqueue.errors import JobqueueError
@@ -11,6 +15,8 @@ from workers.attempt.site import Site
 # Said in the end of an attempt that leaves its place here for another node; whose history says so stays the next time:
 # that node may have had a reason of its own to refuse it.
 LEFT: Final = "another node is free"
+# For so long nobody lets it wait on the machine that it has left: the free one is to find its message.
+AWAY: Final = timedelta(minutes=2)
 
 
 def find_idle(site: Site, *, queue: str, resources: Resources) -> frozenset[NodeId]:
@@ -34,3 +40,31 @@ def has_left(site: Site, experiment_id: ExperimentId) -> bool:
     except JobqueueError:
         return True
     return any(LEFT in past.detail for past in history)
+
+
+def note_leaving(site: Site, experiment_id: ExperimentId) -> None:
+    """Let all workers of this machine know that an experiment leaves it."""
+    with suppress(OSError):  # it may come back to wait here, and that is all
+        folder = _folder(site)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if not _is_new(path):
+                path.unlink(missing_ok=True)
+        (folder / experiment_id).touch(mode=0o600)
+
+
+def is_away(site: Site, experiment_id: ExperimentId) -> bool:
+    """Tell whether an experiment has just left this machine."""
+    return _is_new(_folder(site) / experiment_id)
+
+
+def _folder(site: Site) -> Path:
+    return site.leases.with_name("left")
+
+
+def _is_new(path: Path) -> bool:
+    try:
+        age_seconds = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return 0 <= age_seconds < AWAY.total_seconds()

@@ -16,7 +16,7 @@ from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.quantities import describe_size, format_duration
 from jobqueue.resources import Resources
 from jobqueue.spec import ExperimentSpec
-from workers.attempt.elsewhere import LEFT, find_idle, has_left
+from workers.attempt.elsewhere import LEFT, find_idle, has_left, note_leaving
 from workers.attempt.lease_files import LeaseFile
 from workers.attempt.ledger import Ledger
 from workers.attempt.site import Site
@@ -144,6 +144,7 @@ class Turn:
         kept = self.file.kept
         idle = find_idle(self.site, queue=kept.queue, resources=self.spec.resources)
         if idle & before and not has_left(self.site, kept.experiment_id):
+            note_leaving(self.site, kept.experiment_id)
             raise Stopped(Reason.DOES_NOT_FIT, f"waited for {self._wants}, and {LEFT}: {min(idle & before)}")
         return idle
 

@@ -18,6 +18,7 @@ from jobqueue.errors import JobqueueError
 from jobqueue.header import Header
 from jobqueue.ids import ExperimentId
 from jobqueue.resources import fits_in
+from workers.attempt.elsewhere import is_away
 from workers.attempt.ledger import Ledger
 from workers.attempt.turn import describe, length_of
 from workers.bootstrap import Node
@@ -144,9 +145,11 @@ class Room:
     def _may_wait(self, header: Header, waiting: Iterable[Entry]) -> bool:
         wanted = min(header.resources.gpus, _SEVERAL)
         is_old = self._clock() - header.submitted_at >= (PATIENCE if wanted else PATIENCE_FOR_CORES)
+        if not is_old or is_away(self._site, header.experiment_id):
+            return False
         in_line = [min(entry.resources.gpus, _SEVERAL) for entry in waiting]
         # What needs several devices is not kept from its place in line by what needs one.
-        return is_old and not any(other >= wanted if wanted else not other for other in in_line)
+        return not any(other >= wanted if wanted else not other for other in in_line)
 
     def _misfits(self, header: Header) -> list[str]:
         offer = self._site.best_offer

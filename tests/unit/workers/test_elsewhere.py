@@ -1,5 +1,7 @@
 """Which other node could begin at once what waits here."""
 
+import os
+import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -8,11 +10,11 @@ import pytest
 from services.node import FakeNode
 
 from jobqueue.errors import RegistryUnavailable
-from jobqueue.ids import NodeId, WorkerId
+from jobqueue.ids import NodeId, WorkerId, make_experiment_id
 from jobqueue.registry.pauses import Pause
 from jobqueue.registry.presence import DRAINING, WorkerRecord
 from jobqueue.resources import Offer, Resources
-from workers.attempt.elsewhere import find_idle
+from workers.attempt.elsewhere import AWAY, find_idle, is_away, note_leaving
 
 GIB = 2**30
 TWO = Resources(cpus=1, memory_bytes=GIB, disk_bytes=0, shm_bytes=0, gpus=2)
@@ -60,3 +62,16 @@ def test_a_registry_that_is_away_keeps_who_waits_where_he_is(node: FakeNode, mon
 
     monkeypatch.setattr(node.registry.workers, "present", away)
     assert idle(node) == set()
+
+
+def test_what_has_left_is_away_for_a_while_and_then_forgotten(node: FakeNode) -> None:
+    first, second = make_experiment_id(), make_experiment_id()
+    note_leaving(node.site, first)
+    assert is_away(node.site, first)
+    assert not is_away(node.site, second)
+    (noted,) = (path for path in node.site.leases.parent.rglob(first))
+    before = time.time() - AWAY.total_seconds()
+    os.utime(noted, (before, before))
+    assert not is_away(node.site, first)
+    note_leaving(node.site, second)
+    assert not noted.exists()

@@ -15,6 +15,8 @@ from jobqueue.envelope import Verified
 from jobqueue.errors import BrokerUnavailable
 from jobqueue.ids import WorkerId
 from jobqueue.resources import Offer
+from workers.attempt import elsewhere
+from workers.attempt.elsewhere import note_leaving
 from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import open_node_folder
@@ -50,6 +52,7 @@ class Slot:
             deliveries=self,
             keys=fake.site.keys,
             grace=timedelta(0),
+            leases=self.folder.leases,
             ledger=self.ledgers[name],
             gpus=sizes and ("GPU-0",),
         )
@@ -186,6 +189,18 @@ def test_work_for_several_devices_is_left_to_other_nodes_for_a_moment_and_waits_
     assert not device.take(device.make(gpus=1))
     assert device.take(device.make(gpus=1, timeout="50m")), "it fills the gap"
     assert not device.take(device.make(gpus=2))
+
+
+def test_what_has_just_left_for_a_free_node_is_not_let_wait_here_again(
+    device: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.begin(device.make(gpus=1), "gpu1")
+    large = device.make(gpus=2)
+    device.now += PATIENCE + SOON
+    note_leaving(device.node.site, large.header.experiment_id)
+    assert not device.take(large), "whatever worker of the machine had it"
+    monkeypatch.setattr(elsewhere, "AWAY", timedelta(0))
+    assert device.take(large)
 
 
 def test_who_waits_for_one_device_keeps_nobody_from_waiting_for_several_and_the_other_way_round(device: Slot) -> None:
