@@ -19,7 +19,7 @@ the public key. Of what is signed with or sealed to, the newest is used; one who
 """
 
 from jobqueue.keys.directory import Published, sign_list
-from jobqueue.keys.folder import KeyEntry, check_prefix, list_keys, revoke, trust, trust_lines
+from jobqueue.keys.folder import KeyEntry, check_prefix, list_keys, read_role, revoke, survey_keys, trust, trust_lines
 from jobqueue.keys.making import (
     ensure_laptop_keys,
     make_pair,
@@ -47,8 +47,10 @@ __all__ = [
     "parse_key",
     "parse_lines",
     "parse_reporting",
+    "read_role",
     "revoke",
     "sign_list",
+    "survey_keys",
     "trust",
     "trust_lines",
 ]

@@ -63,7 +63,7 @@ def read_key(path: Path) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise KeyRefused(f"{path} cannot be read: {error.strerror}", hint="run as its owner") from None
+        raise _unreadable(path, error) from None
     mode = stat.S_IMODE(status.st_mode)
     if not is_mounted:
         _check_owner(path, status)
@@ -86,7 +86,7 @@ def read_kept(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise KeyRefused(f"{path} cannot be read: {error.strerror}", hint="run as its owner") from None
+        raise _unreadable(path, error) from None
 
 
 def write_kept(path: Path, content: bytes) -> None:
@@ -112,14 +112,19 @@ def _put(path: Path, content: bytes, *, mode: int) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Return when nobody else can put keys into the folder, or nobody can: a mounted secret is read-only.
+    """Return when nobody else can put keys into the folder, or nobody can: a mounted secret is read-only, or not there.
 
     Raises:
         KeyRefused: others can; the hint is the command to run.
     """
-    status = folder.stat()
+    try:
+        status, flags = folder.stat(), os.statvfs(folder).f_flag
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(folder, error) from None
     mode = stat.S_IMODE(status.st_mode)
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+    if flags & os.ST_RDONLY:
         return
     _check_owner(folder, status)
     if mode & 0o022:
@@ -141,6 +146,8 @@ def stamp(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
             status = path.stat()
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise _unreadable(path, error) from None
         stamps.append((path.name, status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
     return tuple(stamps)
 
@@ -153,4 +160,9 @@ def key_files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise KeyRefused(f"{folder} cannot be read: {error.strerror}", hint="run as its owner") from None
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> KeyRefused:
+    hint = "run as its owner" if isinstance(error, PermissionError) else "mend it, or take it away"
+    return KeyRefused(f"{path} cannot be read: {error.strerror}", hint=hint)

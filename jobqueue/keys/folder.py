@@ -50,7 +50,7 @@ class KeyEntry:
     @property
     def public(self) -> PublicKey:
         """The key itself, or its public half."""
-        return self.key.public if isinstance(self.key, SealingKey | SigningKey) else self.key
+        return _public_of(self.key)
 
     @property
     def key_id(self) -> KeyId:
@@ -83,23 +83,62 @@ def trust_lines(folder: Path, text: str, *, queue_prefix: str = "") -> list[KeyI
 def revoke(folder: Path, key_id: str, *, passphrase: str = "") -> None:
     """Take a key out of use: its messages are refused, nothing is sealed to it or signed with it.
 
-    A private key that opens is kept, because of what was sealed to it before. Other keys may be in disorder meanwhile.
+    Every file goes that is named after it or holds it, whatever else is in disorder, and whether or not it can be read;
+    but a private key that opens is kept, because of what was sealed to it before.
 
     Raises:
         NotFound: there is no such key.
-        KeyRefused: its file cannot be removed.
+        KeyRefused: a file of it may be left, in a folder that cannot be read, or because it cannot be removed.
     """
-    paths = [path for role in ROLES for path in key_files(folder / role) if key_id == path.stem.rpartition(".")[2]]
-    named = [entry for path in paths if (entry := _read_entry(path, passphrase))]
-    found = [entry for entry in named if not isinstance(entry.key, SealingKey)]
-    if not found:
-        raise NotFound(f"no key {key_id} in {folder}", hint="`jobqueue keys show` lists them")
-    for entry in found:
+    is_found, refused = False, list[KeyRefused]()
+    for role in ROLES:
         try:
-            entry.path.unlink(missing_ok=True)
-        except OSError as error:
-            told = f"{entry.path} cannot be removed: {error.strerror}"
-            raise KeyRefused(told, hint="take it out of the secret that is mounted there") from None
+            paths = key_files(folder / role)
+        except KeyRefused as error:
+            refused.append(error)
+            continue
+        for path in paths:
+            try:
+                is_found = _take_out(path, key_id, passphrase) or is_found
+            except KeyRefused as error:
+                refused.append(error)
+    for why in refused:
+        told = f"the key {key_id} is out of use elsewhere, but {why.message}" if is_found else why.message
+        raise KeyRefused(told, hint=why.hint)
+    if not is_found:
+        raise NotFound(f"no key {key_id} in {folder}", hint="`jobqueue keys show` lists them")
+
+
+def _take_out(path: Path, key_id: str, passphrase: str) -> bool:
+    """Remove a file if it is one of a key that is revoked; tells whether it was.
+
+    Raises:
+        KeyRefused: it cannot be removed, or may be a private key that opens and cannot be read.
+    """
+    is_named = path.stem.rpartition(".")[2] == key_id
+    try:
+        key = _read_key(path, passphrase)
+    except FileNotFoundError:
+        key = None  # a link to nothing, as yet
+    except KeyRefused:
+        if is_named and path.suffix == PRIVATE_SUFFIX and path.parent.name in (NODE, REPORTING):
+            raise
+        key = None
+    if isinstance(key, SealingKey) or not (is_named or (key and _public_of(key).key_id == key_id)):
+        return False
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        told = f"{path} cannot be removed: {error.strerror}"
+        raise KeyRefused(told, hint="take it away, or out of the secret that is mounted there") from None
+    return True
+
+
+def survey_keys(folder: Path, *, passphrase: str = "") -> tuple[list[KeyEntry], list[KeyRefused]]:
+    """Return every key of the folder that may be used, by role, the oldest first; and what is wrong with the others."""
+    surveys = [_survey_role(folder / role, passphrase) for role in ROLES]
+    refused = {error.message: error for _, each in surveys for error in each}  # a folder's that is around all, once
+    return [entry for entries, _ in surveys for entry in entries], list(refused.values())
 
 
 def list_keys(folder: Path, *, passphrase: str = "") -> list[KeyEntry]:
@@ -108,7 +147,10 @@ def list_keys(folder: Path, *, passphrase: str = "") -> list[KeyEntry]:
     Raises:
         KeyRefused: a file is not a key, or not to be used; the message names it.
     """
-    return [entry for role in ROLES for entry in read_role(folder / role, passphrase=passphrase)]
+    entries, refused = survey_keys(folder, passphrase=passphrase)
+    for error in refused:
+        raise error
+    return entries
 
 
 def read_role(folder: Path, *, passphrase: str = "") -> list[KeyEntry]:
@@ -117,27 +159,55 @@ def read_role(folder: Path, *, passphrase: str = "") -> list[KeyEntry]:
     Raises:
         KeyRefused: a file is not a key, or not to be used; the message names it.
     """
-    for each in (folder.parent, folder):  # who may write to the first can put another folder in the second's place
-        if each.exists():
-            check_folder(each)
-    entries = [entry for path in key_files(folder) if (entry := _read_entry(path, passphrase))]
-    return sorted(entries, key=lambda entry: (entry.key.created_at, entry.path.name))
+    entries, refused = _survey_role(folder, passphrase)
+    for error in refused:
+        raise error
+    return entries
 
 
-def _read_entry(path: Path, passphrase: str) -> KeyEntry | None:
-    """Return the key of a file; None where it has just gone."""
+def _survey_role(folder: Path, passphrase: str) -> tuple[list[KeyEntry], list[KeyRefused]]:
+    entries, refused = list[KeyEntry](), list[KeyRefused]()
     try:
-        key = parse_key(unlock(read_key(path), passphrase=passphrase))
-    except FileNotFoundError:
-        return None
+        for each in (folder.parent, folder):  # who may write to the first can put another folder in the second's place
+            check_folder(each)
+        paths = key_files(folder)
     except KeyRefused as error:
-        if str(path) in error.message:
-            raise
-        raise KeyRefused(f"{path}: {error.message}", hint=error.hint) from None
+        return [], [error]
+    for path in paths:
+        try:
+            entries.append(_read_entry(path, passphrase))
+        except FileNotFoundError:
+            continue  # it has just gone
+        except KeyRefused as error:
+            refused.append(error)
+    return sorted(entries, key=lambda entry: (entry.key.created_at, entry.path.name)), refused
+
+
+def _read_entry(path: Path, passphrase: str) -> KeyEntry:
+    key = _read_key(path, passphrase)
     entry = KeyEntry(role=path.parent.name, queue_prefix=_queue_prefix(path), key=key, path=path)
     if path.name != file_name(entry.key_id, entry.queue_prefix, private=entry.key is not entry.public):
         raise KeyRefused(f"{path} is not named after its key", hint="install it with `jobqueue keys trust`")
     return entry
+
+
+def _read_key(path: Path, passphrase: str) -> Key:
+    """Return the key that a file holds.
+
+    Raises:
+        KeyRefused: it is none, or not to be used; the message names it.
+        FileNotFoundError: it has gone.
+    """
+    try:
+        return parse_key(unlock(read_key(path), passphrase=passphrase))
+    except KeyRefused as error:
+        if str(path) in error.message:
+            raise
+        raise KeyRefused(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def _public_of(key: Key) -> PublicKey:
+    return key.public if isinstance(key, SealingKey | SigningKey) else key
 
 
 def check_prefix(queue_prefix: str) -> None:

@@ -8,10 +8,13 @@ import click
 
 from jobqueue.errors import KeyRefused, NotFound
 from producers.cli.arguments import Duration, read_settings
+from producers.cli.group import EXIT_ERROR, show_error
 from producers.cli.output import format_option, write_instant, write_rows
 from producers.cli.published import prefix_option, publish, published, read_lines, unpublish
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jobqueue.config import Settings
     from jobqueue.ids import KeyId
     from jobqueue.keys import KeyEntry
@@ -73,12 +76,12 @@ def rotate(*, role: str, after: timedelta) -> None:
     Nothing is lost on the way: until the time of the new keys has come the old ones are used, and they stay valid until
     they are revoked.
     """
-    from jobqueue.keys import list_keys
+    from jobqueue.keys import read_role
     from jobqueue.spec import MAX_EXPIRES
 
     settings = read_settings()
-    before = list_keys(settings.keys_dir, passphrase=settings.keys_passphrase)
-    old = sorted({entry.key_id for entry in before if entry.role == role and entry.key is not entry.public})
+    before = read_role(settings.keys_dir / role, passphrase=settings.keys_passphrase)
+    old = sorted({entry.key_id for entry in before if entry.key is not entry.public})
     if not old:
         raise NotFound(f"there is no {role} key here to rotate", hint=f"make the first one: jobqueue keys new {role}")
     used_from = datetime.now(UTC) + after
@@ -95,7 +98,7 @@ def rotate(*, role: str, after: timedelta) -> None:
 
 
 def _make(role: str, settings: "Settings", *, used_from: datetime | None = None) -> None:
-    from jobqueue.keys import Reader, Signer, make_pair
+    from jobqueue.keys import Reader, Signer, make_pair, read_role
 
     owners: dict[str, list[Reader | Signer]] = {
         "node": [Reader.NODE, Signer.NODE],
@@ -105,6 +108,7 @@ def _make(role: str, settings: "Settings", *, used_from: datetime | None = None)
         "operator": [Signer.OPERATOR],
     }
     folder, passphrase = settings.keys_dir, settings.keys_passphrase
+    read_role(folder / role, passphrase=passphrase)  # where one cannot be used, a new one could not either
     for owner in owners[role]:
         made = make_pair(folder, owner, passphrase=passphrase, used_from=used_from)
         click.echo(made.line)
@@ -114,21 +118,35 @@ def _make(role: str, settings: "Settings", *, used_from: datetime | None = None)
 @keys.command()
 @click.argument("key_id", required=False)
 @format_option
-def show(*, key_id: str | None, form: str) -> None:
-    """List the keys; with a KEY_ID, write the public line of that one."""
-    from jobqueue.keys import list_keys
+@click.pass_context
+def show(ctx: click.Context, *, key_id: str | None, form: str) -> None:
+    """List the keys; with a KEY_ID, write the public line of that one.
+
+    Files that cannot be used are named after the others, with what to do, and the exit code is 1.
+    """
+    from jobqueue.keys import survey_keys
 
     settings = read_settings()
     folder = settings.keys_dir
-    entries = list_keys(folder, passphrase=settings.keys_passphrase)
+    entries, refused = survey_keys(folder, passphrase=settings.keys_passphrase)
     if key_id:
         entries = [entry for entry in entries if entry.key_id == key_id]
-        if not entries:
+        if entries:
+            click.echo(entries[0].public.line)
+            return
+        if not refused:
             raise NotFound(f"no key {key_id} in {folder}", hint="`jobqueue keys show` lists them")
-        click.echo(entries[0].public.line)
-        return
-    if not entries:
-        click.echo(f"no keys in {folder}; `jobqueue keys new sender` makes one", err=True)
+    else:
+        _write(entries, form)
+        if not entries and not refused:
+            click.echo(f"no keys in {folder}; `jobqueue keys new sender` makes one", err=True)
+    for error in refused:
+        show_error(error)
+    if refused:
+        ctx.exit(EXIT_ERROR)
+
+
+def _write(entries: "Sequence[KeyEntry]", form: str) -> None:
     objects = [_as_json(entry) for entry in entries]
     write_rows(form, rows=[_as_row(entry) for entry in entries], objects=objects, name="KEY")
 
@@ -171,10 +189,14 @@ def _warn_of_own(settings: "Settings", trusted: "list[KeyId]", prefix: str) -> N
 def revoke(*, key_id: str) -> None:
     """Take the key KEY_ID out of use; a node still opens what was sealed to it before."""
     from jobqueue.keys import revoke as take_out
+    from jobqueue.keys import survey_keys
 
     settings = read_settings()
     take_out(settings.keys_dir, key_id, passphrase=settings.keys_passphrase)
     click.echo(key_id)
+    _, refused = survey_keys(settings.keys_dir, passphrase=settings.keys_passphrase)
+    for error in refused:
+        click.echo(f"warning: of what is left not all can be used: {error}", err=True)
 
 
 def _as_row(entry: "KeyEntry") -> dict[str, str]:
