@@ -44,6 +44,29 @@ def test_a_kernel_that_counts_nothing_has_killed_nothing(vmstat: Path) -> None:
     assert process_tree.count_machine_kills() == 0
 
 
+@pytest.mark.parametrize(
+    ("lines", "file", "text"),
+    [
+        ("4:memory:/a/b\n0::/\n", "memory/a/b/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"),
+        ("4:cpu,memory:/a\n", "cpu,memory/a/memory.oom_control", "oom_kill 5\n"),
+        ("0::/a/b\n", "a/b/memory.events", "low 0\noom 6\noom_kill 5\noom_group_kill 0\n"),
+        ("0::/\n", "memory.events", "oom_kill 5\n"),
+    ],
+)
+def test_what_dies_in_other_containers_of_the_machine_is_not_counted(
+    vmstat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, file: str, text: str
+) -> None:
+    monkeypatch.setattr(process_tree, "_GROUPS", tmp_path / "groups")
+    vmstat.write_text("oom_kill 7\n")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text(lines)
+    assert process_tree.count_machine_kills() == 7, "the group tells nothing"
+    events = tmp_path / "groups" / file
+    events.parent.mkdir(parents=True)
+    events.write_text(text)
+    assert process_tree.count_machine_kills() == 5
+
+
 def test_this_kernel_counts() -> None:
     assert "oom_kill " in Path("/proc/vmstat").read_text()
 

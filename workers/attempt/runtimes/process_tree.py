@@ -5,14 +5,17 @@ because the supervisor of a process container starts with it.
 """
 
 import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROCESSES = Path("/proc")
+_GROUPS = Path("/sys/fs/cgroup")
+_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Where the fields of /proc/<pid>/stat stand behind the name, which may hold spaces and brackets.
 _STATE, _THREADS, _PAGES = 0, 17, 21
@@ -102,12 +105,25 @@ def count_threads_of(user: int) -> int:
 
 
 def count_machine_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory since this machine started."""
-    with suppress(OSError):
-        for line in (_PROCESSES / "vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
+    """Return how many processes the kernel has killed for want of memory: of this control group, else of this machine.
+
+    A group's count holds kills for any limit and for none; what dies in other containers of the machine is not in it.
+    """
+    for file in (*_find_events(), _PROCESSES / "vmstat"):
+        with suppress(OSError):
+            if kills := _KILLS.search(file.read_text()):
+                return int(kills[1])
     return 0
+
+
+def _find_events() -> Iterator[Path]:
+    with suppress(OSError):
+        for line in (_PROCESSES / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):
+                yield _GROUPS / controllers / path.lstrip("/") / "memory.oom_control"
+            if not controllers:
+                yield _GROUPS / path.lstrip("/") / "memory.events"
 
 
 def freeze_tree(root: int) -> None:
