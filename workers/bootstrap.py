@@ -173,13 +173,18 @@ class Node:
 
     @property
     def is_taking(self) -> bool:
-        """Whether it takes messages now: it can run something, and nobody wants it to drain."""
-        return self.health.is_fit and self.presence.wish is None
+        """Whether it takes messages now: it can run something, or is to try, and nobody wants it to drain."""
+        return (self.health.is_fit or self.health.is_on_trial) and self.presence.wish is None
 
     @property
     def adopted(self) -> int:
         """How many attempts run here that an earlier worker has started; each takes a place."""
         return sum(running.properties is None for running in self._now().values())
+
+    def may_try(self, busy: int) -> bool:
+        """Tell whether it may begin another one beside `busy` that it has taken: where starts fail, one at a time."""
+        started = sum(attempt.has_started for attempt, each in self._now().items() if each.properties is not None)
+        return self.health.is_fit or busy <= started
 
     def promised(self) -> dict[ExperimentId, Resources]:
         """Return what is asked for by each experiment that an attempt runs for here."""

@@ -59,6 +59,8 @@ def conclude(
     outcome, verdict = executed.outcome, executed.outcome.reason.verdict
     # Before the message goes back: it is to be taken by another node.
     site.health.note(outcome.reason)
+    if outcome.reason is Reason.RUNTIME_FAILURE and not executed.has_started:
+        site.health.note_no_start(record, outcome.detail)
     if outcome.reason is Reason.SUPERSEDED:
         return PutOff(delay=LOOK_AGAIN)
     delay = _next_delay(executed, record, platform_budget=site.policy.platform_budget)

@@ -43,16 +43,18 @@ class Executed:
     Attributes:
         manifest, manifest_sha256: store key and digest of its outputs' manifest; empty when none was written.
         retries: what the spec allows; 0 when it could not be opened.
+        has_started: whether there was a container.
     """
 
     outcome: Outcome
     manifest: str = ""
     manifest_sha256: str = ""
     retries: int = 0
+    has_started: bool = False
 
 
 class Execution:
-    """One execution under one lease, on the calling thread; `ask` may come from any.
+    """One execution under one lease, on the calling thread; any may `ask`, and read whether it `has_started`.
 
     Args:
         left: the container that an earlier worker has started for this attempt, if it is still there.
@@ -71,6 +73,7 @@ class Execution:
         self._site, self._message, self._record = site, message, record
         self._keeper, self._reporter = keeper, reporter
         self._file, self._left = keeper.file, left
+        self.has_started = left is not None or keeper.file.kept.ended is not None
         self._lease = keeper.lease
         self._prefix = attempt_prefix(self._lease.experiment_id, self._lease.attempt, self._lease.token)
         self._asked: Reason | None = None
@@ -89,8 +92,7 @@ class Execution:
         """Return how it went; nothing of it is left on this node but what an adapter could not remove."""
         folder = workspace.attempt_folder(self._site.folder, self._lease)
         try:
-            is_new = self._left is None and self._file.kept.ended is None
-            outcome = self._run(folder) if is_new else self._go_on(folder)
+            outcome = self._go_on(folder) if self.has_started else self._run(folder)
         except Stopped as stop:
             outcome = stop.outcome
         except JobqueueError as error:
@@ -105,7 +107,7 @@ class Execution:
         outcome = replace(outcome, detail=self._redact(outcome.detail))
         retries = self._spec.retries if self._spec else 0
         left = {"manifest": self._manifest, "manifest_sha256": self._manifest_sha256}
-        return Executed(outcome=outcome, retries=retries, **left)
+        return Executed(outcome=outcome, retries=retries, has_started=self.has_started, **left)
 
     def _redact(self, text: str) -> str:
         """Return what may be told of an error: an engine's may repeat what it was asked for."""
@@ -149,6 +151,8 @@ class Execution:
         # Before there is a container, because a worker that finds one asks how old it is.
         self._file.update(started_at_seconds=clock_seconds())
         container = site.runtime.start(plan)
+        self.has_started = True
+        site.health.note_start()
         try:
             return self._supervise(container, spec, staged.workspace)
         finally:

@@ -1,7 +1,9 @@
-"""Whether this node can run anything now: its engine answers, its disk has room, its clock and its device are fit.
+"""Whether this node can run anything now: its engine starts containers, its disk, its clock and its device are fit.
 
 A node that cannot run anything would take one message after the other only to hand it back, and spend the platform's
-budget of each. It takes none while something is wrong, says so, and goes on by itself when that is over.
+budget of each. It takes none while something is wrong, says so, and goes on by itself when that is over. An engine that
+answers and starts nothing can only be found out by trying: then one experiment at a time is taken, after longer and
+longer pauses.
 """
 
 import logging
@@ -18,7 +20,9 @@ from jobqueue.envelope import CLOCK_TOLERANCE
 from jobqueue.errors import RuntimeFailure
 from jobqueue.lifecycle import Reason
 from jobqueue.quantities import describe_size, format_duration
+from jobqueue.registry.base import Record
 from workers.attempt.runtimes.base import ContainerRuntime
+from workers.attempt.starts import Starts
 from workers.hardware.fitness import Unfit
 from workers.rounds import Rounds
 
@@ -37,6 +41,7 @@ class Trouble(StrEnum):
     NO_ENGINE = "NO_ENGINE"
     DISK_FULL = "DISK_FULL"
     CLOCK_SKEW = "CLOCK_SKEW"
+    STARTS_FAIL = "STARTS_FAIL"
     GPU_LOST = "GPU_LOST"
     GPU_ECC = "GPU_ECC"
     GPU_XID = "GPU_XID"
@@ -74,6 +79,7 @@ class NodeHealth:
         self.on_change: Callable[[], None] = lambda: None
         self._runtime, self._folder, self._floor_bytes = runtime, folder, floor_bytes
         self._judge_device = judge_device
+        self._starts = Starts()
         self._misses = 0
         self._full_until_seconds = 0.0
         self._ahead = timedelta(0)
@@ -84,6 +90,11 @@ class NodeHealth:
     def is_fit(self) -> bool:
         """Whether it can run anything; while it cannot, its workers take no message."""
         return self.trouble is None
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether nothing speaks against it but starts that failed, and one more is to be tried now."""
+        return self.trouble is Trouble.STARTS_FAIL and self._starts.is_due
 
     def start(self) -> None:
         """Look at once, then now and then."""
@@ -101,6 +112,22 @@ class NodeHealth:
         if reason in (Reason.NODE_DISK_FULL, Reason.RUNTIME_FAILURE):
             self.look(misses=1)
 
+    def note_start(self) -> None:
+        """Learn at once that a container was started."""
+        self._starts.worked()
+        if self.trouble is Trouble.STARTS_FAIL:
+            self.look()
+
+    def note_no_start(self, record: Record, why: str) -> None:
+        """Learn that an attempt has ended as RUNTIME_FAILURE, which is noted, before its container was started.
+
+        Args:
+            record: of its experiment, as of the grant.
+            why: as it is told of the attempt.
+        """
+        self._starts.failed(record, why, is_answering=self.trouble is not Trouble.NO_ENGINE)
+        self.look()
+
     def note_clock(self, ahead: timedelta) -> None:
         """Learn how far this machine's clock, which the times of messages are judged by, is ahead of the registry's."""
         was_fit, self._ahead = abs(self._ahead) <= CLOCK_TOLERANCE, ahead
@@ -111,7 +138,7 @@ class NodeHealth:
         """Find out what is wrong; an engine counts as gone when it has not answered `misses` times in a row."""
         with self._lock:
             trouble, detail = self._find(misses)
-            self.detail = detail if trouble else ""
+            self.detail = detail
             if trouble is self.trouble:
                 return
             self.trouble = trouble
@@ -134,10 +161,12 @@ class NodeHealth:
             self._runtime.check()
         except RuntimeFailure as error:
             self._misses += 1
-            is_gone = self.trouble is Trouble.NO_ENGINE or self._misses >= misses
-            return (Trouble.NO_ENGINE if is_gone else None), error.message
-        self._misses = 0
-        return None, ""
+            if self.trouble is Trouble.NO_ENGINE or self._misses >= misses:
+                return Trouble.NO_ENGINE, error.message
+        else:
+            self._misses = 0
+        starts_fail = self._starts.trouble
+        return (Trouble.STARTS_FAIL if starts_fail else None), starts_fail
 
     def _find_full(self) -> str:
         """Return what says that the disk is full, or nothing."""

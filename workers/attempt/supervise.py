@@ -85,6 +85,11 @@ class Attempt:
         """Whether it got its lease, and has run or runs its experiment."""
         return self._execution is not None
 
+    @property
+    def has_started(self) -> bool:
+        """Whether its container was started."""
+        return self._execution is not None and self._execution.has_started
+
     def ask(self, reason: Reason) -> None:
         """Ask for the end: DRAINED, CANCELLED_BY_USER or QUEUE_DELETED. Any thread; returns at once."""
         self._asked = self._asked or reason

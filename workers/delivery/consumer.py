@@ -106,7 +106,8 @@ class Consumer(CeleryConsumer):
     def _has_place(self) -> bool:
         node = node_of(self.app)
         is_free = not _is_stopping() and bool(self.pool.busy + node.adopted < min(self.pool.limit, node.still_runs))
-        return is_free and not (self._room and self._room.is_resting) and node.site.takes_more
+        is_resting = self._room is not None and self._room.is_resting
+        return is_free and not is_resting and node.may_try(self.pool.busy) and node.site.takes_more
 
     def _look_for_queues(self) -> None:
         self._gate.refusals.tell_rest()

@@ -19,7 +19,7 @@ from jobqueue.ids import make_experiment_id
 from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.routing import Selection, first_queue
 from jobqueue.spec import parse_spec
-from workers.bootstrap import attach
+from workers.bootstrap import attach, node_of
 from workers.delivery import consumer as module
 from workers.delivery import gate as gate_module
 from workers.delivery import refusals as refusals_module
@@ -364,6 +364,17 @@ def test_a_worker_that_was_told_to_stop_starts_nothing_more(gate: Gate, monkeypa
     assert not gate.consumer._has_place()
     gate.consumer.stop()
     assert (stopped, message.done) == ([[]], ["requeue"]), "it would come back to what still consumes"
+
+
+@pytest.mark.parametrize(("busy", "tried", "has_place"), [(0, 9, True), (3, 9, True), (4, 9, False), (1, 0, False)])
+def test_a_message_has_a_place_while_fewer_run_than_may_and_no_start_is_on_trial(
+    gate: Gate, busy: int, tried: int, *, has_place: bool
+) -> None:
+    node = node_of(gate.consumer.app)
+    vars(node).update(adopted=0, still_runs=9, may_try=lambda taken: taken <= tried)
+    gate.site.takes_more = True
+    gate.consumer.pool = SimpleNamespace(busy=busy, limit=4)
+    assert gate.consumer._has_place() is has_place
 
 
 def test_a_connection_that_ended_within_a_callback_is_told_to_celery(

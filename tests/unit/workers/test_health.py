@@ -10,12 +10,15 @@ import pytest
 from services.node import FakeNode
 from services.waiting import wait_until
 
+from jobqueue.envelope import Verified
 from jobqueue.errors import RuntimeFailure
 from jobqueue.lifecycle import Reason
 from workers.attempt import health as module
+from workers.attempt import starts
 from workers.attempt.health import NodeHealth, Trouble
-from workers.attempt.runtimes.fake import FakeRuntime
-from workers.attempt.supervise import PutOff
+from workers.attempt.runtimes.base import Container, Exit, Plan
+from workers.attempt.runtimes.fake import FakeRuntime, Script
+from workers.attempt.supervise import Ended, PutOff
 
 
 @pytest.fixture
@@ -158,4 +161,136 @@ def test_an_attempt_that_met_a_dead_engine_or_a_full_disk_makes_its_node_unfit_b
     assert isinstance(put_off, PutOff)
     assert put_off.outcome is not None
     assert put_off.outcome.reason is Reason.RUNTIME_FAILURE
+    assert node.site.health.trouble is Trouble.NO_ENGINE
+
+
+class RefusingEngine:
+    """Answers, and starts no container while it refuses; its time stands still."""
+
+    def __init__(self, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.node, self.is_refusing, self.now_seconds = node, True, 1000.0
+        self._start = node.runtime.start
+        monkeypatch.setattr(node.runtime, "start", self.start)
+        monkeypatch.setattr(node.site.health._starts, "_clock", lambda: self.now_seconds)
+
+    def start(self, plan: Plan) -> Container:
+        if self.is_refusing:
+            raise RuntimeFailure("the engine refused to start a container: no runc")
+        return self._start(plan)
+
+    def fail(self, message: Verified | None = None) -> None:
+        """Have an attempt fail, of a new experiment by default."""
+        put_off = self.node.run(message or self.node.message())
+        assert isinstance(put_off, PutOff)
+        assert put_off.outcome
+        assert put_off.outcome.reason is Reason.RUNTIME_FAILURE
+        self.node.clock.ahead += 2 * put_off.delay
+
+    def wait(self, pause: timedelta) -> None:
+        """Let a pause that is expected go by."""
+        assert not self.node.site.health.is_on_trial
+        self.now_seconds += pause.total_seconds() - 0.1
+        assert not self.node.site.health.is_on_trial
+        self.now_seconds += 0.1
+        assert self.node.site.health.is_on_trial
+
+
+@pytest.fixture
+def engine(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> RefusingEngine:
+    return RefusingEngine(node, monkeypatch)
+
+
+def test_an_engine_that_answers_and_starts_nothing_is_trouble_after_three_experiments(
+    node: FakeNode, engine: RefusingEngine
+) -> None:
+    health = node.site.health
+    for _ in range(2):
+        engine.fail()
+        assert health.is_fit
+    engine.fail()
+    assert (health.trouble, health.is_on_trial) == (Trouble.STARTS_FAIL, False)
+    assert "no container starts (3 experiments in a row, another one is tried after 5s)" in health.detail
+    assert "the engine refused to start a container: no runc" in health.detail
+
+
+def test_it_is_tried_with_one_after_longer_and_longer_pauses_and_one_that_starts_makes_it_fit_at_once(
+    node: FakeNode, engine: RefusingEngine
+) -> None:
+    for _ in range(3):
+        engine.fail()
+    for seconds in (5, 10, 20, 40, 80, 160, 300, 300):
+        engine.wait(timedelta(seconds=seconds))
+        engine.fail()
+    engine.wait(starts.LAST_PAUSE)
+    engine.is_refusing = False
+    running = node.start(message := node.message())
+    assert isinstance(running.join(), Ended), message
+    assert (node.site.health.trouble, node.site.health.detail) == (None, "")
+    engine.is_refusing = True
+    engine.fail()
+    assert node.site.health.is_fit, "it begins to count anew"
+
+
+def test_one_that_starts_between_them_breaks_the_row(node: FakeNode, engine: RefusingEngine) -> None:
+    for _ in range(4):
+        engine.is_refusing = True
+        for _ in range(2):
+            engine.fail()
+        engine.is_refusing = False
+        assert isinstance(node.run(node.message()), Ended)
+        assert node.site.health.is_fit
+
+
+def test_one_experiment_that_never_starts_says_nothing_of_the_node(node: FakeNode, engine: RefusingEngine) -> None:
+    message = node.message()
+    for _ in range(2):
+        engine.fail(message)
+    assert isinstance(node.run(message), Ended), "its attempts are used up"
+    assert node.site.health.is_fit
+
+
+def test_what_has_failed_on_other_nodes_as_well_says_nothing_of_this_one(
+    node: FakeNode, engine: RefusingEngine
+) -> None:
+    messages = [node.message() for _ in range(4)]
+    for message in messages:
+        engine.fail(message)
+    assert node.site.health.trouble is Trouble.STARTS_FAIL
+    node.site.health.note_start()  # or another node, which has seen none of them
+    assert node.site.health.is_fit
+    for message in messages:
+        engine.fail(message)
+    assert node.site.health.is_fit
+
+
+def test_what_was_on_its_way_when_a_pause_began_makes_it_no_longer(node: FakeNode, engine: RefusingEngine) -> None:
+    for _ in range(7):
+        engine.fail()
+    engine.wait(starts.FIRST_PAUSE)
+
+
+def test_a_failure_after_the_start_says_nothing_of_the_next_start(node: FakeNode, engine: RefusingEngine) -> None:
+    engine.is_refusing = False
+    node.runtime.script = Script(exit=Exit(code=137, is_from_outside=True))
+    for _ in range(4):
+        engine.fail()
+    assert node.site.health.is_fit
+
+
+def test_an_engine_that_is_away_is_no_engine_and_its_failures_count_once_it_is_back(
+    node: FakeNode, engine: RefusingEngine
+) -> None:
+    node.runtime.is_down = True
+    for _ in range(3):
+        engine.fail()
+    assert node.site.health.trouble is Trouble.NO_ENGINE
+    node.runtime.is_down = False
+    node.site.health.look()
+    assert node.site.health.is_fit
+    engine.fail()
+    assert node.site.health.trouble is Trouble.STARTS_FAIL
+    node.runtime.is_down = True
+    node.site.health.look()
+    assert node.site.health.trouble is Trouble.STARTS_FAIL, "an engine that is late once"
+    node.site.health.look()
     assert node.site.health.trouble is Trouble.NO_ENGINE

@@ -10,6 +10,7 @@ from services.node import FakeNode
 
 from jobqueue.ids import make_experiment_id
 from jobqueue.lifecycle import Reason
+from workers.attempt.health import Trouble
 from workers.bootstrap import Node
 
 
@@ -18,6 +19,7 @@ class Asked:
 
     queue = "q_cpu"
     has_begun = True
+    has_started = False
 
     def __init__(self) -> None:
         self.reasons: list[Reason] = []
@@ -79,3 +81,22 @@ def test_it_counts_what_it_has_run_and_how_much_it_still_runs(worker: Node) -> N
             assert worker.still_runs == 3
     with worker.running(make_experiment_id(), put_off, None):  # type: ignore[arg-type]
         assert (worker.served, worker.still_runs) == (1, 2)
+
+
+def test_where_starts_fail_another_one_is_taken_once_all_that_were_taken_have_started(worker: Node) -> None:
+    worker.site.health.trouble = None
+    assert worker.may_try(3)
+    worker.site.health.trouble = Trouble.STARTS_FAIL
+    starting, running, adopted = Asked(), Asked(), Asked()
+    running.has_started = adopted.has_started = True
+    assert worker.may_try(0)
+    assert not worker.may_try(1), "it was taken, and is on its way to its thread"
+    with (
+        worker.running(make_experiment_id(), running, {"delivery_tag": "1"}),  # type: ignore[arg-type]
+        worker.running(make_experiment_id(), adopted, None),  # type: ignore[arg-type]
+    ):
+        assert worker.may_try(1)
+        with worker.running(make_experiment_id(), starting, {"delivery_tag": "2"}):  # type: ignore[arg-type]
+            assert not worker.may_try(2)
+        assert not worker.may_try(2), "its end is on its way"
+        assert worker.may_try(1)

@@ -127,13 +127,19 @@ def test_a_machine_whose_clock_is_far_off_takes_nothing_until_it_is_right(worker
 
 
 @pytest.mark.parametrize(
-    ("wish", "is_fit", "is_taking"),
-    [(None, True, True), (None, False, False), (Drain(target="a"), True, False), (Drain(target="a"), False, False)],
+    ("wish", "is_fit", "is_on_trial", "is_taking"),
+    [
+        (None, True, False, True),
+        (None, False, False, False),
+        (None, False, True, True),
+        (Drain(target="a"), True, False, False),
+        (Drain(target="a"), False, True, False),
+    ],
 )
-def test_a_worker_takes_messages_only_while_it_is_fit_and_not_to_drain(
-    wish: Drain | None, *, is_fit: bool, is_taking: bool
+def test_a_worker_takes_messages_only_while_it_is_fit_or_on_trial_and_not_to_drain(
+    wish: Drain | None, *, is_fit: bool, is_on_trial: bool, is_taking: bool
 ) -> None:
     made: Any = Node.__new__(Node)
-    made.site = SimpleNamespace(health=SimpleNamespace(is_fit=is_fit))
+    made.site = SimpleNamespace(health=SimpleNamespace(is_fit=is_fit, is_on_trial=is_on_trial))
     made.presence = SimpleNamespace(wish=wish)
     assert made.is_taking is is_taking
