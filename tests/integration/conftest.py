@@ -25,6 +25,12 @@ def open_at(request: pytest.FixtureRequest, tmp_path: Path) -> OpenAt:
 
 
 @pytest.fixture
+def settings() -> dict[str, str]:
+    """Further settings of the place; a test replaces them by `with_settings`."""
+    return {}
+
+
+@pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisWorld]:
     """A registry in a Redis of its own, whose clock a test turns."""
     with open_world("redis", tmp_path / "redis", monkeypatch) as opened:

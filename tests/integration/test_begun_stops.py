@@ -10,7 +10,6 @@ from services.process import Process
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import Reason
-from jobqueue.registry.base import Record
 from producers.handle import Experiment
 
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
@@ -26,10 +25,6 @@ def place(request: pytest.FixtureRequest, open_at: OpenAt) -> Iterator[Place]:
         yield opened
 
 
-def record_of(place: Place, experiment: Experiment) -> Record:
-    return place.client._connections.registry.experiments.get(experiment.id)
-
-
 def slow(work: str, farewell: str) -> str:
     """Return a command that takes its time to end when it is asked to, and then says that a signal ended it."""
     return f"trap 'sleep {farewell}; exit 143' TERM; echo begun; sleep {work} & wait"
@@ -37,7 +32,7 @@ def slow(work: str, farewell: str) -> str:
 
 def check(place: Place, experiment: Experiment, reason: Reason) -> None:
     assert experiment.wait(60)
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert (record.reason, record.attempt, record.history) == (reason, 1, ())
 
 
@@ -57,7 +52,7 @@ def test_what_had_run_too_long_or_had_succeeded_while_its_worker_was_lost_still_
         timed_out = place.submit(slow("7102.5", "7102.25"), timeout="1s")
         lose(worker, "7102.25")
         check(place, timed_out, Reason.TIMED_OUT)
-        assert record_of(place, timed_out).detail == "its timeout is 1s"
+        assert place.record_of(timed_out).detail == "its timeout is 1s"
         succeeded = place.submit("sleep 7103.5; echo done; exit 0")
         lose(worker, "7103.5", then=succeeded.cancel)
         check(place, succeeded, Reason.EXITED_ZERO)
@@ -78,5 +73,5 @@ def test_what_kills_itself_and_what_finds_no_gpu_memory_says_so(place: Place) ->
         killed = place.submit("kill -9 $$")
         greedy = place.submit("echo 'RuntimeError: CUDA out of memory. Tried to allocate 9 GiB' >&2; exit 1")
         assert killed.wait(60)
-        assert (record_of(place, killed).reason, record_of(place, killed).exit_code) == (Reason.EXITED_NONZERO, 137)
+        assert (place.record_of(killed).reason, place.record_of(killed).exit_code) == (Reason.EXITED_NONZERO, 137)
         check(place, greedy, Reason.GPU_OUT_OF_MEMORY)

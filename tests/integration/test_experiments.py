@@ -324,7 +324,7 @@ def test_a_second_copy_of_a_running_or_finished_experiment_starts_nothing(place:
     seconds = number()
     experiment = place.submit(f"echo once; sleep {seconds}")
     wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
-    submission = place.client._connections.registry.experiments.get(experiment.id).submission
+    submission = place.record_of(experiment).submission
     publisher = place.client._sender._publisher
     publisher.publish([submission])
     behind = place.submit("echo behind")

@@ -142,7 +142,7 @@ def test_an_attempt_is_adopted_on_a_node_without_credentials(granting: Granting,
     experiment.wait(timeout=LONG)
     assert experiment.state is State.SUCCEEDED, granting.worker.log_tail()
     assert list(experiment.logs()) == ["first", "the input", "done"]
-    assert granting.place.client._connections.registry.experiments.get(experiment.id).attempt == 1
+    assert granting.place.record_of(experiment).attempt == 1
 
 
 def test_no_experiment_fails_while_its_clerk_is_started_anew(granting: Granting, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_no_experiment_fails_while_its_clerk_is_started_anew(granting: Granting,
     granting.clerk.start()
     experiment.wait(timeout=LONG)
     assert experiment.state is State.SUCCEEDED, granting.worker.log_tail()
-    record = granting.place.client._connections.registry.experiments.get(experiment.id)
+    record = granting.place.record_of(experiment)
     assert (record.attempt, record.platform_failures) == (1, 0)
 
 

@@ -14,9 +14,7 @@ from services.waiting import wait_until
 
 from jobqueue.keys import trust
 from jobqueue.lifecycle import State
-from jobqueue.registry.base import Record
 from jobqueue.resources import Resources
-from producers.handle import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 
@@ -31,10 +29,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         tmp_path, broker=server.url, registry=registry.url, engine=None, lease="6s", grace="1s", **settings
     ) as opened:
         yield opened
-
-
-def record_of(place: Place, experiment: Experiment) -> Record:
-    return place.client._connections.registry.experiments.get(experiment.id)
 
 
 def served(place: Place) -> set[str]:
@@ -103,13 +97,13 @@ def test_a_queue_with_one_is_served_next_beside_one_with_hundreds(place: Place, 
             single = place.submit("true", queue=small)
             os.kill(pid, signal.SIGTERM)
             assert single.result(timeout=60) == {"exit_code": 0}
-            at = record_of(place, single).started_at
+            at = place.record_of(single).started_at
             begun = place.client._connections.registry.experiments.states([each.id for each in many])
             earlier = [
                 started
                 for experiment in many
                 if begun[experiment.id] is not State.QUEUED
-                and (started := record_of(place, experiment).started_at)
+                and (started := place.record_of(experiment).started_at)
                 and at
                 and started < at
             ]

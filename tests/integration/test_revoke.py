@@ -34,7 +34,7 @@ def revoke(place: Place, experiment: Experiment, *, terminate: bool) -> None:
 def is_over(place: Place, experiment: Experiment) -> None:
     """Check that it is cancelled, and nothing of it is left."""
     wait_until(lambda: experiment.state == State.CANCELLED, what="the end", within=LONG)
-    record = place.client._connections.registry.experiments.get(experiment.id)
+    record = place.record_of(experiment)
     assert record.reason is Reason.CANCELLED_BY_USER
     wait_until(lambda: place.depth() == 0, what="the message gone", within=LONG)
 

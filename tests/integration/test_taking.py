@@ -10,7 +10,6 @@ from services.waiting import wait_until
 
 from jobqueue.application import make_app
 from jobqueue.lifecycle import Reason, State
-from jobqueue.registry.base import Record
 from producers.handle import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
@@ -32,12 +31,8 @@ def both(place: Place) -> dict[str, str]:
     return {"JOBQUEUE_QUEUES": f"{place.site.queue},{other(place)}"}
 
 
-def record_of(place: Place, experiment: Experiment) -> Record:
-    return place.client._connections.registry.experiments.get(experiment.id)
-
-
 def started_at(place: Place, experiments: list[Experiment]) -> list[float]:
-    found = [record_of(place, experiment).started_at for experiment in experiments]
+    found = [place.record_of(experiment).started_at for experiment in experiments]
     return [each.timestamp() for each in found if each]
 
 
@@ -60,7 +55,7 @@ def test_what_is_handed_back_comes_at_once_to_another_worker(place: Place) -> No
         with place.make_worker("staying"):
             os.kill(going.pid, signal.SIGTERM)
             assert experiment.result(timeout=30) == {"exit_code": 0}
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert [past.reason for past in record.history] == [Reason.DRAINED]
     assert (record.platform_failures, record.user_failures) == (0, 0)
 
@@ -80,7 +75,7 @@ def test_a_worker_that_drains_takes_nothing_more_from_any_queue(place: Place) ->
     assert [experiment.state for experiment in behind] == [State.QUEUED] * 2
     with place.make_worker("next", environment=both(place)):
         assert [experiment.result(timeout=30) for experiment in behind] == [{"exit_code": 0}] * 2
-    assert [record_of(place, experiment).history for experiment in behind] == [(), ()]
+    assert [place.record_of(experiment).history for experiment in behind] == [(), ()]
 
 
 def test_a_queue_that_an_operator_stops_is_not_served_until_he_says_so(place: Place) -> None:

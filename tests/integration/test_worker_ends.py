@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep
+from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep, with_settings
 from services.process import Process
 from services.rabbitmq import RabbitServer
 from services.site import ROOT
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import Fault, Reason, State
-from jobqueue.registry.base import Record
 from jobqueue.report import LogEntry
 from producers.handle import Experiment
 
@@ -41,24 +40,10 @@ app = make_app(Settings())
 
 
 @pytest.fixture
-def settings() -> dict[str, str]:
-    """Further settings of the place; a test replaces them by parametrization."""
-    return {}
-
-
-@pytest.fixture
 def place(request: pytest.FixtureRequest, open_at: OpenAt, settings: dict[str, str]) -> Iterator[Place]:
     with open_at(*request.param, **settings) as opened:
         opened.create(opened.site.queue, is_reported=True)
         yield opened
-
-
-def with_settings(**settings: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("settings", [settings], ids=[""])
-
-
-def record_of(place: Place, experiment: Experiment) -> Record:
-    return place.client._connections.registry.experiments.get(experiment.id)
 
 
 def exit_code(worker: Process) -> int:
@@ -97,7 +82,7 @@ def test_what_a_killed_worker_left_is_run_by_another_one_after_the_lease(place: 
         assert most_alive(experiment, first, second) == 1
         # While it lives: one that has to end keeps on disk what a slow broker does not take at once.
         reports = place.take_reports(experiment)
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert (record.state, record.attempt, record.platform_failures) == (State.SUCCEEDED, 2, 1)
     assert list(experiment.logs()) == ["end"]
     assert (sleepers(first), place.depth()) == ([], 0)
@@ -140,12 +125,12 @@ def test_a_drained_worker_lets_what_runs_finish_within_the_grace(place: Place) -
         os.kill(pid, signal.SIGTERM)
         assert exit_code(worker) == 0
     assert experiment.wait(5)
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert (record.state, record.attempt) == (State.SUCCEEDED, 1)
     assert behind.state == State.QUEUED
     with place.make_worker("next"):
         assert behind.result(timeout=40) == {"exit_code": 0}
-    assert record_of(place, behind).history == ()
+    assert place.record_of(behind).history == ()
 
 
 @on_each
@@ -157,7 +142,7 @@ def test_a_drained_worker_hands_back_what_is_not_over_and_no_attempt_is_spent(pl
         wait_for_sleep(first)
         os.kill(worker.pid, signal.SIGTERM)
         assert exit_code(worker) == 0
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert (record.state, record.platform_failures, record.user_failures) == (State.QUEUED, 0, 0)
     assert (sleepers(first), [past.reason for past in record.history]) == ([], [Reason.DRAINED])
     # The same one again: what a slow broker did not take when it ended waits on its disk.
@@ -181,7 +166,7 @@ def test_a_worker_that_is_told_twice_hands_back_at_once(place: Place) -> None:
         wait_until(lambda: "Warm shutdown" in worker.log.read_text(), what="the drain", within=LONG)
         os.kill(worker.pid, signal.SIGTERM)
         assert exit_code(worker) == 0
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert (record.state, record.platform_failures, sleepers(seconds)) == (State.QUEUED, 0, [])
     assert experiment.cancel()
 
@@ -210,5 +195,5 @@ def test_a_broker_that_restarts_while_something_runs_costs_nothing(
         if isinstance(server, RabbitServer):
             wait_until(lambda: server.queues()[place.site.queue] == 0, what="an acknowledged message", within=LONG)
     assert list(experiment.logs()) == ["begin", "end"]
-    assert record_of(place, experiment).attempt == 1
+    assert place.record_of(experiment).attempt == 1
     assert place.depth() == 0

@@ -8,23 +8,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep
+from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep, with_settings
 from services.process import ServerFailedError
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import Reason, State
-from jobqueue.registry.base import Record
 from jobqueue.storage import open_store
-from producers.handle import Experiment
 
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
 on_both = pytest.mark.parametrize("place", BOTH, indirect=True, ids="-".join)
-
-
-@pytest.fixture
-def settings() -> dict[str, str]:
-    """Further settings of the place; a test replaces them by parametrization."""
-    return {}
 
 
 @pytest.fixture
@@ -32,14 +24,6 @@ def place(request: pytest.FixtureRequest, open_at: OpenAt, settings: dict[str, s
     with open_at(*request.param, **settings) as opened:
         yield opened
         wait_until(lambda: not guards(opened), what="the guard's own end", within=LONG)
-
-
-def with_settings(**settings: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("settings", [settings], ids=[""])
-
-
-def record_of(place: Place, experiment: Experiment) -> Record:
-    return place.client._connections.registry.experiments.get(experiment.id)
 
 
 def guards(place: Place) -> list[psutil.Process]:
@@ -98,7 +82,7 @@ def test_a_worker_that_comes_back_goes_on_with_what_it_ran(place: Place) -> None
         os.kill(pid, signal.SIGTERM)
         assert experiment.result(timeout=60) == {"exit_code": 0}
         wait_until(lambda: place.depth() == 0, what="the message acknowledged", within=LONG)
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert (record.state, record.attempt, record.history, record.platform_failures) == (State.SUCCEEDED, 1, (), 0)
     assert list(experiment.logs()) == [f"line {i}" for i in range(1, 61)]
     assert left_files(place) == []
@@ -138,42 +122,29 @@ def test_a_stopped_workers_container_is_frozen_before_another_node_starts_the_ne
             wait_until(lambda: left_files(place) == [], what="nothing left on the first node", within=LONG)
             os.kill(next_pid, signal.SIGTERM)
             assert experiment.wait(40)
-    record = record_of(place, experiment)
+    record = place.record_of(experiment)
     assert (record.attempt, [past.reason for past in record.history]) == (2, [Reason.WORKER_LOST])
     assert list(experiment.logs()) == ["end of 2"]
 
 
 @on_both
 @with_settings(lease="6s")
-def test_what_the_guard_froze_goes_on_when_its_worker_is_back_and_nobody_was_granted_the_lease(place: Place) -> None:
+@pytest.mark.parametrize(("leave", "return_"), [("kill", "start"), ("pause", "resume")])
+def test_what_the_guard_froze_goes_on_when_its_worker_is_back_and_nobody_was_granted_the_lease(
+    place: Place, leave: str, return_: str
+) -> None:
     seconds = number()
     with place.make_worker() as worker:
         experiment = place.submit(f"echo begin; sleep {seconds}; echo end")
         pid = wait_for_sleep(seconds)
-        worker.kill()
+        getattr(worker, leave)()
         wait_until(lambda: is_frozen(pid), what="the guard", within=LONG)
-        worker.start()
+        getattr(worker, return_)()
         wait_until(lambda: not is_frozen(pid), what="its thaw", within=LONG)
         os.kill(pid, signal.SIGTERM)
         assert experiment.wait(40)
-    assert record_of(place, experiment).attempt == 1
+    assert place.record_of(experiment).attempt == 1
     assert list(experiment.logs()) == ["begin", "end"]
-
-
-@on_both
-@with_settings(lease="6s")
-def test_a_worker_that_was_stopped_and_is_asked_by_nobody_else_thaws_what_the_guard_froze(place: Place) -> None:
-    seconds = number()
-    with place.make_worker() as worker:
-        experiment = place.submit(f"sleep {seconds}; echo end")
-        pid = wait_for_sleep(seconds)
-        worker.pause()
-        wait_until(lambda: is_frozen(pid), what="the guard", within=LONG)
-        worker.resume()
-        wait_until(lambda: not is_frozen(pid), what="its thaw", within=LONG)
-        os.kill(pid, signal.SIGTERM)
-        assert experiment.wait(40)
-    assert record_of(place, experiment).attempt == 1
 
 
 @on_both
@@ -193,7 +164,7 @@ def test_a_worker_that_comes_back_too_late_removes_what_was_superseded(place: Pl
             wait_until(lambda: left_files(place) == [], what="nothing left on the first node", within=LONG)
             os.kill(next_pid, signal.SIGTERM)
             assert experiment.wait(40)
-    assert record_of(place, experiment).attempt == 2
+    assert place.record_of(experiment).attempt == 2
 
 
 @on_both
@@ -210,7 +181,7 @@ def test_two_workers_of_one_node_share_the_guard_and_not_their_containers(place:
             one.start()
             os.kill(pid, signal.SIGTERM)
             assert experiment.wait(40)
-    assert record_of(place, experiment).attempt == 1
+    assert place.record_of(experiment).attempt == 1
 
 
 @pytest.mark.parametrize("place", BOTH[1:], indirect=True, ids="-".join)
@@ -241,4 +212,4 @@ def test_a_guard_that_is_killed_or_stopped_changes_nothing(place: Place) -> None
         os.kill(pid, signal.SIGTERM)
         assert experiment.wait(40)
         guard.resume()
-    assert record_of(place, experiment).attempt == 1
+    assert place.record_of(experiment).attempt == 1

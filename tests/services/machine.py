@@ -61,7 +61,7 @@ class Machine:
         seconds = f"{1000 + secrets.randbelow(9000)}.{secrets.randbelow(10**9):09d}"
         experiment = self.place.submit(f"sleep {seconds}; true", **fields)
         pid = wait_until(lambda: sleepers(seconds), what="it sleeping", within=LONG)[0]
-        worker_id = self.place.client._connections.registry.experiments.get(experiment.id).worker_id
+        worker_id = self.place.record_of(experiment).worker_id
         assert worker_id
         return experiment, pid, worker_id.partition("@")[0]
 

@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.codec import decode_report
+from jobqueue.registry.base import Record
 from jobqueue.report import Report
 from jobqueue.routing import reporting_queue
 from producers.client import Client
@@ -44,6 +47,10 @@ class Place:
         words = ["sh", "-c", *command] if len(command) == 1 else list(command)
         small = {"image": BUSYBOX, "command": words, "memory": "128MiB", "disk": "1GiB", **fields}
         return self.client.submit(**small)
+
+    def record_of(self, experiment: Experiment) -> Record:
+        """Return what the registry knows of an experiment."""
+        return self.client._connections.registry.experiments.get(experiment.id)
 
     def make_worker(
         self,
@@ -105,6 +112,11 @@ def open_place(folder: Path, *, broker: str, registry: str, engine: Engine | Non
         place = Place(site=site, engine=engine)
         place.create(site.queue)
         yield place
+
+
+def with_settings(**settings: str) -> pytest.MarkDecorator:
+    """Give the place of a test further settings."""
+    return pytest.mark.parametrize("settings", [settings], ids=[""])
 
 
 def sleepers(seconds: str) -> list[int]:
