@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from redis import Redis
+from services.process import Process, find_program
+from services.waiting import answers, free_port
 
 from jobqueue.config import PREFIX, Settings
 from jobqueue.keys import KeyRing, list_keys
@@ -214,6 +217,46 @@ def test_every_password_comes_from_outside(compose: Mapping[str, Any], objects: 
     assert "kind: Secret" not in str(objects)
 
 
+def _words(container: Mapping[str, Any]) -> str:
+    return str([container.get(name) for name in ("entrypoint", "command", "args")])
+
+
+@pytest.mark.security_case("Passwords in the words of a process")
+@pytest.mark.parametrize("form", ["compose", "chart"])
+def test_no_password_is_among_the_words_of_a_server(
+    form: str, compose: Mapping[str, Any], objects: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Another user of the machine, or of the cluster's node, lists its processes while the registry starts.
+
+    Refused: no container gets a password in its words; the registry reads its own from its stdin.
+    Evidence: the words of every container; those that a Redis gets from either form; that it wants the password.
+    Red before: the registry's password stood in its words until it had started.
+    """
+    pods = components(objects)
+    in_compose = [_words(service) for service in compose["services"].values()]
+    in_chart = [_words(each) for pod in pods.values() for each in (*pod.get("initContainers", []), *pod["containers"])]
+    assert not re.search(r"\$\{?\(?\w*(PASSWORD|SECRET)\w*[:)}]", " ".join(in_compose + in_chart))
+    if form == "compose":
+        words, variable = compose["services"]["registry"]["entrypoint"], "REDISCLI_AUTH"
+        words = [word.replace("$$", "$") for word in words]
+    else:
+        words, variable = pods["registry"]["containers"][0]["command"], "REGISTRY_PASSWORD"
+    port, program = free_port(), find_program("redis-server", package="redis-server")
+    entrypoint = tmp_path / "docker-entrypoint.sh"
+    entrypoint.write_text(f'#!/bin/sh\necho "$@" > words\nshift\nexec {program} "$@" --port {port}\n')
+    entrypoint.chmod(0o700)
+    server = Process(
+        name="registry",
+        command=["sh", "-c", f"cd {tmp_path} && PATH={tmp_path}:$PATH; {words[-1]}"],
+        log=tmp_path / "log",
+        ready=lambda: answers(port, b"PING\r\n", b"-NOAUTH"),
+        environment={variable: "the-password"},
+    )
+    with server, Redis(port=port, password="the-password", decode_responses=True) as client:
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+    assert (tmp_path / "words").read_text().split() == ["redis-server", "-"]
+
+
 def test_settings_with_passwords_can_come_from_secrets_of_the_pods_that_need_them() -> None:
     options = ("broker.enabled=false", "settingsSecret=of-nodes", "flower.settingsSecret=of-flower")
     pods = components(render(*(word for option in options for word in ("--set", option))))
@@ -232,14 +275,16 @@ def test_our_containers_have_no_rights_to_spare(compose: Mapping[str, Any], obje
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service
+        assert service.get("read_only", False) is (name != "node")  # in which one submits, and fetches outputs
     for name in SERVERS:
         assert compose["services"][name]["security_opt"] == ["no-new-privileges:true"]
-    for pod in components(objects).values():
+    for name, pod in components(objects).items():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["automountServiceAccountToken"] is False
         for container in (*pod.get("initContainers", []), *pod["containers"]):
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"].get("readOnlyRootFilesystem", False) is (name in OURS)
             assert "limits" in container["resources"]
 
 

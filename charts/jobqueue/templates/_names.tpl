@@ -27,6 +27,12 @@ allowPrivilegeEscalation: false
 capabilities: { drop: [ALL] }
 {{- end }}
 
+{{- /* Of our own image, which writes nothing but what is mounted. */ -}}
+{{- define "jobqueue.ownContainerSecurity" -}}
+{{ include "jobqueue.containerSecurity" . }}
+readOnlyRootFilesystem: true
+{{- end }}
+
 {{- define "jobqueue.password" -}}
 valueFrom:
   secretKeyRef: { name: {{ .root.Values.passwordsSecret }}, key: {{ .key }} }
