@@ -3,18 +3,22 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from heapq import nlargest
 from pathlib import Path
 from typing import Any, Final
 
 from jobqueue.artifacts import Artifact
 from jobqueue.errors import ArtifactRefused, InvalidSpec, Problem
+from jobqueue.quantities import describe_size
 from jobqueue.routing import is_request_queue
 from jobqueue.spec import ExperimentSpec, parse_spec
 from jobqueue.storage.base import Store
-from producers.packaging import check_input, check_workspace, pack_workspace, upload_input
+from producers.packaging import Checked, check_input, check_workspace, pack_workspace, upload_input
+from producers.packaging.ignoring import IGNORE_FILE
 
 _TO_UPLOAD: Final = Artifact(uri="store:to-upload")
 _WORKSPACE: Final = "workspace"
+_NAMED: Final = 3
 
 
 class JobqueueWarning(UserWarning):
@@ -30,12 +34,14 @@ class Draft:
         workspace: the folder to pack.
         inputs: the files and folders to upload, by input name.
         place: which one of many it is, as in `[3]`; empty for one alone.
+        notes: what the user should be told before anything is uploaded.
     """
 
     spec: ExperimentSpec
     workspace: Path | None = None
     inputs: Mapping[str, Path] = field(default_factory=dict)
     place: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def has_uploads(self) -> bool:
@@ -47,12 +53,12 @@ class Draft:
 class Packed:
     """What was looked at and uploaded before, by path, so that many specs with one workspace do it once."""
 
-    checked: dict[tuple[str, Path], list[Problem]] = field(default_factory=dict)
+    checked: dict[tuple[str, Path], Checked] = field(default_factory=dict)
     workspaces: dict[Path, tuple[Artifact, tuple[str, ...]]] = field(default_factory=dict)
     inputs: dict[Path, tuple[Artifact, tuple[str, ...]]] = field(default_factory=dict)
 
-    def check(self, path: Path, *, name: str) -> list[Problem]:
-        """Return all that keeps what the field `name` leads to from being uploaded."""
+    def check(self, path: Path, *, name: str) -> Checked:
+        """Return what there is to know of what the field `name` leads to."""
         if (name, path) not in self.checked:
             found = check_workspace(path) if name == _WORKSPACE else check_input(path, field=name)
             self.checked[name, path] = found
@@ -85,15 +91,35 @@ def check_fields(
         told = {problem.path for problem in error.problems}
         further = [problem for problem in problems if problem.path not in told]
         raise InvalidSpec([*error.problems, *further]) from None
+    local = {f"inputs.{name}": path for name, path in inputs.items()}
+    if workspace is not None:
+        local[_WORKSPACE] = workspace
+    checked = {name: packed.check(path, name=name) for name, path in local.items()}
+    problems += _check_disk(checked, disk=spec.disk)
     if problems:
         raise InvalidSpec(problems)
-    return Draft(spec=spec, workspace=workspace, inputs=inputs)
+    notes = tuple(note for each in checked.values() for note in each.notes)
+    return Draft(spec=spec, workspace=workspace, inputs=inputs, notes=notes)
 
 
 def placed(error: InvalidSpec, place: str) -> InvalidSpec:
     """Return the error with the paths of its problems, as in `[3].memory`, below `place`."""
     problems = [replace(found, path=".".join(filter(None, (place, found.path)))) for found in error.problems]
     return InvalidSpec(problems)
+
+
+def _check_disk(checked: Mapping[str, Checked], *, disk: int) -> list[Problem]:
+    """Refuse what no node could unpack, before it is packed: what is at an address may come to it."""
+    total = sum(each.size_bytes for each in checked.values())
+    if total <= disk:
+        return []
+    heaviest = nlargest(_NAMED, checked.items(), key=lambda pair: pair[1].size_bytes)
+    told = "; ".join(
+        f"{name} has {describe_size(each.size_bytes)}" + (f", most of it in {each.largest}" if each.largest else "")
+        for name, each in heaviest
+    )
+    way_out = f"list what is not needed in {IGNORE_FILE}, or ask for more with disk="
+    return [Problem(path="disk", message=f"{describe_size(disk)} is less than its files: {told} ({way_out})")]
 
 
 def _check_queue(queue: object) -> list[Problem]:
@@ -112,7 +138,7 @@ def _check_workspace(given: dict[str, Any], problems: list[Problem], packed: Pac
     except ValueError as error:
         problems.append(Problem(path=_WORKSPACE, message=f"{error} (use a folder, such as '.')"))
         return None
-    problems += packed.check(folder, name=_WORKSPACE)
+    problems += packed.check(folder, name=_WORKSPACE).problems
     return folder
 
 
@@ -153,7 +179,7 @@ def _check_inputs(given: dict[str, Any], problems: list[Problem], packed: Packed
                 message = f"{error} (use a path, or an address such as s3://bucket/key)"
                 problems.append(Problem(path=f"inputs.{name}", message=message))
             else:
-                problems += packed.check(paths[name], name=f"inputs.{name}")
+                problems += packed.check(paths[name], name=f"inputs.{name}").problems
     given["inputs"] = artifacts
     return paths
 

@@ -87,6 +87,7 @@ class Sender:
 
     def _prepare(self, draft: Draft, packed: Packed) -> Submission:
         queue = choose_queue(draft.spec)
+        _warn(draft.notes)
         self._check_servers(draft, queue)
         obstacles = self._find_obstacles(queue, draft.spec.resources)
         delays = self._find_delays(queue) if draft.spec.priority == FAST else []

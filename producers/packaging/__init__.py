@@ -3,6 +3,8 @@
 import hashlib
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -14,6 +16,7 @@ from jobqueue.storage import STORE_SCHEME
 from jobqueue.storage.base import Store
 from producers.packaging.archive import Packed, opened_unchanged, write_archive
 from producers.packaging.scanning import Entry, Scan, describe_file, scan
+from producers.packaging.weighing import name_largest
 
 _WORKSPACE: Final = "workspace"
 _LARGE_BYTES: Final = 100 * 10**6
@@ -25,25 +28,56 @@ _REMEMBERED: Final = 16
 _packed: dict[str, Packed] = {}
 
 
-def check_workspace(folder: Path) -> list[Problem]:
-    """Return all that keeps a folder from being packed; nothing when it can be."""
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What there is to know of a file or folder before any of it is packed.
+
+    Attributes:
+        problems: all that keeps it from being uploaded; nothing when it can be.
+        size_bytes: what its files come to.
+        largest: the folders in it that are large, as people read them; empty for a file.
+        notes: what its owner should know.
+    """
+
+    problems: tuple[Problem, ...] = ()
+    size_bytes: int = 0
+    largest: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def check_workspace(folder: Path) -> Checked:
+    """Return what there is to know of a workspace."""
     try:
-        return scan(folder, field=_WORKSPACE, honours_ignores=True).problems
+        found = scan(folder, field=_WORKSPACE, honours_ignores=True)
     except InvalidSpec as error:
-        return list(error.problems)
+        return Checked(problems=error.problems)
+    return replace(_weigh(found), notes=tuple(_warn_of_size(found)))
 
 
-def check_input(path: Path, *, field: str) -> list[Problem]:
-    """Return all that keeps a file or folder from being uploaded; nothing when it can be."""
+def check_input(path: Path, *, field: str) -> Checked:
+    """Return what there is to know of a file or folder that is to be an input."""
     try:
         if path.is_dir():
-            return scan(path, field=field, honours_ignores=False).problems
-        describe_file(path, field=field)
+            return _weigh(scan(path, field=field, honours_ignores=False))
+        return Checked(size_bytes=describe_file(path, field=field).size_bytes)
     except InvalidSpec as error:
-        return list(error.problems)
+        return Checked(problems=error.problems)
     except OSError as error:
-        return [Problem(path=field, message=f"cannot be read: {error.strerror}: {str(path)!r:.80}")]
-    return []
+        message = f"cannot be read: {error.strerror}: {str(path)!r:.80}"
+        return Checked(problems=(Problem(path=field, message=message),))
+
+
+def _weigh(found: Scan) -> Checked:
+    largest = name_largest(((entry.path, entry.size_bytes) for entry in found.entries), write=describe_size)
+    return Checked(problems=tuple(found.problems), size_bytes=found.size_bytes, largest=largest)
+
+
+def _warn_of_size(found: Scan) -> Iterator[str]:
+    if found.size_bytes > _LARGE_BYTES:
+        largest = nlargest(3, found.entries, key=lambda entry: entry.size_bytes)
+        files = ", ".join(f"{entry.path} ({describe_size(entry.size_bytes)})" for entry in largest)
+        size = describe_size(found.size_bytes)
+        yield f"the workspace has {size}, which takes a while; the largest files are {files} (pass data as inputs=)"
 
 
 def pack_workspace(folder: Path, store: Store) -> tuple[Artifact, list[str]]:
@@ -57,16 +91,7 @@ def pack_workspace(folder: Path, store: Store) -> tuple[Artifact, list[str]]:
         StoreUnavailable: the store does not answer.
     """
     found = _scanned(folder, field=_WORKSPACE, honours_ignores=True)
-    artifact = _pack(found, store)
-    warnings = found.warnings
-    if artifact.size_bytes > _LARGE_BYTES:
-        files = ", ".join(
-            f"{entry.path} ({describe_size(entry.size_bytes)})"
-            for entry in nlargest(3, found.entries, key=lambda entry: entry.size_bytes)
-        )
-        size = describe_size(artifact.size_bytes)
-        warnings.append(f"the workspace is {size} packed; the largest files are {files} (pass data as inputs=)")
-    return artifact, warnings
+    return _pack(found, store), found.warnings
 
 
 def upload_input(path: Path, store: Store, *, field: str = "inputs") -> tuple[Artifact, list[str]]:
@@ -118,7 +143,7 @@ def _pack(found: Scan, store: Store) -> Artifact:
         uri=STORE_SCHEME + _key(found, packed),
         sha256=packed.sha256,
         size_bytes=packed.size_bytes,
-        unpacked_bytes=sum(entry.size_bytes for entry in found.entries),
+        unpacked_bytes=found.size_bytes,
     )
 
 

@@ -115,4 +115,4 @@ def _fault(entry: Entry, error: OSError) -> str:
     # A file that became shorter ends the copy with an error that has no number.
     if isinstance(error, _Changed | FileNotFoundError) or error.errno is None:
         return f"{entry.path} changed while it was packed (stop what writes to it, or list it in {IGNORE_FILE})"
-    return f"{entry.path} cannot be packed: {error.strerror}"
+    return f"{entry.path} cannot be packed: {error.strerror} (list it in {IGNORE_FILE})"

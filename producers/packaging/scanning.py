@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from producers.packaging.ignoring import (
     read_patterns,
     read_patterns_above,
 )
+from producers.packaging.weighing import name_largest
 
 _NAMED: Final = 10
 
@@ -51,6 +53,7 @@ class Scan:
     Attributes:
         field: the field of the spec that names the folder, for the problems.
         honours_ignores: ignore files and the lists of what is never wanted count; what looks like a secret always does.
+        unread: the entries that are still to be looked into for keys.
         folded: the paths by what they are where case does not count.
     """
 
@@ -63,7 +66,13 @@ class Scan:
     keys: list[str] = dataclasses.field(default_factory=list)
     links: list[str] = dataclasses.field(default_factory=list)
     specials: list[str] = dataclasses.field(default_factory=list)
+    unread: list[Entry] = dataclasses.field(default_factory=list)
     folded: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the files come to before they are packed."""
+        return sum(entry.size_bytes for entry in self.entries)
 
     @property
     def problems(self) -> list[Problem]:
@@ -87,7 +96,7 @@ class Scan:
 
 
 def scan(root: Path, *, field: str, honours_ignores: bool) -> Scan:
-    """Walk `root` and return what of it would be packed, sorted by path.
+    """Walk `root` and return what of it would be packed, sorted by path; no file is read before all are counted.
 
     Raises:
         InvalidSpec: there is no such folder.
@@ -95,16 +104,22 @@ def scan(root: Path, *, field: str, honours_ignores: bool) -> Scan:
     try:
         resolved = root.expanduser().resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
-        raise InvalidSpec(
-            [Problem(path=field, message=f"no such folder: {str(root)!r:.200} (name one that is there)")]
-        ) from None
+        message = f"no such folder: {str(root)!r:.200} (name one that is there)"
+        raise InvalidSpec([Problem(path=field, message=message)]) from None
     if not resolved.is_dir():
-        raise InvalidSpec(
-            [Problem(path=field, message=f"not a folder: {str(root)!r:.200} (name the folder it lies in)")]
-        )
+        message = f"not a folder: {str(root)!r:.200} (name the folder it lies in)"
+        raise InvalidSpec([Problem(path=field, message=message)])
+    if resolved == Path(resolved.anchor):
+        message = f"{str(root)!r:.200} is the whole machine (name the folder that the program lies in)"
+        raise InvalidSpec([Problem(path=field, message=message)])
     found = Scan(root=resolved, field=field, honours_ignores=honours_ignores)
     above = read_patterns_above(resolved) if honours_ignores else ()
-    _walk(found, _Place(folder=resolved, relative="", patterns=above, around=frozenset()))
+    try:
+        _walk(found, _Place(folder=resolved, relative="", patterns=above, around=frozenset()))
+    except _TooMany:
+        found.faults[:] = [_describe_excess(found)]  # names do not matter then
+    if not found.faults:
+        _leave_out_keys(found)
     found.entries.sort(key=lambda entry: entry.path)
     return found
 
@@ -141,14 +156,13 @@ def _walk(found: Scan, place: _Place) -> None:
         status = place.folder.stat()
         children = sorted(os.scandir(place.folder), key=lambda child: child.name)
     except OSError as error:
-        found.faults.append(f"{_shown(place.relative)} cannot be read: {error.strerror}")
+        found.faults.append(_tell_unreadable(place, error))
         return
     patterns = read_patterns(place.folder, relative=place.relative) + place.patterns
     around = place.around | {(status.st_dev, status.st_ino)}
     for child in children:
         if len(found.entries) >= MAX_TREE_ENTRIES:
-            _refuse_size(found)
-            return
+            raise _TooMany
         _visit(
             found,
             _Place(folder=Path(child.path), relative=place.relative + child.name, patterns=patterns, around=around),
@@ -169,7 +183,7 @@ def _visit(found: Scan, place: _Place) -> None:
     except FileNotFoundError:
         return  # it went while we looked; what is packed is what is still there
     except OSError as error:
-        found.faults.append(f"{_shown(place.relative)} cannot be read: {error.strerror}")
+        found.faults.append(_tell_unreadable(place, error))
         return
     entry = _entry(place.relative, source, status)
     if _is_left_out(found, place, entry):
@@ -188,6 +202,10 @@ def _visit(found: Scan, place: _Place) -> None:
         found.entries.append(entry)
         if entry.is_folder:
             _walk(found, _Place(folder=source, relative=f"{entry.path}/", patterns=place.patterns, around=place.around))
+
+
+def _tell_unreadable(place: _Place, error: OSError) -> str:
+    return f"{_shown(place.relative)} cannot be read: {error.strerror} (list it in {IGNORE_FILE})"
 
 
 def _follow(found: Scan, link: Path) -> Path | None:
@@ -213,19 +231,20 @@ def _is_left_out(found: Scan, place: _Place, entry: Entry) -> bool:
         return True
     if looks_secret(name):
         found.secrets.append(entry.path)
-    elif _holds_key(entry):
-        found.keys.append(entry.path)
-    else:
-        return False
-    return True
+        return True
+    if 0 < entry.size_bytes <= MAX_KEY_BYTES:
+        found.unread.append(entry)
+    return False
 
 
-def _holds_key(entry: Entry) -> bool:
-    """Tell whether a file has a key in it; one that cannot be read is told of when it is packed."""
-    try:
-        return 0 < entry.size_bytes <= MAX_KEY_BYTES and holds_key(entry.source)
-    except OSError:
-        return False
+def _leave_out_keys(found: Scan) -> None:
+    """Look into the small files; one that cannot be read is told of when it is packed."""
+    for entry in found.unread:
+        with suppress(OSError):
+            if holds_key(entry.source):
+                found.keys.append(entry.path)
+    keys = set(found.keys)
+    found.entries[:] = [entry for entry in found.entries if entry.path not in keys]
 
 
 def _find_twin(found: Scan, path: str) -> str:
@@ -240,10 +259,15 @@ def _fault(path: str) -> str:
     return path_fault(path)
 
 
-def _refuse_size(found: Scan) -> None:
-    fault = f"more than {MAX_TREE_ENTRIES} files and folders (list what is not needed in {IGNORE_FILE})"
-    if fault not in found.faults:
-        found.faults.insert(0, fault)
+class _TooMany(Exception):
+    """There are more files and folders than can be sent."""
+
+
+def _describe_excess(found: Scan) -> str:
+    others = f"name a smaller folder, or list what is not needed in {IGNORE_FILE}"
+    way_out = others if found.honours_ignores else "send a .tar that the experiment unpacks itself"
+    most = name_largest(((entry.path, 1) for entry in found.entries), write=str)
+    return f"more than {MAX_TREE_ENTRIES} files and folders, most of those seen in {most} ({way_out})"
 
 
 def _entry(path: str, source: Path, status: os.stat_result) -> Entry:

@@ -63,7 +63,7 @@ def files(folder: Path, store: Store) -> list[str]:
 
 
 def problems(folder: Path) -> str:
-    return "\n".join(str(problem) for problem in check_workspace(folder))
+    return "\n".join(str(problem) for problem in check_workspace(folder).problems)
 
 
 def test_the_same_content_is_the_same_artifact_whatever_the_times_and_owners(tmp_path: Path, store: Store) -> None:
@@ -333,7 +333,7 @@ def test_folders_that_are_too_deep_are_wrong(folder: Path) -> None:
 def test_many_problems_are_told_at_once_but_not_endlessly(folder: Path) -> None:
     for number in range(30):
         (folder / f"{number}\n").write_text("")
-    assert len(check_workspace(folder)) == 11
+    assert len(check_workspace(folder).problems) == 11
     assert "and 20 more" in problems(folder)
 
 
@@ -480,15 +480,32 @@ def test_a_folder_that_was_just_written_is_not_remembered(
     assert len(packaging._packed) == 1
 
 
-def test_a_large_archive_is_warned_of_with_its_largest_files(
-    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_workspace_is_warned_of_with_its_largest_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaging, "_LARGE_BYTES", 1000)
-    (folder / "weights.bin").write_bytes(os.urandom(3000))
+    (folder / "weights.bin").write_bytes(b"0" * 3000)
     fill(folder, a="1")
-    _, warnings = pack_workspace(folder, store)
-    assert len(warnings) == 1
-    assert "weights.bin (2.93 KiB)" in warnings[0]
+    (note,) = check_workspace(folder).notes
+    assert "weights.bin (2.93 KiB)" in note
+
+
+def test_of_too_many_files_nothing_is_read_and_the_folders_with_most_of_them_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> bool:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("producers.packaging.scanning.MAX_TREE_ENTRIES", 50)
+    monkeypatch.setattr("producers.packaging.scanning.holds_key", read)
+    write(folder, {f"data/frames/a/{number}.png": "x" for number in range(40)} | {"code/train.py": "x", "README": "x"})
+    write(folder, {f"runs/{number}": "x" for number in range(9)} | {"A": "x", "a": "differs in case alone"})
+    assert problems(folder) == (
+        "workspace: more than 50 files and folders, most of those seen in 'data/frames/' (41), './' (5), 'runs/' (2) "
+        "(name a smaller folder, or list what is not needed in .jobqueueignore)"
+    )
+
+
+def test_the_whole_machine_is_no_workspace() -> None:
+    assert problems(Path("/")) == "workspace: '/' is the whole machine (name the folder that the program lies in)"
 
 
 def test_a_sparse_file_passes_with_flat_memory(folder: Path, tmp_path: Path) -> None:

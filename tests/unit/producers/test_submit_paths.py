@@ -84,3 +84,32 @@ def test_a_companion_queue_is_one_wrong_field_of_several(client: Client, queue: 
 @pytest.mark.parametrize("queue", ["", 5, "a b", "x" * 100])
 def test_a_queue_that_has_no_name_is_told_once(client: Client, queue: object) -> None:
     assert wrong_fields(client, queue=queue).keys() == {"cpus", "queue"}
+
+
+def test_more_files_than_the_disk_may_hold_are_refused_before_any_is_packed(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, data = tmp_path / "work", tmp_path / "data.bin"
+    (work / "frames" / "a").mkdir(parents=True)
+    for path, size in ((work / "frames/a/1", 3 << 30), (work / "train.py", 1 << 20), (data, 2 << 30)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    monkeypatch.setattr("producers.preparation.pack_workspace", lambda *_: pytest.fail("it was packed"))
+    with pytest.raises(InvalidSpec) as caught:
+        client.submit(**SPEC, workspace=work, inputs={"data": data}, disk="4GiB")
+    (problem,) = caught.value.problems
+    assert str(problem) == (
+        "disk: 4 GiB is less than its files: workspace has 3 GiB, most of it in 'frames/a/' (3 GiB), './' (1 MiB); "
+        "inputs.data has 2 GiB (list what is not needed in .jobqueueignore, or ask for more with disk=)",
+    )
+
+
+def test_a_large_workspace_is_warned_of_before_it_is_packed(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"0" * 3000)
+    monkeypatch.setattr("producers.packaging._LARGE_BYTES", 1000)
+    monkeypatch.setattr("producers.preparation.pack_workspace", lambda *_: pytest.fail("it was packed first"))
+    with pytest.warns() as caught, pytest.raises(pytest.fail.Exception):
+        client.submit(**SPEC, workspace=tmp_path)
+    assert "weights.bin (2.93 KiB)" in str(caught[0].message)
