@@ -222,6 +222,12 @@ class Settings(BaseSettings):
         """The address of an S3 store other than Amazon's, with what its certificate is checked with."""
         return self._checked(self.storage_endpoint)
 
+    @property
+    def private_files(self) -> tuple[Path, ...]:
+        """The files that secrets of these settings are read from, or may be: each `*_FILE`, a TLS key, this file."""
+        twins = (os.environ.get(f"{PREFIX}{name.upper()}_FILE") for name in type(self).model_fields)
+        return tuple(Path(path).absolute() for path in (*twins, self.tls_cert, self.tls_key, SETTINGS_FILE) if path)
+
     def _checked(self, url: str) -> str:
         ca, cert, key = (str(path or "") for path in (self.tls_ca, self.tls_cert, self.tls_key))
         return with_certificates(url, Certificates(ca=ca, cert=cert, key=key))

@@ -10,7 +10,7 @@ from jobqueue.ids import WorkerId
 from jobqueue.keys import KeyRing
 from jobqueue.registry import open_registry
 from jobqueue.resources import Offer
-from jobqueue.storage import Allowed, folders_of, open_store, own_bucket
+from jobqueue.storage import Allowed, open_store, own_bucket
 from jobqueue.storage.granted import GrantedStore
 from jobqueue.storage.hosts import parse_hosts
 from workers.attempt.health import NodeHealth
@@ -19,9 +19,8 @@ from workers.attempt.lease_files import read_boot_id
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import NodeFolder
 from workers.attempt.reporting import Outbox
-from workers.attempt.runtimes import open_runtime
-from workers.attempt.runtimes.gaps import EnginePolicy, check_accepted
 from workers.attempt.runtimes.image_cache import ImageCache
+from workers.attempt.runtimes.opening import open_node_runtime
 from workers.attempt.site import Policy, Site
 from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.fitness import Unfit
@@ -66,13 +65,8 @@ def make_site(settings: Settings, *, broker: Broker, worker_name: str, folder: N
     """Open what attempts need of their node."""
     cache = settings.cache_dir
     images = ImageCache(folder=cache / "images", size_bytes=settings.image_cache_size, floor_bytes=settings.disk_floor)
-    runtime = open_runtime(
-        settings.runtime,
-        state_dir=settings.state_dir,
-        hidden=(settings.cache_dir, settings.keys_dir, *folders_of(settings.storage)),
-        image_cache=images,
-        policy=_make_engine_policy(settings),
-    )
+    nodes_of = share.device.nodes_of if share.device else None
+    runtime = open_node_runtime(settings, nodes_of=nodes_of, image_cache=images)
     device, offer = share.device, _make_offer(settings, share)
     ledger = _open_ledger(settings, folder, WorkerId(worker_name), share, cpus=offer.cpus) if share.slot else None
     keys, registry = KeyRing.of(settings), open_registry(settings.registry)
@@ -118,13 +112,6 @@ def _allow(settings: Settings) -> Allowed:
         buckets=(*own_bucket(settings.storage), *settings.input_buckets),
         hosts=parse_hosts(settings.input_hosts),
         within=settings.input_timeout,
-    )
-
-
-def _make_engine_policy(settings: Settings) -> EnginePolicy:
-    check_accepted(settings.accepted_gaps)
-    return EnginePolicy(
-        oci_runtime=settings.oci_runtime, accepted=settings.accepted_gaps, probe_image=settings.probe_image
     )
 
 

@@ -100,6 +100,7 @@ def gpu(index: int) -> Device:
     return Device(
         uuid=f"GPU-{index:08x}-d72c-4106-c12f-20bd9faed9f6",
         index=index,
+        minor=7 - index,
         name="NVIDIA H100 80GB HBM3",
         memory_bytes=80 * GIB,
         free_bytes=79 * GIB,
@@ -115,6 +116,8 @@ def instance(number: int, *, of: Device) -> Device:
         index=of.index,
         mig_index=number,
         parent_uuid=of.uuid,
+        minor=of.minor,
+        instance=(number, 0),
         name=f"{of.name} MIG 1g.10gb",
         memory_bytes=10 * GIB,
         free_bytes=10 * GIB,

@@ -24,6 +24,7 @@ _SOON = START_WITHIN / 3
 GPU = Device(
     uuid="GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",
     index=0,
+    minor=0,
     name="NVIDIA A100-SXM4-40GB",
     memory_bytes=40 * 2**30,
     free_bytes=38 * 2**30,

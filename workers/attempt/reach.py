@@ -20,12 +20,10 @@ from typing import Final
 from jobqueue.config import Settings
 from jobqueue.errors import JobqueueError, RuntimeFailure
 from jobqueue.resources import Resources
-from jobqueue.storage import folders_of
-from workers.attempt.runtimes import open_runtime
 from workers.attempt.runtimes.base import ContainerRuntime, Labels, Plan
 from workers.attempt.runtimes.checklist import PLANTED, Known, choose_rows, make_program, read_namespaces
-from workers.attempt.runtimes.gaps import EnginePolicy
 from workers.attempt.runtimes.hardening import run_as
+from workers.attempt.runtimes.opening import open_node_runtime
 from workers.attempt.trees import own, remove
 
 _WITHIN: Final = timedelta(minutes=2)
@@ -37,12 +35,8 @@ def main() -> int:
     """Tell the runtime, its notice, and of each thing that was tried the answer and whether that is a refusal."""
     logging.disable()
     settings = Settings()
-    policy = EnginePolicy(
-        oci_runtime=settings.oci_runtime, accepted=settings.accepted_gaps, probe_image=settings.probe_image
-    )
     try:
-        hidden = (settings.cache_dir, settings.keys_dir, *folders_of(settings.storage))
-        runtime = open_runtime(settings.runtime, state_dir=settings.state_dir, hidden=hidden, policy=policy)
+        runtime = open_node_runtime(settings)
         runtime.vet()
         runtime.check()
         answers = {} if "--notice" in sys.argv else _probe(runtime, settings)

@@ -27,6 +27,8 @@ class Device:
         index: of the GPU, in the driver's order, which may change with every start of the machine.
         mig_index: of the instance on its GPU; None for a whole GPU.
         parent_uuid: of the GPU that an instance belongs to; empty for a whole GPU.
+        minor: the number in the name of its GPU's file, `/dev/nvidia<minor>`; None where the driver does not tell.
+        instance: the driver's numbers of the GPU instance and of its compute instance; None for a whole GPU.
         name: as the driver calls it; may hold any character that can be printed.
         memory_bytes: all of it; 0 where the driver does not tell.
         free_bytes, used_bytes: without what the driver itself keeps, where it tells them apart.
@@ -42,6 +44,8 @@ class Device:
     index: int
     mig_index: int | None = None
     parent_uuid: str = ""
+    minor: int | None = None
+    instance: tuple[int, int] | None = None
     name: str = ""
     memory_bytes: int = 0
     free_bytes: int = 0

@@ -13,6 +13,7 @@ from workers.hardware.custody_files import CustodyFiles
 from workers.hardware.devices import Device, Devices, Presence
 from workers.hardware.fitness import FREE_WITHIN, Ailment, Unfit, check_before_start, check_free
 from workers.hardware.locks import DeviceLocks
+from workers.hardware.nodes import find_nodes
 from workers.hardware.quarantine import Custody, condemn, examine
 from workers.hardware.slots import Slot, find_device
 from workers.rounds import Rounds
@@ -123,6 +124,14 @@ class HeldDevice:
                     self._kept.tell(uuid, unfit)
                 return unfit
         return None
+
+    def nodes_of(self, uuids: Iterable[str]) -> tuple[str, ...]:
+        """Return the files below /dev that an experiment opens to use these devices.
+
+        Raises:
+            RuntimeFailure: the driver does not tell them now.
+        """
+        return find_nodes(self._devices.look(), uuids)
 
     def _take_out(self, unfit: Unfit) -> None:
         if unfit.ailment is not Ailment.UNKNOWN:  # of a driver that is silent, its next answer tells more

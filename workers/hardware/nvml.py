@@ -146,6 +146,8 @@ def _read_device(told: Mapping[str, Any], xids: Mapping[int, int]) -> Device:
         index=told["index"],
         mig_index=told.get("mig_index"),
         parent_uuid=told.get("parent_uuid", ""),
+        minor=told.get("minor"),
+        instance=_read_instance(told.get("gpu_instance"), told.get("compute_instance")),
         name=told.get("name", ""),
         memory_bytes=told["memory_bytes"],
         free_bytes=told["free_bytes"],
@@ -157,3 +159,7 @@ def _read_device(told: Mapping[str, Any], xids: Mapping[int, int]) -> Device:
         recovery=_RECOVERY.get(told["recovery"], f"action {told['recovery']}") if told["recovery"] else "",
         fault=told["fault"],
     )
+
+
+def _read_instance(gpu_instance: int | None, compute_instance: int | None) -> tuple[int, int] | None:
+    return None if gpu_instance is None or compute_instance is None else (gpu_instance, compute_instance)

@@ -73,6 +73,7 @@ class Probe:
         handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
         faults: list[str] = []
         whole = {"index": index, **self._read_device(handle, faults), "recovery": self._read_recovery(handle, faults)}
+        whole["minor"] = self._ask(faults, "nvmlDeviceGetMinorNumber", handle)
         # A GPU that is lost may not even tell who it is.
         whole["uuid"] = whole["uuid"] or self._uuids.get(_address(handle), "")
         if not _UUID.fullmatch(whole["uuid"]):
@@ -98,11 +99,12 @@ class Probe:
             own: list[str] = []
             read = self._read_device(instance, own)
             if _UUID.fullmatch(read["uuid"]):
-                shared = {name: whole[name] for name in ("index", "ecc_uncorrected", "recovery")}
+                shared = {name: whole[name] for name in ("index", "minor", "ecc_uncorrected", "recovery")}
                 told = {name: value for name, value in read.items() if value not in (None, "")}
                 instances.append(
                     {**shared, **told, "mig_index": number, "parent_uuid": whole["uuid"]}
-                    | {"instance": self._ask(own, "nvmlDeviceGetGpuInstanceId", instance)}
+                    | {"gpu_instance": self._ask(own, "nvmlDeviceGetGpuInstanceId", instance)}
+                    | {"compute_instance": self._ask(own, "nvmlDeviceGetComputeInstanceId", instance)}
                     | {"fault": "; ".join([*faults, *own])}
                 )
         return instances
@@ -164,7 +166,7 @@ class Probe:
             whole = self._uuids.get(_address(event.device), "")
             instances = [each for each in found if each.get("parent_uuid") == whole]
             if event.gpuInstanceId != _NO_INSTANCE:
-                instances = [each for each in instances if each["instance"] == event.gpuInstanceId]
+                instances = [each for each in instances if each["gpu_instance"] == event.gpuInstanceId]
             for uuid in [each["uuid"] for each in instances] or [whole]:
                 xids.setdefault(uuid, Counter())[int(event.eventData)] += 1
         return {uuid: dict(counts) for uuid, counts in xids.items()}

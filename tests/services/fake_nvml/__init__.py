@@ -105,12 +105,16 @@ def _whole(uuid: str, devices: tuple[Device, ...]) -> str:
         return f"gpu|uuid={uuid}|gone=1"
     if own[0].uuid == uuid:
         return f"gpu|uuid={uuid}|{_fields(own[0])}"
-    fields = ["mig=1"]
+    fields = ["mig=1", f"minor={_minor(own[0])}"]
     if own[0].ecc_uncorrected is not None:
         fields.append(f"ecc={own[0].ecc_uncorrected}")
     if own[0].recovery:
         fields.append("recovery=1")
     return "|".join([f"gpu|uuid={uuid}", *fields])
+
+
+def _minor(device: Device) -> int:
+    return device.index if device.minor is None else device.minor
 
 
 def _instance(device: Device, parent: int) -> str:
@@ -123,6 +127,7 @@ def _fields(device: Device) -> str:
         "free": device.free_bytes,
         "used": device.used_bytes,
         "util": device.utilisation_percent,
+        "minor": _minor(device),
         "ecc": device.ecc_uncorrected,
         "recovery": 1 if device.recovery else None,
         "fault": 15 if device.fault else None,

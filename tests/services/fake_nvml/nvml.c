@@ -2,7 +2,7 @@
  *
  * Lines of fields, parted by `|`; names are in hexadecimal, so that they may hold any byte:
  *   driver|version=550.54.15|cuda=12040
- *   gpu|uuid=GPU-…|name=…|total=…|free=…|used=…|util=…|ecc=…|pids=1,2|mig=1|fault=15|gone=1|recovery=1
+ *   gpu|uuid=GPU-…|name=…|total=…|free=…|used=…|util=…|ecc=…|pids=1,2|mig=1|fault=15|gone=1|recovery=1|minor=0
  *   mig|uuid=MIG-…|parent=0|number=0|…          (parent: which `gpu` line)
  *   xid|gpu=0|code=79|instance=1
  *   hang|function=…    fail|function=…|code=…    crash|function=…
@@ -25,7 +25,7 @@ typedef unsigned long long u64;
 typedef struct {
     char uuid[128], name[128], pids[128];
     u64 total, free, used;
-    long util, ecc, mig, fault, gone, parent, number, recovery;
+    long util, ecc, mig, fault, gone, parent, number, recovery, minor;
 } device_t;
 typedef struct { long gpu, code, instance; } xid_t;
 typedef struct { char kind[8], function[64]; long code; } trouble_t;
@@ -70,6 +70,7 @@ static void read_field(const char *key, const char *value, device_t *d, xid_t *x
     else if (!strcmp(key, "gone")) d->gone = number;
     else if (!strcmp(key, "parent")) d->parent = number;
     else if (!strcmp(key, "number")) d->number = number;
+    else if (!strcmp(key, "minor")) d->minor = number;
     else if (!strcmp(key, "recovery")) d->recovery = number;
     else if (!strcmp(key, "gpu")) x->gpu = number;
     else if (!strcmp(key, "instance")) x->instance = number;
@@ -78,7 +79,7 @@ static void read_field(const char *key, const char *value, device_t *d, xid_t *x
 }
 
 static void read_line(char *line) {
-    device_t d = {.util = -1, .ecc = -1, .parent = -1};
+    device_t d = {.util = -1, .ecc = -1, .parent = -1, .minor = -1};
     xid_t x = {.instance = -1};
     trouble_t t = {.code = 0};
     char *rest, *kind = strtok_r(line, "|\n", &rest), *field;
@@ -158,6 +159,13 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, device_t **device) {
 int nvmlDeviceGetUUID(device_t *d, char *text, unsigned size) { ENTER(d); copy_text(text, size, d->uuid); return SUCCESS; }
 int nvmlDeviceGetName(device_t *d, char *text, unsigned size) { ENTER(d); copy_text(text, size, d->name); return SUCCESS; }
 
+int nvmlDeviceGetMinorNumber(device_t *d, unsigned *minor) {
+    ENTER(d);
+    if (d->minor < 0 || d->parent >= 0) return NOT_SUPPORTED;
+    *minor = (unsigned)d->minor;
+    return SUCCESS;
+}
+
 int nvmlDeviceGetMemoryInfo(device_t *d, memory_t *memory) {
     ENTER(d);
     *memory = (memory_t){d->total, d->free, d->total - d->free};
@@ -225,6 +233,7 @@ int nvmlDeviceGetMigDeviceHandleByIndex(device_t *d, unsigned index, device_t **
 }
 
 int nvmlDeviceGetGpuInstanceId(device_t *d, unsigned *id) { ENTER(NULL); *id = (unsigned)d->number; return SUCCESS; }
+int nvmlDeviceGetComputeInstanceId(device_t *d, unsigned *id) { (void)d; ENTER(NULL); *id = 0; return SUCCESS; }
 
 static int xids_told;
 

@@ -128,6 +128,13 @@ def test_a_driver_that_is_silent_about_anothers_device_closes_this_worker_too(
     assert held.unfit == unfit
 
 
+def test_the_files_of_devices_are_the_drivers_word_of_now(held: HeldDevice, driver: MemoryDevices) -> None:
+    driver.show(replace(OWN, minor=3), replace(OTHER, minor=1))
+    assert held.nodes_of(BOTH)[-2:] == ("nvidia3", "nvidia1")
+    driver.show(replace(OWN, minor=1), replace(OTHER, minor=3))
+    assert held.nodes_of([OWN.uuid])[-1] == "nvidia1"
+
+
 @pytest.fixture
 def slot(node: FakeNode, held: HeldDevice) -> FakeNode:
     """A node whose worker has the device."""

@@ -1,44 +1,51 @@
-"""Which folders of a node its experiments are not to see, whoever starts them."""
+"""Which folders and files of a node its experiments are not to see."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobqueue.config import Settings
-from jobqueue.errors import JobqueueError
-from workers import composition
-from workers.attempt import reach
+from workers.attempt.runtimes.opening import find_private
 
 
-class HiddenError(JobqueueError):
-    """Nothing is opened here."""
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("module", [composition, reach])
 @pytest.mark.parametrize(
     ("url", "stores"), [("file:///opt/the%20store", {Path("/opt/the store")}), ("s3://bucket/file:/opt", set())]
 )
-def test_a_store_that_is_a_folder_is_hidden_like_keys_and_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: Any, url: str, stores: set[Path]
+def test_a_store_that_is_a_folder_is_private_like_keys_and_cache(tmp_path: Path, url: str, stores: set[Path]) -> None:
+    settings = Settings(state_dir=tmp_path / "state", storage_url=url)
+    others = {tmp_path / "jobqueue-devices", tmp_path / "jobqueue.toml"}
+    assert set(find_private(settings)) == {settings.keys_dir, settings.cache_dir, *others, *stores}
+
+
+@pytest.mark.parametrize("name", ["broker_url", "keys_passphrase", "management_url", "storage_url"])
+def test_a_file_that_a_setting_is_read_from_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    settings = Settings(state_dir=tmp_path, storage_url=url)
-    found: list[set[Path]] = []
-    monkeypatch.setattr(module, "open_runtime", _keep(found))
-    if module is composition:
-        with pytest.raises(HiddenError):
-            composition.make_site(settings, broker=None, worker_name="w", folder=None, share=None)  # type: ignore[arg-type]
-    else:
-        monkeypatch.setattr(reach, "Settings", lambda: settings)
-        monkeypatch.setattr(reach.logging, "disable", lambda: None)
-        assert reach.main() == 0
-    assert found == [{settings.keys_dir, settings.cache_dir, *stores}]
+    (tmp_path / "secret").write_text("file:///secret")
+    monkeypatch.setenv(f"JOBQUEUE_{name.upper()}_FILE", "secret")
+    assert tmp_path / "secret" in find_private(Settings(state_dir=tmp_path))
 
 
-def _keep(found: list[set[Path]]) -> Callable[..., None]:
-    def open_runtime(*_: object, hidden: tuple[Path, ...], **__: object) -> None:
-        found.append(set(hidden))
-        raise HiddenError("")
+def test_so_are_the_key_of_tls_and_the_credentials_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/opt/aws")
+    settings = Settings(state_dir=tmp_path, tls_ca="/opt/ca.pem", tls_cert="/opt/both.pem", tls_key="/opt/key.pem")
+    assert {Path("/opt/aws"), Path("/opt/both.pem"), Path("/opt/key.pem")} < set(find_private(settings))
+    assert Path("/opt/ca.pem") not in find_private(settings)
 
-    return open_runtime
+
+def test_the_home_of_the_workers_user_is_private_and_one_that_is_the_systems_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    assert home in find_private(Settings(state_dir=tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: home.stat().st_uid + 1)
+    assert home not in find_private(Settings(state_dir=tmp_path))

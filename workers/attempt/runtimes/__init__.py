@@ -1,5 +1,7 @@
 """What starts containers."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +19,7 @@ def open_runtime(
     *,
     state_dir: Path,
     hidden: tuple[Path, ...] = (),
+    nodes_of: Callable[[tuple[str, ...]], tuple[str, ...]] | None = None,
     engine_url: str | None = None,
     image_cache: "ImageCache | None" = None,
     policy: "EnginePolicy | None" = None,
@@ -26,7 +29,8 @@ def open_runtime(
     Args:
         name: a named runtime is returned even when it does not work now: its `check` says why.
         state_dir: a folder of this worker's own, where the process runtime keeps what is temporary.
-        hidden: further folders of this node, which no process container is to see wherever they lie.
+        hidden: further folders and files of this node, which no process container is to see wherever they lie.
+        nodes_of: tells the files of devices, below /dev; without it no process container opens any.
         engine_url: the engine's address; by default what DOCKER_HOST says, as for `docker`.
         image_cache: what this node knows of the images that it has pulled; without it all are kept.
         policy: what the operator wants of it; without one nothing is accepted.
@@ -36,29 +40,25 @@ def open_runtime(
         from workers.attempt.runtimes.fake import FakeRuntime
 
         return FakeRuntime()
-    if name == "process":
-        from workers.attempt.runtimes.process import ProcessRuntime
+    from workers.attempt.runtimes.process import ProcessRuntime
 
-        return ProcessRuntime(state_dir, hidden=hidden)
+    processes = partial(ProcessRuntime, state_dir, hidden=hidden, nodes_of=nodes_of)
+    if name == "process":
+        return processes()
     from workers.attempt.runtimes.docker import DockerRuntime
 
     runtime = DockerRuntime(engine_url, image_cache=image_cache, policy=policy)
-    if name == "docker":
+    if name == "docker" or _answers(runtime):
         return runtime
-    return _prefer(runtime, state_dir, hidden, policy)
+    return processes(may_be_bare=policy is not None and "unconfined" in policy.accepted)
 
 
-def _prefer(
-    engine: "DockerRuntime", state_dir: Path, hidden: tuple[Path, ...], policy: "EnginePolicy | None"
-) -> "ContainerRuntime":
+def _answers(runtime: "DockerRuntime") -> bool:
     from jobqueue.errors import RuntimeFailure
-    from workers.attempt.runtimes.process import ProcessRuntime
 
     try:
-        engine.knock()
+        runtime.knock()
     except RuntimeFailure:
-        engine.close()
-        return ProcessRuntime(
-            state_dir, hidden=hidden, may_be_bare=policy is not None and "unconfined" in policy.accepted
-        )
-    return engine
+        runtime.close()
+        return False
+    return True

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -30,6 +31,7 @@ from workers.attempt.runtimes.sandbox import (
     make_confined_start,
 )
 from workers.attempt.runtimes.syscalls import make_filter
+from workers.attempt.runtimes.view import is_shown_whole
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ class ProcessRuntime:
 
     Args:
         state_dir: a folder of this node's own, where each container has a folder while it is there.
-        hidden: further folders of this node that no confined experiment is to see; `state_dir` is one.
+        hidden: further folders and files of this node that no confined experiment is to see; `state_dir` is one.
+        nodes_of: tells the files of devices, below /dev, by their UUIDs; without it nobody opens any.
         is_confined: whether to use bubblewrap; by default where it works.
         may_be_bare: whether this may go unconfined where bubblewrap does not work.
         patience_seconds: how long a container goes on without a worker.
@@ -63,12 +66,14 @@ class ProcessRuntime:
         state_dir: Path,
         *,
         hidden: tuple[Path, ...] = (),
+        nodes_of: Callable[[tuple[str, ...]], tuple[str, ...]] | None = None,
         is_confined: bool | None = None,
         may_be_bare: bool = True,
         patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         self._folder = state_dir / "process"
         self._hidden = (state_dir, *hidden)
+        self._nodes_of = nodes_of or (lambda _: ())
         self._asked = is_confined
         self._may_be_bare = may_be_bare
         self._patience_seconds = patience_seconds
@@ -86,11 +91,19 @@ class ProcessRuntime:
         return f"{weaker}, and nothing keeps them from this user's files or from the network ({why})"
 
     def vet(self) -> None:
-        """Refuse to run anything unconfined that nobody has asked for: `auto` alone is no such wish."""
+        """Refuse to run anything unconfined that nobody has asked for, or where experiments see what is the node's.
+
+        `auto` alone is no such wish.
+        """
         if not (self._is_confined or self._may_be_bare):
             raise InvalidSetting(
                 f"no container engine answers, and processes cannot be confined: {self._obstacle}",
                 hint="install bubblewrap, or for code that you trust set JOBQUEUE_RUNTIME=process",
+            )
+        if self._is_confined and is_shown_whole(self._folder.parent):
+            raise InvalidSetting(
+                f"experiments would see this node's state: {self._folder.parent} is where its Python lies, too",
+                hint="set JOBQUEUE_STATE_DIR to another folder",
             )
 
     def find_fault(self, network: str) -> str:
@@ -118,9 +131,10 @@ class ProcessRuntime:
     def start(self, plan: Plan) -> Container:
         """Start a supervisor, which starts the experiment."""
         self.check()
+        nodes = self._nodes_of(plan.gpus) if plan.gpus else ()
         folder = Path(tempfile.mkdtemp(prefix=f"{make_name(plan.labels)}-", dir=self._folder))
         try:
-            container = self._start(plan, folder)
+            container = self._start(plan, folder, nodes)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise RuntimeFailure(f"the process container could not be started: {error}") from error
@@ -136,9 +150,9 @@ class ProcessRuntime:
                 found.append(ProcessContainer(labels, path.parent))
         return found
 
-    def _start(self, plan: Plan, folder: Path) -> ProcessContainer:
+    def _start(self, plan: Plan, folder: Path, nodes: tuple[str, ...]) -> ProcessContainer:
         if self._is_confined:
-            start = make_confined_start(plan, hidden=self._hidden)
+            start = make_confined_start(plan, hidden=self._hidden, nodes=nodes)
         else:
             scratch = folder / "tmp"
             scratch.mkdir(mode=0o700)

@@ -4,26 +4,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.attempt.runtimes.base import Plan
 from workers.attempt.runtimes.hardening import INPUTS, WORKSPACE, run_as, size_tmp
 from workers.attempt.runtimes.syscalls import make_filter
-
-TMP = "/tmp"  # noqa: S108 - the container's own
+from workers.attempt.runtimes.view import TMP, make_parents, show, show_interpreter, show_system
 
 # Stand in `argv` for the numbers of the files with the options, and with the filter of system calls.
 OPTIONS, FILTER = "{options}", "{filter}"
 
 _PROBE_SECONDS = 10
+_DEVICES = Path("/dev")
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
-_SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt")
-_SYSTEM_FILES = (
-    *("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ssl", "/etc/localtime"),
-    *("/etc/ca-certificates", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf"),
-)
 # A shell, because it tells a missing command (127) from one that cannot run (126).
 _RUN = ("/bin/sh", "-c", 'exec "$@"', "sh")
 # In the shell, because bubblewrap itself, run by root, may not enter a folder that is another user's.
@@ -60,12 +55,13 @@ def make_bare_start(plan: Plan, scratch: Path) -> Start:
     return Start(argv=(*_RUN, *plan.command), env=moved, folder=str(plan.workspace))
 
 
-def make_confined_start(plan: Plan, *, hidden: Iterable[Path] = ()) -> Start:
+def make_confined_start(plan: Plan, *, hidden: Iterable[Path] = (), nodes: Collection[str] = ()) -> Start:
     """Return the start in namespaces of its own, which shows the experiment what a container would show it.
 
     Args:
         plan: what to start.
-        hidden: folders of the node that may lie below what is shown, as where its user's home is in `/opt`.
+        hidden: folders and files of the node that may lie below what is shown, as where its user's home is in `/opt`.
+        nodes: files of devices that it may open, by their names below /dev.
     """
     env = {"HOME": TMP} | _make_env(plan)
     dropping: tuple[str, ...] = ()
@@ -74,7 +70,9 @@ def make_confined_start(plan: Plan, *, hidden: Iterable[Path] = ()) -> Start:
         words = f"setpriv --reuid {user} --regid {group} --clear-groups --inh-caps=-all --bounding-set=-all --"
         dropping = tuple(words.split())
         env = {name: value for name, value in env.items() if not name.startswith(_LOADER)}
-    options = [*_isolate(plan), *_show_system(), *_show_plan(plan, hidden)]
+    options = [*_isolate(plan), *_show_devices(nodes), *show_system()]
+    options += ["--perms", "1777", "--size", str(size_tmp(plan)), "--tmpfs", TMP]
+    options += [*show_interpreter(hidden), *_show_plan(plan)]
     for name, value in env.items():
         options += ["--setenv", name, value]
     program = shutil.which("bwrap") or "bwrap"
@@ -89,7 +87,7 @@ def find_obstacle() -> str:
         return "bubblewrap (bwrap) is not installed"
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         return "setpriv is not installed"
-    words = ["bwrap", *_unshare("none"), *_show_system(), "--remount-ro", "/", "--", *_RUN, "true"]
+    words = ["bwrap", *_unshare("none"), *show_system(), "--remount-ro", "/", "--", *_RUN, "true"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -114,9 +112,14 @@ def _isolate(plan: Plan) -> Iterator[str]:
     yield from ("--hostname", "experiment", "--clearenv")
     shm = plan.resources.shm_bytes or plan.resources.memory_bytes // 2
     yield from ("--perms", "1777", "--size", str(shm), "--tmpfs", "/dev/shm")  # noqa: S108 - the container's own
-    if plan.gpus:
-        for device in sorted(Path("/dev").glob("nvidia*")):
-            yield from ("--dev-bind", str(device), str(device))
+
+
+def _show_devices(nodes: Collection[str]) -> Iterator[str]:
+    for name in nodes:
+        at = Path("/dev", name)
+        yield from (*make_parents(at), "--dev-bind-try", str(_DEVICES / name), str(at))
+    if nodes:
+        # Programs find the place of a device on the machine there.
         yield from ("--ro-bind", "/sys", "/sys")
 
 
@@ -133,79 +136,8 @@ def _unshare(network: str) -> Iterator[str]:
         yield "--unshare-user"
 
 
-def _show_system() -> Iterator[str]:
-    """Show what programs need of the machine, and nothing else of it: no home, no state, no keys."""
-    for folder in map(Path, _SYSTEM_FOLDERS):
-        if folder.is_symlink():
-            yield from ("--symlink", str(folder.readlink()), str(folder))
-        elif folder.is_dir():
-            yield from ("--ro-bind", str(folder), str(folder))
-    yield from _make_parents(Path("/etc/any"))
-    for name in _SYSTEM_FILES:
-        yield from ("--ro-bind-try", name, name)
-
-
-def _show_plan(plan: Plan, hidden: Iterable[Path]) -> Iterator[str]:
-    yield from ("--perms", "1777", "--size", str(size_tmp(plan)), "--tmpfs", TMP)
-    yield from _show_interpreter()
-    yield from _hide(hidden)
+def _show_plan(plan: Plan) -> Iterator[str]:
     yield from ("--bind", str(plan.workspace), WORKSPACE)
     for name, path in sorted(plan.inputs.items()):
-        yield from _show(path, at=Path(INPUTS, name))
+        yield from show(path, at=Path(INPUTS, name))
     yield from ("--remount-ro", "/")
-
-
-def _show_interpreter() -> Iterator[str]:
-    """Show the Python that the worker runs on, with its packages: `python` in the sandbox is the same one."""
-    shown = _prefixes()
-    for prefix in _without_nested(shown):
-        yield from _show(prefix, at=prefix)
-    # The links from the environment's `python` to the real one may pass through folders that are not shown.
-    hop = Path(sys.executable)
-    while hop.is_symlink():
-        target = hop.parent / hop.readlink()
-        if not _is_shown(hop, shown):
-            yield from (*_make_parents(hop), "--symlink", str(target), str(hop))
-        hop = target
-
-
-def _prefixes() -> set[Path]:
-    prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
-    return {*prefixes, *(prefix.resolve() for prefix in prefixes)}
-
-
-def _hide(folders: Iterable[Path]) -> Iterator[str]:
-    """Lay an empty folder over each of these that would be seen; the Python that lies in one is shown all the same."""
-    prefixes, hidden = _prefixes(), set[Path]()
-    for folder in sorted({path.resolve() for path in folders}):
-        if folder.is_dir() and _is_shown(folder, prefixes) and hidden.isdisjoint(folder.parents):
-            hidden.add(folder)
-            yield from ("--perms", "0755", "--tmpfs", str(folder))
-            for prefix in sorted(prefixes):
-                if prefix.is_relative_to(folder):
-                    yield from _show(prefix, at=prefix)
-            yield from ("--remount-ro", str(folder))
-
-
-def _without_nested(paths: Iterable[Path]) -> list[Path]:
-    kept: list[Path] = []
-    for path in sorted(paths):
-        if not _is_shown(path, kept):
-            kept.append(path)
-    return kept
-
-
-def _is_shown(path: Path, shown: Iterable[Path]) -> bool:
-    return any(path.is_relative_to(other) for other in (*shown, *map(Path, _SYSTEM_FOLDERS)))
-
-
-def _show(path: Path, *, at: Path) -> Iterator[str]:
-    yield from _make_parents(at)
-    yield from ("--ro-bind", str(path), str(at))
-
-
-def _make_parents(path: Path) -> Iterator[str]:
-    # Left to itself bubblewrap makes them for the owner alone.
-    for parent in reversed(path.parents[:-1]):
-        if str(parent) != TMP:
-            yield from ("--perms", "0755", "--dir", str(parent))
