@@ -115,6 +115,8 @@ def manifest_from_json(content: bytes) -> Manifest:
 def _output_file(*, path: str, size_bytes: int, sha256: str) -> OutputFile:
     if fault := path_fault(path):
         raise ValueError(f"its path {path!r} {fault}")
+    if int(size_bytes) < 0:
+        raise ValueError(f"the size of {path!r} is below 0")
     return OutputFile(path=path, size_bytes=int(size_bytes), sha256=str(sha256))
 
 

@@ -168,8 +168,8 @@ class Clerk:
         return Reply(verdict=Verdict.GRANTED, clerk=self._name, url=url)
 
     def _list(self, prefix: str, after: str) -> Reply:
-        further = (found for found in self._store.list(prefix) if found.key > after)
-        found = [(each.key, each.size_bytes) for each in islice(further, LISTED_AT_ONCE + 1)]
+        listed = self._store.list(prefix, after=after)
+        found = [(each.key, each.size_bytes) for each in islice(listed, LISTED_AT_ONCE + 1)]
         page, is_more = tuple(found[:LISTED_AT_ONCE]), len(found) > LISTED_AT_ONCE
         return Reply(verdict=Verdict.GRANTED, clerk=self._name, objects=page, is_more=is_more)
 

@@ -25,7 +25,7 @@ from producers.causes import find_causes
 from producers.connections import Connections
 from producers.ending import apply_marker, make_error, mark_cancelled, without_message
 from producers.logs import follow_log, open_source, print_log, read_log
-from producers.outputs import Outputs, read_result
+from producers.outputs import Outputs, confirm_end, read_result
 from producers.timeline import error_to_html, make_view, parse_progress, to_html
 from producers.watching import OUTAGE, Watcher, parse_timeout
 
@@ -185,18 +185,18 @@ class Experiment(concurrent.futures.Future[Any]):
         if error := self.exception(timeout):
             raise error
         if self._value is _UNREAD:
-            self._value = read_result(self.outputs, exit_code=self.look().exit_code)
+            self._value = read_result(self.outputs)
         return self._value
 
     def exception(self, timeout: float | str | timedelta | None = None) -> JobqueueError | None:
-        """Wait until it is over, and return what `result` raises; None when it succeeded.
+        """Wait until it is over, and return what `result` raises; None when it succeeded, as the store says.
 
         Raises:
             ExperimentTimeout: it was not over in time; it goes on.
         """
         if not self.wait(timeout):
             raise ExperimentTimeout(f"{self.id} was not over within {parse_timeout(timeout):g} s")
-        return make_error(self.look())
+        return make_error(confirm_end(self.look(), self.outputs))
 
     def running(self) -> bool:
         """Tell whether an attempt is being prepared, run or finished now."""

@@ -1,4 +1,4 @@
-"""The files that an experiment left behind, as its manifest names them, checked by their digests."""
+"""How an experiment ended and the files that it left, as marker and manifest in the store say, checked by digests."""
 
 import hashlib
 import json
@@ -12,10 +12,14 @@ from typing import Any, Final
 from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, output_key
 from jobqueue.errors import ArtifactRefused, InvalidSpec, NotFound, Problem
 from jobqueue.ids import ExperimentId
+from jobqueue.lifecycle import State
+from jobqueue.marker import Marker
 from jobqueue.quantities import describe_size
+from jobqueue.registry.base import Record
 from jobqueue.storage.base import Store
 from jobqueue.storage.manifests import load_manifest
 from jobqueue.storage.markers import read_marker
+from producers.ending import apply_marker
 
 RESULT_FILE: Final = "outputs/result.json"
 # What an experiment wrote is parsed in the memory of whoever asks for it.
@@ -44,7 +48,19 @@ class Outputs:
     def __init__(self, experiment_id: ExperimentId, open_store: Callable[[], Store]) -> None:
         self._experiment_id = experiment_id
         self._open_store = open_store
+        self._marker: Marker | None = None
         self._found: _Found | None = None
+
+    @property
+    def marker(self) -> Marker:
+        """How it ended, in the words of the attempt that committed."""
+        if self._marker is None:
+            self._marker = read_marker(self._open_store(), self._experiment_id)
+        if self._marker is None:
+            raise NotFound(
+                f"the store has no result of {self._experiment_id}", hint="is it over? exp.wait() waits for it"
+            )
+        return self._marker
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
@@ -106,11 +122,14 @@ class Outputs:
             beside.unlink(missing_ok=True)
 
     def _pieces(self, file: OutputFile) -> Iterator[bytes]:
-        digest = hashlib.sha256()
+        digest, left_bytes = hashlib.sha256(), file.size_bytes
         for piece in self._open_store().get(output_key(self._find().prefix, file.path)):
+            left_bytes -= len(piece)
+            if left_bytes < 0:  # it may have no end, and this disk has
+                break
             digest.update(piece)
             yield piece
-        if digest.hexdigest() != file.sha256:
+        if left_bytes or digest.hexdigest() != file.sha256:
             raise ArtifactRefused(
                 f"{file.path!r} has changed in the store since the attempt left it", hint="run the experiment again"
             )
@@ -125,12 +144,7 @@ class Outputs:
     def _find(self) -> "_Found":
         """Return what the attempt that committed has left."""
         if self._found is None:
-            store = self._open_store()
-            marker = read_marker(store, self._experiment_id)
-            if marker is None:
-                raise NotFound(
-                    f"the store has no result of {self._experiment_id}", hint="is it over? exp.wait() waits for it"
-                )
+            store, marker = self._open_store(), self.marker
             prefix = attempt_prefix(self._experiment_id, marker.attempt, marker.token)
             digest = marker.manifest_sha256
             manifest = load_manifest(store, prefix, sha256=digest) if marker.manifest else Manifest()
@@ -139,7 +153,23 @@ class Outputs:
         return self._found
 
 
-def read_result(outputs: Outputs, *, exit_code: int | None) -> Any:
+def confirm_end(record: Record, outputs: Outputs) -> Record:
+    """Return a record; where the registry, to which others can write, tells of a success, as the marker has the end.
+
+    Raises:
+        ArtifactRefused: there is no marker, or none that can be read.
+        StoreUnavailable: nobody can say.
+    """
+    if record.state is not State.SUCCEEDED:
+        return record
+    try:
+        return apply_marker(record, outputs.marker)
+    except NotFound:
+        told = f"the registry says that {record.submission.id} has succeeded, but the store has no result of it"
+        raise ArtifactRefused(told, hint="is JOBQUEUE_STORAGE_URL here the one that the nodes write to?") from None
+
+
+def read_result(outputs: Outputs) -> Any:
     """Return the parsed result file, or the exit code where there is none.
 
     Raises:
@@ -147,7 +177,7 @@ def read_result(outputs: Outputs, *, exit_code: int | None) -> Any:
     """
     file = next((file for file in outputs.files if file.path == RESULT_FILE), None)
     if file is None:
-        return {"exit_code": exit_code or 0}
+        return {"exit_code": outputs.marker.exit_code or 0}
     if file.size_bytes > LARGEST_RESULT_BYTES:
         size, most = describe_size(file.size_bytes), describe_size(LARGEST_RESULT_BYTES)
         raise ArtifactRefused(

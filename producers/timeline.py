@@ -105,7 +105,7 @@ def parse_progress(text: str) -> dict[str, object]:
     """Return the last progress as a mapping; empty when there is none, or it is not an object."""
     try:
         progress = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return progress if isinstance(progress, dict) else {}
 

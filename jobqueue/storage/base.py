@@ -56,8 +56,8 @@ class Store(Protocol):
         """Return the size in bytes, or None when there is no such object."""
         ...
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Return the objects whose key begins with `prefix`, sorted by key."""
+    def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
+        """Return the objects whose key begins with `prefix`, sorted by key; only those after a key, if one is given."""
         ...
 
     def presign(self, key: str, *, method: Literal["GET", "PUT"], expires: timedelta) -> str:
@@ -67,6 +67,20 @@ class Store(Protocol):
             StoreUnavailable: this kind of store has no such URLs.
         """
         ...
+
+
+def read_whole(store: Readable, key: str, *, at_most: int) -> bytes:
+    """Return the content of an object that is to be small, whatever somebody has put in its place.
+
+    Raises:
+        ArtifactRefused: it is longer than so many bytes.
+    """
+    content = bytearray()
+    for piece in store.get(key):
+        content += piece
+        if len(content) > at_most:
+            raise ArtifactRefused(f"{key} is longer than the {at_most} bytes that it can have")
+    return bytes(content)
 
 
 def check_store(store: Store) -> None:

@@ -76,7 +76,7 @@ class FolderStore:
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
         """Return the files whose path begins with `prefix`, sorted."""
         start = self._root / prefix.rpartition("/")[0]
         found = []
@@ -85,7 +85,7 @@ class FolderStore:
                 if Path(folder) == self._root:
                     folders[:] = [name for name in folders if name != _INCOMING]
                 keys = (str((Path(folder) / name).relative_to(self._root)) for name in names)
-                found += [key for key in keys if key.startswith(prefix)]
+                found += [key for key in keys if key.startswith(prefix) and key > after]
         sizes = ((key, self.size(key)) for key in sorted(found))
         return (StoredObject(key=key, size_bytes=size) for key, size in sizes if size is not None)
 

@@ -114,9 +114,9 @@ class GrantedStore:
         """Ask the clerk."""
         return self._ask(Wish.SIZE, check_key(key)).size_bytes
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
         """Ask the clerk, one page after the other."""
-        after, is_more = "", True
+        is_more = True
         while is_more:
             page = self._ask(Wish.LIST, prefix, after=after)
             for key, size_bytes in page.objects:

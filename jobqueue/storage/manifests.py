@@ -5,7 +5,7 @@ from typing import Final
 
 from jobqueue.artifacts import Manifest, manifest_from_json, manifest_key, manifest_to_json
 from jobqueue.errors import ArtifactRefused
-from jobqueue.storage.base import Store
+from jobqueue.storage.base import Store, read_whole
 
 _MAX_BYTES: Final = 128 << 20
 
@@ -34,9 +34,7 @@ def load_manifest(store: Store, prefix: str, *, sha256: str = "") -> Manifest:
         StoreUnavailable: the store does not answer.
     """
     key = manifest_key(prefix)
-    if (store.size(key) or 0) > _MAX_BYTES:
-        raise ArtifactRefused(f"not a manifest: {key} has more than {_MAX_BYTES} bytes")
-    content = b"".join(store.get(key))
+    content = read_whole(store, key, at_most=_MAX_BYTES)
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise ArtifactRefused(
             f"{key} has changed in the store since the attempt left it", hint="run the experiment again"

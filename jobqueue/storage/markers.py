@@ -1,10 +1,15 @@
 """The result marker of an experiment in the store: written once, read by whoever wants the truth about the end."""
 
+from typing import Final
+
 from jobqueue.artifacts import result_key
+from jobqueue.errors import ArtifactRefused
 from jobqueue.ids import ExperimentId
 from jobqueue.marker import Marker, marker_from_json, marker_to_json
-from jobqueue.storage.base import Store
+from jobqueue.storage.base import Store, read_whole
 from jobqueue.unprotected import Protection, is_off
+
+_MAX_BYTES: Final = 1 << 20
 
 
 def write_marker(store: Store, marker: Marker) -> Marker:
@@ -25,7 +30,13 @@ def read_marker(store: Store, experiment_id: ExperimentId) -> Marker | None:
     """Return the marker, or None when the experiment has not ended.
 
     Raises:
+        ArtifactRefused: what lies there is no marker, or that of another experiment.
         StoreUnavailable: the store does not answer.
     """
     key = result_key(experiment_id)
-    return marker_from_json(b"".join(store.get(key))) if store.size(key) is not None else None
+    if store.size(key) is None:
+        return None
+    marker = marker_from_json(read_whole(store, key, at_most=_MAX_BYTES))
+    if marker.experiment_id != experiment_id:
+        raise ArtifactRefused(f"not a result marker of {experiment_id}: it is another experiment's")
+    return marker

@@ -111,11 +111,11 @@ class ObjectStore:
         except NotFound:
             return None
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
+    def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
         """Return the objects that begin with `prefix`; the library itself knows only folders."""
         folder = prefix.rpartition("/")[0]
         with _translated(prefix):
-            for chunk in obstore.list(self._small, folder or None, chunk_size=_LISTED_AT_ONCE):
+            for chunk in obstore.list(self._small, folder or None, offset=after or None, chunk_size=_LISTED_AT_ONCE):
                 for found in chunk:
                     if found["path"].startswith(prefix):
                         yield StoredObject(key=found["path"], size_bytes=found["size"])

@@ -111,13 +111,15 @@ def wait(ctx: click.Context, /, *, experiments: tuple[str, ...], timeout: timede
 
     Exits with 0 when all SUCCEEDED, 100 when one FAILED, 103 when one was CANCELLED, 101 when the time is up.
     """
+    from producers.outputs import confirm_end
+
     client = open_client(ctx)
     waiting = [client.get(text) for text in experiments]
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     for experiment in waiting:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         experiment.wait(left)
-    records = [experiment.look() for experiment in waiting]
+    records = [confirm_end(experiment.look(), experiment.outputs) for experiment in waiting]
     write_rows(
         form, rows=[as_row(record) for record in records], objects=[as_json(record) for record in records], name="ID"
     )

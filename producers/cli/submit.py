@@ -120,7 +120,9 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
     except ExperimentFailed as error:
         show_error(ExperimentFailed(error.message, hint=error.hint))  # its last lines have just been seen
         is_its_own = error.reason == Reason.EXITED_NONZERO.name  # not what a signal of ours made of it
-        ctx.exit((is_its_own and error.exit_code) or exit_code(error))
+        code = error.exit_code or 0
+        # The system keeps eight bits of it: what others wrote into the registry could become 0.
+        ctx.exit(code if is_its_own and 0 < code < 256 else exit_code(error))  # noqa: PLR2004
     if not quiet:
         with suppress(JobqueueError):  # the end is known; the store may be away
             write_left_out(experiment.outputs.left_out)
@@ -203,11 +205,15 @@ def _pairs(texts: Iterable[str], *, option: str) -> dict[str, str]:
 
 @contextmanager
 def _warnings_as_messages() -> Iterator[None]:
-    """Write what is warned of on stderr, each once, without a source line."""
-    with warnings.catch_warnings(record=True) as caught:
+    """Write what is warned of on stderr at once, each once, without a source line: packing may take a while."""
+    told = set[str]()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            click.echo(f"{click.style('warning:', fg='yellow')} {message}", err=True)
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for text in dict.fromkeys(str(warning.message) for warning in caught):
-                click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)
+        warnings.showwarning = show
+        yield

@@ -52,8 +52,8 @@ class _Below:
 
         return call
 
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        for found in self._store.list(self._prefix + prefix):
+    def list(self, prefix: str, *, after: str = "") -> Iterator[StoredObject]:
+        for found in self._store.list(self._prefix + prefix, after=after and self._prefix + after):
             yield StoredObject(key=found.key.removeprefix(self._prefix), size_bytes=found.size_bytes)
 
 
@@ -153,6 +153,9 @@ def test_a_list_is_sorted_and_begins_with_the_prefix_to_the_letter(store: Store)
     for key in ("a/2", "a/1-x", "a/1/z", "a-b", "ab/1", "b", "a/10"):
         store.put(key, b"12")
     keys = {prefix: [found.key for found in store.list(prefix)] for prefix in ("", "a", "a/", "a/1", "c", "b/")}
+    for prefix, found in keys.items():
+        for place, key in enumerate(found):
+            assert [each.key for each in store.list(prefix, after=key)] == found[place + 1 :]
     assert keys == {
         "": ["a-b", "a/1-x", "a/1/z", "a/10", "a/2", "ab/1", "b"],
         "a": ["a-b", "a/1-x", "a/1/z", "a/10", "a/2", "ab/1"],

@@ -29,7 +29,7 @@ from jobqueue.marker import Marker, marker_to_json
 from jobqueue.permit import make_permit
 from jobqueue.registry.base import Lease
 from jobqueue.storage import locate, open_store, show_permit, signed_urls
-from jobqueue.storage.base import PROBE, Store, check_store
+from jobqueue.storage.base import PROBE, Store, StoredObject, check_store
 from jobqueue.storage.granted import GrantedStore
 from jobqueue.storage.manifests import digest_manifest, load_manifest, save_manifest
 from jobqueue.storage.markers import read_marker, write_marker
@@ -696,13 +696,29 @@ def test_a_node_sees_which_clerk_answers_and_that_results_are_written_once(count
             call()
 
 
+@pytest.mark.security_case("Flood of requests for grants")
 def test_many_objects_come_page_by_page(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node writes a million objects below its prefix, and has the clerk list them, again and again.
+
+    Refused: a page costs the clerk a page, wherever in the list it lies.
+    Evidence: how many objects it has looked at when the list has come whole.
+    Red before: it read the list from its beginning for each page, for as long as that takes.
+    """
     monkeypatch.setattr("producers.clerk.LISTED_AT_ONCE", 3)
+    looked_at, store_list = list[str](), counter.whole.list
+
+    def listed(prefix: str, **further: str) -> Iterator[StoredObject]:
+        for found in store_list(prefix, **further):
+            looked_at.append(found.key)
+            yield found
+
+    monkeypatch.setattr(counter.whole, "list", listed)
     started = counter.start()
     keys = [f"{started.prefix}/logs/{number}" for number in range(7)]
     for key in keys:
         counter.whole.put(key, b"1")
     assert [found.key for found in started.store.list(f"{started.prefix}/logs/")] == keys
+    assert len(looked_at) == len(keys) + 2  # and of each page that is not the last one, one more
 
 
 def test_a_file_that_one_request_cannot_take_is_refused_with_the_limit(

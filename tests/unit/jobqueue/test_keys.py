@@ -30,7 +30,7 @@ from jobqueue.keys import (
     trust,
     trust_lines,
 )
-from jobqueue.keys.signing import WEAK_Y
+from jobqueue.keys.signing import WEAK_Y, make_signing_key
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 PRIME = 2**255 - 19
@@ -421,6 +421,22 @@ def test_a_weak_sender_key_is_refused_when_it_is_registered_and_when_it_is_used(
     with pytest.raises(KeyRefused, match="weak") as caught:
         KeyRing(tmp_path).trusted(good.key_id, queue="q")
     assert str(path) in caught.value.message
+
+
+@pytest.mark.security_case("Signature changed")
+@pytest.mark.parametrize("times", range(1, 16))
+def test_a_signature_has_one_form(times: int) -> None:
+    """Somebody who reads the broker makes another signature of a sound one, by adding the order of the group to it.
+
+    Refused: only the smallest of those numbers is a signature; a message has one digest.
+    Evidence: what was signed holds, and does not with each of the fifteen that fit.
+    """
+    pair = make_signing_key(Signer.SENDER, NOW)
+    signature = pair.sign(b"message")
+    number = int.from_bytes(signature[32:], "little") + times * (2**252 + 27742317777372353535851937790883648493)
+    assert pair.public.has_signed(b"message", signature)
+    if number < 2**256:
+        assert not pair.public.has_signed(b"message", signature[:32] + number.to_bytes(32, "little"))
 
 
 def test_a_node_key_that_leads_to_no_secret_is_refused() -> None:
