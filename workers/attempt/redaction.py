@@ -34,7 +34,7 @@ def _other_forms(value: str) -> Iterator[bytes]:
         yield form.encode()
         yield json.dumps(form)[1:-1].encode()
         yield json.dumps(form, ensure_ascii=False)[1:-1].encode()
-        yield repr(form)[1:-1].encode(errors="backslashreplace")
+        yield repr(form)[1:-1].encode()
         yield quote(form).encode()
         yield quote(form, safe="").encode()
         yield quote_plus(form).encode()

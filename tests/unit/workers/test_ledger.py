@@ -191,6 +191,19 @@ def test_a_sick_device_is_not_given_until_it_is_well(machine: Machine) -> None:
     assert devices(machine.take("gpu1", gpus=1, seconds=61)) is None
 
 
+def test_what_is_wrong_with_a_device_is_written_once(machine: Machine) -> None:
+    def file() -> int:
+        (record,) = (machine.node.root / "slots").glob("gpu1@*")
+        return record.stat().st_ino
+
+    unfit = Unfit(ailment=Ailment.XID, detail="GPU-1: Xid 79")
+    before = file()
+    machine.ledgers["gpu1"].note(unfit)
+    told = file()
+    machine.ledgers["gpu1"].note(unfit)
+    assert before != told == file()
+
+
 def test_a_device_that_another_worker_has_found_unfit_is_not_given_either(machine: Machine) -> None:
     notes = CustodyFiles(folder=machine.node.root / "devices", boot_id=read_boot_id())
     notes.tell("GPU-1", Unfit(ailment=Ailment.OCCUPIED, detail="GPU-1: in use"))

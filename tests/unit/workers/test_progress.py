@@ -18,6 +18,7 @@ from workers.attempt.redaction import Redactor
         (b"::jobqueue progress=0.62 loss=0.41::", '{"progress": 0.62, "loss": 0.41}'),
         (b"12:00 ::jobqueue epoch=3:: and more", '{"epoch": 3}'),
         (b"::jobqueue loss=nan state=ok::", '{"loss": "nan", "state": "ok"}'),
+        (b"::jobqueue state=half-\xff::", '{"state": "half-\\ufffd"}'),
         (b"::jobqueue::", None),
         (b"::jobqueue progress::", None),
         (b"jobqueue progress=1", None),
@@ -60,6 +61,15 @@ def test_of_many_lines_that_came_at_once_the_newest_alone_is_searched_for_secret
     path.write_text("".join(f'{{"step": {number}}}\n' for number in range(1000)))
     assert ProgressFile(path, secrets=(b"secret",)).poll() == '{"step": 999}'
     assert len(searched) < 10
+
+
+def test_reading_it_again_and_again_leaves_nothing_open(tmp_path: Path) -> None:
+    progress = ProgressFile(tmp_path / "progress")
+    (tmp_path / "progress").write_text('{"step": 1}\n')
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(200):
+        progress.poll()
+    assert len([*Path("/proc/self/fd").iterdir()]) < before + 100
 
 
 def test_a_link_or_a_pipe_in_its_place_is_not_followed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 import weakref
-from urllib.parse import quote, quote_plus, urlencode
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import example, given
@@ -111,18 +111,13 @@ def test_a_secret_is_found_in_the_forms_that_programs_print(secret: str) -> None
     Red before: the value itself was looked for alone; then not behind a user's name in base64, nor in a form.
     """
     plain = secret.strip()
-    printed = [
-        secret, plain, json.dumps(secret), json.dumps({"x": plain}, ensure_ascii=False), repr(secret), f"{plain!r}",
-        f"https://host/?key={quote(plain)}", f"https://host/?key={quote(secret, safe='')}",
-        urlencode({"key": plain}), base64.b64encode(f"user:{plain}".encode()).decode(),
-        base64.b64encode(secret.encode()).decode(), base64.urlsafe_b64encode(plain.encode()).decode(),
-        "\n".join(f"| {line}" for line in plain.splitlines()),
-    ]  # fmt: skip
-    forms = forms_of([secret])
-    left = redacted(forms, "\0".join(printed).encode()).decode()
-    words = {*plain.splitlines(), json.dumps(plain)[1:-1], quote(plain, safe=""), quote_plus(plain), repr(plain)[1:-1]}
-    words |= {base64.b64encode(text.encode()).decode().rstrip("=") for text in (secret, plain)}
-    assert [word for word in words if word in left] == []
+    words = [secret, plain, repr(secret)[1:-1], repr(plain)[1:-1], *plain.splitlines()]
+    words += [json.dumps(each, ensure_ascii=is_ascii)[1:-1] for each in (secret, plain) for is_ascii in (True, False)]
+    words += [quote(plain), quote(secret, safe=""), quote_plus(plain)]
+    for code in (base64.b64encode, base64.urlsafe_b64encode):
+        words += [code(each.encode()).decode().rstrip("=") for each in (secret, plain)]
+    printed = "\0".join(f"key=<{word}>" for word in words)
+    assert redacted(forms_of([secret]), printed.encode()).decode().split("\0") == ["key=<[secret]>"] * len(words)
 
 
 @pytest.mark.parametrize("ahead", ["", "a", "me:", "user:", "a whole name:"])
@@ -152,3 +147,14 @@ def test_a_long_secret_is_found_in_base64_that_is_written_in_lines(end: str, col
 
 def test_what_is_short_is_looked_for_as_it_is_alone() -> None:
     assert forms_of(["", "a", "x y"]) == (b"a", b"x y")
+    assert b"12345" not in forms_of(["12345\n"])
+    assert b"123456" in forms_of(["123456\n"])
+
+
+def test_what_begins_no_secret_is_not_kept_back() -> None:
+    redactor = Redactor((b"hunter2-hunter2",))
+    assert redactor.feed(b"epoch 1 by h") + redactor.feed(b"and\n") == b"epoch 1 by hand\n"
+
+
+def test_a_text_with_half_a_character_is_redacted_all_the_same() -> None:
+    assert Redactor((b"hunter2",)).redact("\ud83d hunter2") == "\ufffd\ufffd\ufffd [secret]"
