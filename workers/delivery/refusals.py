@@ -16,6 +16,7 @@ from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import dead_letter_queue
 from workers.bootstrap import Node, node_of
 from workers.delivery.returning import requeue_later
+from workers.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ _ATTRIBUTE: Final = "jobqueue_refusals"
 class _Told:
     """What was said of one queue, and what was not."""
 
-    at_seconds: float = float("-inf")
-    untold: int = 0
+    seldom: Seldom = field(default_factory=lambda: Seldom(LOG_EVERY_SECONDS))
     event: str = ""
     fields: dict[str, str] = field(default_factory=dict)
 
@@ -121,26 +121,22 @@ class Refusals:
         """Log a line for a queue, never the message; at most one a second, with how many were left out before it."""
         told = self._told.setdefault(queue, _Told())
         told.event, told.fields = event, {**fields, "queue": queue, "detail": detail}
-        told.untold += 1
+        told.seldom.note()
         self._tell(told)
 
     def tell_rest(self) -> None:
         """Log what was left out last."""
         for told in self._told.values():
-            if told.untold:
-                self._tell(told)
+            self._tell(told)
 
     def _count(self, reason: str, *, queue: str, detail: str) -> None:
         self.counts[reason] += 1
         self.tell("delivery.refused", queue=queue, detail=detail, reason=reason)
 
     def _tell(self, told: _Told) -> None:
-        now = self._clock()
-        if now - told.at_seconds < LOG_EVERY_SECONDS:
-            return
-        counts = {"count": told.untold, "total": self.counts.total(), "dropped": self.dropped}
-        log.warning(told.event, extra={**told.fields, **counts})
-        told.at_seconds, told.untold = now, 0
+        if count := told.seldom.take(self._clock()):
+            counts = {"count": count, "total": self.counts.total(), "dropped": self.dropped}
+            log.warning(told.event, extra={**told.fields, **counts})
 
 
 def _tell_of_missing(queue: str) -> None:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from jobqueue.brokers.base import Seen
-from jobqueue.errors import JobqueueError, RegistryUnavailable
+from jobqueue.errors import RegistryUnavailable
 from jobqueue.header import Header
 from jobqueue.quantities import format_duration
 from jobqueue.registry.needs import least
@@ -57,15 +57,14 @@ class Scout:
         self._known: frozenset[str] | None = None
         self._new: dict[str, int] = {}
         self._unmatched: set[str] = set()
-        self._is_in_doubt = False
         self._asked: dict[str, Resources] = {}
         self._needs: Mapping[str, Resources] = {}
         self._lock = threading.Lock()
-        self._rounds = Rounds("scout", self._look_safely, every=lambda: refresh)
+        self._rounds = Rounds("scout", self.look, every=lambda: refresh)
 
     def start(self) -> None:
         """Look once, then go on on a thread of its own."""
-        self._look_safely()
+        self._rounds.take()
         self._rounds.start()
 
     def close(self) -> None:
@@ -100,18 +99,6 @@ class Scout:
         if found.keys() != before.keys():
             _log_change(before.keys(), found.keys())
             self._node.serve((*self.selection.names, *sorted(found.keys() - set(self.selection.names))))
-
-    def _look_safely(self) -> None:
-        try:
-            self.look()
-        except JobqueueError as error:
-            if not self._is_in_doubt:
-                log.warning("queues.not_looked_for", extra={"error": error.message, "served": len(self._node.queues)})
-            self._is_in_doubt = True
-        except Exception:  # whatever goes wrong once, it looks again
-            log.exception("queues.not_looked_for")
-        else:
-            self._is_in_doubt = False
 
     def _learn_pauses(self) -> None:
         """Learn what is paused; while the registry is away, what was paused stays so."""

@@ -46,7 +46,7 @@ class Sweeper:
         self._site, self._broker, self._publisher = node.site, node.broker, publisher
         self._node = node
         self._doubted: deque[ExperimentId] = deque(maxlen=AT_ONCE)
-        self._rounds = Rounds("sweep", self._sweep_if_possible, every=lambda: self._site.lease)
+        self._rounds = Rounds("sweep", self.sweep, every=lambda: self._site.lease)
 
     def start(self) -> None:
         """Begin; the first look comes after one lease."""
@@ -77,12 +77,6 @@ class Sweeper:
         for submission in ledger.lost(UNSEEN_LEASES * lease, limit=AT_ONCE):
             if submission.expires_at <= now:
                 self._end(submission, Reason.EXPIRED)
-
-    def _sweep_if_possible(self) -> None:
-        try:
-            self.sweep()
-        except JobqueueError as error:
-            log.warning("sweep.put_off", extra={"error": error.message})
 
     def _look_after(self, queue: str, found: Sequence[Submission], *, is_paused: bool) -> None:
         if not found:

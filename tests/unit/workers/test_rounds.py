@@ -8,6 +8,8 @@ from threading import Event, current_thread
 import pytest
 from services.waiting import wait_until
 
+from jobqueue.errors import RegistryUnavailable
+from workers import rounds as module
 from workers.rounds import Rounds
 
 SOON = timedelta(milliseconds=1)
@@ -32,6 +34,32 @@ def test_a_round_that_fails_is_told_and_the_next_ones_come(caplog: pytest.LogCap
         wait_until(lambda: len(done) > 2, what="rounds after the one that failed")
     (record,) = caplog.records
     assert (record.getMessage(), vars(record)["round"], set(done)) == ("round.failed", "look", {"look"})
+    assert "KeyError: 'odd'" in caplog.text
+
+
+def test_what_fails_for_an_hour_is_told_at_once_then_each_minute_and_when_it_is_over(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    now_seconds, is_away = 1000.0, True
+    monkeypatch.setattr(module.time, "monotonic", lambda: now_seconds)
+
+    def step() -> None:
+        if is_away:
+            raise RegistryUnavailable("the registry is away")
+
+    rounds = Rounds("sweep", step, every=lambda: SOON)
+    for _ in range(360):
+        rounds.take()
+        now_seconds += 10
+    is_away = False
+    for _ in range(3):
+        rounds.take()
+    *told, last = [vars(record) for record in caplog.records]
+    assert {(each["message"], each["error"]) for each in told} == {("round.failed", "the registry is away")}
+    assert [each["count"] for each in told] == [1, *[6] * 59]
+    assert (last["message"], last["round"]) == ("round.succeeded", "sweep")
+    assert "Traceback" not in caplog.text, "what it means stands in its error"
 
 
 def test_no_round_comes_after_the_end_that_a_step_asks_for(caplog: pytest.LogCaptureFixture) -> None:

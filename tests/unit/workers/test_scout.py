@@ -139,12 +139,12 @@ def test_keys_that_cannot_be_read_change_nothing(world: World, scout: Scout, cap
     world.waiting = {"lab_a": 1, "lab_b": 1}
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            scout._look_safely()
+            scout._rounds.take()
     assert set(scout.found) == {"lab_a"}
-    assert [record.message for record in caplog.records].count("queues.not_looked_for") == 1
+    assert [record.message for record in caplog.records].count("round.failed") == 1
     broken.unlink()
     world.site = replace(world.site, keys=type(world.site.keys)(world.keys_folder))
-    scout._look_safely()
+    scout._rounds.take()
     assert set(scout.found) == {"lab_a", "lab_b"}
 
 
@@ -152,7 +152,7 @@ def test_a_broker_that_is_away_changes_nothing(world: World, scout: Scout) -> No
     world.waiting = {"lab_a": 1}
     scout.look()
     world.error = BrokerUnavailable("away")
-    scout._look_safely()
+    scout._rounds.take()
     assert (dict(scout.found), world.queues) == ({"lab_a": 1}, ("named_cpu", "lab_a"))
 
 
