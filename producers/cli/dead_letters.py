@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from jobqueue.brokers.base import Broker, Mail, Post
 from jobqueue.brokers.copies import DETAIL_HEADER, REASON_HEADER, TIME_HEADER
 from jobqueue.codec import decode_envelope, decode_header
+from jobqueue.envelope import MAX_ENVELOPE_BYTES
 from jobqueue.errors import JobqueueError, NotFound
 from jobqueue.header import Header
 from jobqueue.ids import is_experiment_id
@@ -33,6 +34,8 @@ class DeadLetter:
         header: the clear part of its envelope, if it is one.
         reason, detail: why it was set aside; empty when the broker itself did it.
         set_aside_at: aware; None when nobody noted it.
+        size_bytes: of its body.
+        mail: without that body where it is no envelope, which nobody has a use for and which can be of any size.
     """
 
     number: str
@@ -42,6 +45,7 @@ class DeadLetter:
     reason: str
     detail: str
     set_aside_at: datetime | None
+    size_bytes: int
     mail: Mail = field(repr=False)
 
 
@@ -112,7 +116,8 @@ def _read(mail: Mail, queue: str) -> DeadLetter:
         reason=mail.headers.get(REASON_HEADER, ""),
         detail=mail.headers.get(DETAIL_HEADER, ""),
         set_aside_at=_read_time(mail.headers.get(TIME_HEADER, "")),
-        mail=mail,
+        size_bytes=len(mail.body),
+        mail=mail if header else replace(mail, body=b""),
     )
 
 
@@ -124,6 +129,8 @@ def _number(mail: Mail, queue: str) -> str:
 
 
 def _read_header(body: bytes) -> Header | None:
+    if len(body) > MAX_ENVELOPE_BYTES:
+        return None
     try:
         return decode_header(decode_envelope(body).header)
     except JobqueueError:

@@ -252,7 +252,7 @@ def _row(letter: "DeadLetter") -> dict[str, str]:
         "EXPERIMENT": letter.experiment_id or _UNKNOWN,
         "REASON": letter.reason or _UNKNOWN,
         "SET ASIDE": write_instant(letter.set_aside_at) or _UNKNOWN,
-        "SIZE": describe_size(len(letter.mail.body)),
+        "SIZE": describe_size(letter.size_bytes),
         "DETAIL": letter.detail or _UNKNOWN,
     }
 
@@ -277,6 +277,6 @@ def _as_json(letter: "DeadLetter") -> dict[str, Any]:
         "reason": letter.reason or None,
         "detail": letter.detail,
         "set_aside_at": write_instant(letter.set_aside_at) or None,
-        "size_bytes": len(letter.mail.body),
+        "size_bytes": letter.size_bytes,
         "content_type": letter.mail.content_type,
     }

@@ -13,11 +13,13 @@ from services.registries import granted
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.config import Settings
+from jobqueue.envelope import MAX_ENVELOPE_BYTES
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.routing import first_queue
 from producers.cli import jobqueue
+from producers.cli.dead_letters import open_pile
 from producers.client import Client
 from producers.preparation import JobqueueWarning
 
@@ -63,6 +65,26 @@ def dead_experiment(broker: Broker, queue: str, reason: str = "BAD_ENVELOPE", **
 def dead_foreigner(broker: Broker, queue: str, body: bytes = b"foreign") -> None:
     publish(broker, queue, body, headers={"id": "x"})
     set_aside(broker, queue, "BAD_ENVELOPE", "the content type is not an envelope's")
+
+
+@pytest.mark.security_case("Flood of large dead letters")
+def test_what_is_no_envelope_is_not_held_while_it_is_looked_at(broker: Broker, queue: str) -> None:
+    """Somebody with a producer's password puts a thousand messages of 16 MiB where the dead letters lie.
+
+    Refused: of what is no envelope, no body is held; they can be listed and removed.
+    Evidence: the pile in hand, its sizes and numbers; each body is back in the queue as it was.
+    Red before: every body that was looked at was held until the end, sixteen gigabytes of them.
+    """
+    bodies = [b"x" * (MAX_ENVELOPE_BYTES + number) for number in range(3)]
+    for body in bodies:
+        dead_foreigner(broker, queue, body)
+    with open_pile(broker, [queue], limit=10) as pile:
+        assert [(letter.size_bytes, letter.mail.body) for letter in pile.letters] == [
+            (len(each), b"") for each in bodies
+        ]
+        assert len({letter.number for letter in pile.letters}) == len(bodies)
+    again = [broker.post.receive(f"{queue}_dead", timeout=timedelta()) for _ in bodies]
+    assert sorted(mail.body for mail in again if mail) == bodies
 
 
 def test_listing_says_what_was_set_aside_and_why_and_takes_nothing_away(broker: Broker, queue: str) -> None:
