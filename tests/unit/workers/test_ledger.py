@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from jobqueue.errors import RuntimeFailure
+from jobqueue.errors import InvalidSetting, RuntimeFailure
 from jobqueue.ids import ExperimentId, WorkerId, make_experiment_id
 from jobqueue.resources import Resources
 from workers.attempt import ledger as module
@@ -223,6 +223,43 @@ def test_a_device_that_is_drained_is_given_to_nobody_else_either(machine: Machin
     ledger.is_withheld = lambda: False
     ledger.note(None)
     assert devices(machine.take("gpu0", gpus=3, file=waits)) is not None
+
+
+def test_a_share_lasts_from_when_it_was_given(machine: Machine) -> None:
+    machine.now_seconds = 100
+    kept = machine.take("gpu0", seconds=60, gpus=1).kept
+    machine.now_seconds = 130
+    assert kept.entry
+    assert machine.ledgers["gpu1"].remaining_seconds(kept.entry) == 30
+
+
+def test_each_device_has_its_own_user(machine: Machine) -> None:
+    users = {}
+    for slot in ("gpu0", "gpu1"):
+        file = machine.take(slot, gpus=1)
+        (device,) = devices(file) or ()
+        users[device] = file.kept.experiment_id
+    assert {f"GPU-{number}": machine.ledgers["cpu"].user_of(f"GPU-{number}") for number in range(3)} == {
+        **dict.fromkeys(["GPU-0", "GPU-1", "GPU-2"]),
+        **users,
+    }
+
+
+def test_workers_without_a_device_count_each_and_those_with_the_same_one_once(machine: Machine) -> None:
+    before = len(machine.ledgers["cpu"].machine().slots)
+    machine.start("cpu1", None, cpus=1)
+    assert len(machine.ledgers["cpu"].machine().slots) == before + 1
+    machine.start("gpu9", Device(uuid="GPU-0", index=0, memory_bytes=SIZES[0]), cpus=1)
+    assert len(machine.ledgers["cpu"].machine().slots) == before + 1
+
+
+def test_a_worker_that_cannot_say_what_it_brings_is_told_which_setting_to_look_at(tmp_path: Path) -> None:
+    node = open_node_folder(tmp_path)
+    (node.root / "slots").write_text("a file")
+    ledger = Ledger(node, worker_id=WorkerId("cpu@host"), cpus=CPUS, memory_bytes=MEMORY, clock=lambda: 0.0)
+    with pytest.raises(InvalidSetting) as refused:
+        ledger.join(cpus=1, device=None)
+    assert refused.value.hint == "check JOBQUEUE_STATE_DIR"
 
 
 def test_a_worker_that_may_begin_something_sees_what_it_has_taken_and_not_yet_begun(machine: Machine) -> None:
