@@ -6,6 +6,8 @@ binary sizes in lower case (`4gb`); they are read as it meant them.
 
 import re
 from datetime import timedelta
+from numbers import Integral, Real
+from typing import TypeGuard
 
 _DECIMAL = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
@@ -20,6 +22,11 @@ MAX_BYTES = 2**62
 MAX_DURATION = timedelta(days=3650)
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether it is a number, of Python's own or of such as numpy's; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def parse_size(value: object) -> int:
     """Return a size in bytes.
 
@@ -29,9 +36,9 @@ def parse_size(value: object) -> int:
     Raises:
         ValueError: it is neither, or is not between 0 and 2^62; the message says what to write.
     """
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if isinstance(value, bool) or not isinstance(value, int | Integral | str):
         raise ValueError(f"not a size: {value!r:.80} (use a text such as '16GiB' or '500MB')")  # noqa: TRY004 - pydantic's rule
-    size = value if isinstance(value, int) else _parse_size_text(value)
+    size = _parse_size_text(value) if isinstance(value, str) else int(value)
     if not 0 <= size <= MAX_BYTES:
         raise ValueError(f"not a size: {value!r:.80} (use a number from 0 up, such as '16GiB')")
     return size
@@ -77,8 +84,8 @@ def parse_duration(value: object) -> timedelta:
     """
     if isinstance(value, timedelta):
         duration = value
-    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_DURATION.total_seconds():
-        duration = timedelta(seconds=value)
+    elif is_number(value) and abs(value) <= MAX_DURATION.total_seconds():
+        duration = timedelta(seconds=float(value))
     elif isinstance(value, str):
         duration = _parse_duration_text(value.strip())
     else:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from jobqueue.artifacts import Artifact, path_fault
 from jobqueue.errors import InvalidSpec, Problem
 from jobqueue.priority import FAST, LONGEST, judge_priority
-from jobqueue.quantities import MAX_BYTES, parse_duration, parse_size
+from jobqueue.quantities import MAX_BYTES, is_number, parse_duration, parse_size
 from jobqueue.resources import Resources
 
 WORKSPACE: Final = PurePosixPath("/workspace")
@@ -75,8 +75,8 @@ def _command(value: object) -> tuple[str, ...]:
 
 def _word(value: object) -> str:
     """Return a word of a command; numbers and paths are written out, as a shell's variables would be."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float | os.PathLike):
-        raise ValueError(f"not a word: {value!r:.80} (use a list of texts, as in ['python', 'train.py'])")  # noqa: TRY004 - pydantic's rule
+    if not isinstance(value, str | os.PathLike) and not is_number(value):
+        raise ValueError(f"not a word: {value!r:.80} (use a list of texts, as in ['python', 'train.py'])")
     return str(value)
 
 
@@ -139,8 +139,8 @@ def _variable(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"not a text: {type(value).__name__} (write it as a text)")  # noqa: TRY004 - pydantic's rule
+    if not isinstance(value, str) and not is_number(value):
+        raise ValueError(f"not a text: {type(value).__name__} (write it as a text)")
     if _NOT_TEXT.search(str(value)):
         raise ValueError("has a NUL or half a character (take it out)")
     return str(value)

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from jobqueue.errors import InvalidSpec, JobqueueError, Problem, Unavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
-from jobqueue.quantities import parse_duration
+from jobqueue.quantities import is_number, parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def parse_timeout(timeout: object) -> float | None:
     """
     if timeout is None or timeout == float("inf"):
         return None
-    if isinstance(timeout, int | float) and timeout < 0:
+    if is_number(timeout) and timeout < 0:
         return 0.0
     try:
         return parse_duration(timeout).total_seconds()

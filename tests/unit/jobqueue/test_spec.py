@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,6 +162,17 @@ def test_what_has_the_wrong_shape_is_told_the_right_one(field: str, value: objec
 def test_numbers_and_paths_of_a_command_are_written_out() -> None:
     spec = parse_spec({**SHORTEST, "command": ["python", Path("src/train.py"), "--lr", 0.1, "--seed", 3]})
     assert spec.command == ("python", "src/train.py", "--lr", "0.1", "--seed", "3")
+
+
+def test_the_numbers_of_a_notebook_are_numbers() -> None:
+    spec = parse_spec({
+        "image": "python:3.12", "command": ["train", np.float32(0.5), np.int64(3)], "env": {"SEED": np.int64(7)},
+        "cpus": np.float32(2), "gpus": np.int64(0), "memory": np.int64(1 << 30), "timeout": np.int32(90),
+    })  # fmt: skip
+    assert (spec.command, dict(spec.env)) == (("train", "0.5", "3"), {"SEED": "7"})
+    assert (spec.cpus, spec.gpus, spec.memory, spec.timeout) == (2.0, 0, 1 << 30, timedelta(seconds=90))
+    with pytest.raises(InvalidSpec, match="command: not a word"):
+        parse_spec({"image": "python:3.12", "command": ["train", np.bool_(1)]})
 
 
 def test_outputs_may_be_paths_and_begin_with_a_tilde_that_is_none() -> None:
