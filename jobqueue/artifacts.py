@@ -77,7 +77,7 @@ def path_fault(path: str) -> str:
         longest = max(len(part.encode()) for part in parts)
     except UnicodeEncodeError:
         return "is not UTF-8"
-    if any(ord(letter) < ord(" ") or letter == "\x7f" for letter in path):
+    if not path.isprintable() and any(ord(letter) < ord(" ") or letter == "\x7f" for letter in path):
         return "has a control character"
     if any(part in ("", ".", "..") for part in parts):
         return "is absolute, or has an empty, `.` or `..` part"
