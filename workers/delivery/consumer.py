@@ -18,13 +18,11 @@ from jobqueue.routing import served_queue
 from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import node_of
 from workers.delivery.absent import Absent
-from workers.delivery.ends import ends_of
 from workers.delivery.gate import Gate, source_of
 from workers.delivery.intake import Intake
-from workers.delivery.refusals import refusals_of
 from workers.delivery.returning import requeue
 from workers.delivery.room import Room, make_room
-from workers.delivery.scout import scout_of
+from workers.delivery.shared import shared_by
 from workers.delivery.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -59,7 +57,8 @@ class Consumer(CeleryConsumer):
         # Workers need not know each other: a cancel is a tombstone in the registry, not a list that workers pass on.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(on_task_request, worker_options=alone, **options)
-        self._gate = Gate(node_of(self.app), turns=self._turns, ends=ends_of(self.app), refusals=refusals_of(self.app))
+        shared = shared_by(self.app)
+        self._gate = Gate(node_of(self.app), turns=self._turns, ends=shared.ends, refusals=shared.refusals)
 
     def connect(self) -> Any:
         """Connect, and consume only queues that exist: a worker never creates one."""
@@ -136,7 +135,7 @@ class Consumer(CeleryConsumer):
         self._rearrange()
 
     def _learn(self) -> None:
-        scout = scout_of(self.app)
+        scout = shared_by(self.app).scout
         self._intake.learn(scout.selection.names, scout.found, closed=scout.paused)
 
     def create_task_handler(self, promise: Any = None) -> Callable[[Any], None]:
@@ -168,12 +167,13 @@ class Consumer(CeleryConsumer):
             running.adopt(message)
             return
         if _is_stopping():
+            # Given back now it would come again, and to stop consuming here may be within Celery's own stop.
             self._late.append(message)
             return
         if not self._intake.is_open:
             self._tell_intake(self._intake.refuse, message)
             return
-        scout_of(self.app).saw(verified.header)
+        shared_by(self.app).scout.saw(verified.header)
         if self._room and not self._room.admit(message, verified):
             self._turns.note(verified.header.queue)
             self._intake.put_off(source_of(message))

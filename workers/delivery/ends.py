@@ -2,10 +2,9 @@
 
 import hashlib
 from collections import OrderedDict
-from typing import Any, Final
+from typing import Final
 
 _REMEMBERED: Final = 10_000
-_ATTRIBUTE: Final = "jobqueue_ends"
 
 
 class Ends:
@@ -22,15 +21,6 @@ class Ends:
 
     def __contains__(self, body: bytes) -> bool:
         return _digest(body) in self._digests
-
-
-def ends_of(app: Any) -> Ends:
-    """Return what has ended in the worker of an application."""
-    ends: Ends | None = getattr(app, _ATTRIBUTE, None)
-    if ends is None:
-        ends = Ends()
-        setattr(app, _ATTRIBUTE, ends)
-    return ends
 
 
 def _digest(body: bytes) -> bytes:

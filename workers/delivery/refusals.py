@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import dead_letter_queue
-from workers.bootstrap import Node, node_of
+from workers.bootstrap import Node
 from workers.delivery.returning import requeue_later
 from workers.seldom import Seldom
 
@@ -25,7 +25,6 @@ LOG_EVERY_SECONDS: Final = 1.0
 MOST_DEAD_LETTERS: Final = 1000
 MOST_DEAD_LETTERS_A_SECOND: Final = 100
 _FEW: Final = 10
-_ATTRIBUTE: Final = "jobqueue_refusals"
 
 
 @dataclass(kw_only=True)
@@ -142,12 +141,3 @@ class Refusals:
 def _tell_of_missing(queue: str) -> None:
     hint = f"`jobqueue queues create {queue}` makes it"
     log.warning("dead_letters.no_queue", extra={"queue": dead_letter_queue(queue), "hint": hint})
-
-
-def refusals_of(app: Any) -> Refusals:
-    """Return what the worker of an application has refused."""
-    refusals: Refusals | None = getattr(app, _ATTRIBUTE, None)
-    if refusals is None:
-        refusals = Refusals(node_of(app))
-        setattr(app, _ATTRIBUTE, refusals)
-    return refusals

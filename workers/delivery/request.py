@@ -13,9 +13,8 @@ from jobqueue.routing import served_queue
 from jobqueue.unprotected import Protection, is_off
 from workers.bootstrap import Node, node_of
 from workers.delivery.disposition import ExperimentEnded, HandedBack
-from workers.delivery.ends import ends_of
-from workers.delivery.refusals import refusals_of
 from workers.delivery.returning import put_off
+from workers.delivery.shared import shared_by
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class ExperimentRequest(Request):
     def acknowledge(self) -> None:
         """Let the message go for good: its experiment has ended, and no copy of it is worth a question any more."""
         super().acknowledge()
-        ends_of(self.app).note(bytes(self._message.body))
+        shared_by(self.app).ends.note(bytes(self._message.body))
 
     def hand_back(self, delay: timedelta, *, why: str) -> None:
         """Let the message come back after `delay`, by a confirmed copy or by the broker's own means."""
@@ -81,7 +80,7 @@ class ExperimentRequest(Request):
         """Move the message to the dead-letter queue."""
         if self.acknowledged:
             return
-        refusals = refusals_of(self.app)
+        refusals = shared_by(self.app).refusals
         move = refusals.set_aside if why.is_refusal else refusals.keep
         move(self._message, why.reason, queue=self.queue, detail=why.sentence)
         self.acknowledged = True

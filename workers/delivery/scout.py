@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Final
 
 from jobqueue.brokers.base import Seen
 from jobqueue.errors import RegistryUnavailable
@@ -26,7 +26,6 @@ from workers.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
-_ATTRIBUTE: Final = "jobqueue_scout"
 # What is new is worth a look before anybody knows what waits in it.
 _NEW_ROUNDS: Final = 10
 _NAMED: Final = 5
@@ -155,17 +154,6 @@ class Scout:
         if not is_suited(name, has_device=bool(site.gpus)) or not site.keys.trusts_any(name):
             return False
         return name not in self._needs or not fits_in(self._needs[name], offer)
-
-
-def attach_scout(app: Any, scout: Scout) -> None:
-    """Make a scout known to the consumer of an application."""
-    setattr(app, _ATTRIBUTE, scout)
-
-
-def scout_of(app: Any) -> Scout:
-    """Return the scout of this worker's application."""
-    scout: Scout = getattr(app, _ATTRIBUTE)
-    return scout
 
 
 def _tell(seen: Seen) -> str:

@@ -14,8 +14,11 @@ from workers.attempt.patience import log_retries
 from workers.bootstrap import Node, attach, node_of
 from workers.delivery import control  # noqa: F401 - it registers what Celery's remote control may ask
 from workers.delivery.compression import refuse_compressed_bodies
+from workers.delivery.ends import Ends
 from workers.delivery.lines import make_formatter
-from workers.delivery.scout import Scout, attach_scout, scout_of
+from workers.delivery.refusals import Refusals
+from workers.delivery.scout import Scout
+from workers.delivery.shared import Shared, share, shared_by
 from workers.hardware.machine import count_cores
 from workers.hardware.slots import Slot, parse_slot
 
@@ -101,7 +104,8 @@ def open_node(sender: Any, **_: Any) -> None:
         give_up(error)
     log_retries()
     attach(sender.app, node)
-    attach_scout(sender.app, Scout(node, selection, refresh=settings.queue_refresh))
+    scout = Scout(node, selection, refresh=settings.queue_refresh)
+    share(sender.app, Shared(ends=Ends(), refusals=Refusals(node), scout=scout))
     signals.worker_shutting_down.connect(node.asked_to_stop, weak=False)
 
 
@@ -109,7 +113,7 @@ def open_node(sender: Any, **_: Any) -> None:
 def start_node(sender: str, instance: Any, **_: Any) -> None:
     """Tidy up and say that it is there, once log lines have their shape and before the first message."""
     del sender
-    node, scout = node_of(instance.app), scout_of(instance.app)
+    node, scout = node_of(instance.app), shared_by(instance.app).scout
     try:
         node.start()
         node.companions.callback(scout.close)

@@ -26,7 +26,7 @@ from workers.delivery import refusals as refusals_module
 from workers.delivery import returning
 from workers.delivery.consumer import Consumer
 from workers.delivery.ends import Ends
-from workers.delivery.scout import attach_scout
+from workers.delivery.shared import Shared, share
 from workers.delivery.turns import Turns
 
 
@@ -74,12 +74,13 @@ class Gate:
         self.scout: Any = SimpleNamespace(
             saw=self.seen.append, selection=Selection(), found={}, paused=frozenset[str]()
         )
-        attach_scout(self.consumer.app, self.scout)
+        refusals = refusals_module.Refusals(worker)
+        share(self.consumer.app, Shared(ends=Ends(), refusals=refusals, scout=self.scout))
         self.consumer._late = []
         self.consumer._intake = self  # type: ignore[assignment]
         self.consumer._turns = Turns()
         self.gate = self.consumer._gate = gate_module.Gate(
-            worker, turns=self.consumer._turns, ends=Ends(), refusals=refusals_module.Refusals(worker)
+            worker, turns=self.consumer._turns, ends=Ends(), refusals=refusals
         )
         amqp = Connection("amqp://")
         self.consumer.connection_errors, self.consumer.channel_errors = amqp.connection_errors, amqp.channel_errors

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from billiard.einfo import ExceptionInfo
@@ -18,8 +18,10 @@ from workers.bootstrap import attach
 from workers.delivery import request as module
 from workers.delivery import returning
 from workers.delivery.disposition import ExperimentEnded, HandedBack, ended
-from workers.delivery.refusals import MOST_DEAD_LETTERS, MOST_DEAD_LETTERS_A_SECOND, refusals_of
+from workers.delivery.ends import Ends
+from workers.delivery.refusals import MOST_DEAD_LETTERS, MOST_DEAD_LETTERS_A_SECOND, Refusals
 from workers.delivery.request import AFTER_A_FAULT, ExperimentRequest
+from workers.delivery.shared import Shared, share, shared_by
 
 
 class Message:
@@ -89,8 +91,9 @@ def message() -> Message:
 @pytest.fixture
 def request_(node: Node, message: Message, monkeypatch: pytest.MonkeyPatch) -> Iterator[ExperimentRequest]:
     """A request as Celery makes it, without the message that its constructor takes apart."""
-    app = SimpleNamespace()
-    attach(app, node)  # type: ignore[arg-type]
+    app, worker, scout = SimpleNamespace(), cast("Any", node), cast("Any", None)
+    attach(app, worker)
+    share(app, Shared(ends=Ends(), refusals=Refusals(worker), scout=scout))
     request = ExperimentRequest.__new__(ExperimentRequest)
     request._app, request._message, request._task = app, message, SimpleNamespace(acks_late=True)
     request.id, request._delivery_info = make_experiment_id(), {"routing_key": "q_cpu"}
@@ -155,7 +158,7 @@ def test_a_flood_of_messages_under_known_ids_leaves_a_bounded_number_of_dead_let
     Evidence: the dead letters, the counts, the lines.
     Red before: each one became a dead letter, uncounted, without a line or a bound.
     """
-    refusals = refusals_of(request_.app)
+    refusals = shared_by(request_.app).refusals
     refusals._clock = lambda: 0.0  # all of it within one second
     for _ in range(300):
         request_.acknowledged = False
@@ -180,7 +183,7 @@ def test_what_an_operator_must_see_is_let_go_where_nobody_has_made_a_queue_for_i
 ) -> None:
     node.error = missing_queue("q_cpu_dead")
     over(request_, result(Reason.ATTEMPTS_EXHAUSTED))
-    assert (message.done, refusals_of(request_.app).dropped) == (["ack"], 1)
+    assert (message.done, shared_by(request_.app).refusals.dropped) == (["ack"], 1)
     assert "dead_letters.no_queue" in caplog.text
 
 
