@@ -15,6 +15,7 @@ from services.engine import Engine, open_engine
 from services.forking import MARK, forks_allowed
 from services.image_registry import ImageRegistry, open_image_registry
 from services.moto import MotoServer, SqsServer, open_moto
+from services.patience import wait_as_users_do, wait_patiently
 from services.process import Process
 from services.rabbitmq import RabbitServer, open_rabbitmq
 from services.redis import RedisServer, open_redis
@@ -24,7 +25,7 @@ from services.waiting import wait_until
 TIERS = ("unit", "contract", "integration", "acceptance", "faults", "security", "fuzz")
 _ROOT = Path(__file__).parent
 _IN_CI = os.environ.get("CI") == "true"
-_LEAVE = timedelta(seconds=3)
+_LEAVE = timedelta(seconds=20)
 
 
 class Server(Protocol):
@@ -90,6 +91,19 @@ def share() -> Callable[[str, AbstractContextManager[S]], AbstractContextManager
 def _forks() -> Iterator[None]:
     """Most workers are copies of one process, which has loaded what they need."""
     with forks_allowed():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> Iterator[None]:
+    with wait_patiently():
+        yield
+
+
+@pytest.fixture
+def as_users_wait() -> Iterator[None]:
+    """Wait no longer for a broker than the product does; first of a test's fixtures, before anything is connected."""
+    with wait_as_users_do():
         yield
 
 

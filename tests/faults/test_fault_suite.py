@@ -13,7 +13,7 @@ from faults.table import make_table
 from faults.world import Shape
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("as_users_wait")
 @pytest.mark.parametrize("broker", ["rabbitmq", "redis", "sqs"])
 def test_a_site_that_is_broken_all_the_time_keeps_every_promise(broker: str) -> None:
     # Kept where it fails, with every log.

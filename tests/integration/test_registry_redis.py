@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import redis
 from services.redis import RedisServer, open_redis
 from services.registries import LONG, acquire, granted, make_submission, registered, use_everything
-from services.waiting import TOLD_WITHIN_SECONDS, free_port
+from services.waiting import TOLD_WITHIN_SECONDS, free_port, waited_seconds
 
 from jobqueue.errors import InvalidSetting, RegistryUnavailable
 from jobqueue.ids import make_experiment_id
@@ -58,10 +57,10 @@ CALLS: dict[str, Callable[[Registry], object]] = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_server_that_is_down_is_told_of_within_two_seconds(call: Callable[[Registry], object]) -> None:
     registry = open_registry(f"redis://:{PASSWORD}@127.0.0.1:{free_port()}/0")
-    begun_at = time.monotonic()
+    begun_at = waited_seconds()
     with pytest.raises(RegistryUnavailable) as caught:
         call(registry)
-    assert time.monotonic() - begun_at < TOLD_WITHIN_SECONDS
+    assert waited_seconds() - begun_at < TOLD_WITHIN_SECONDS
     assert PASSWORD not in f"{caught.value} {caught.value!r} {registry!r} {vars(registry)!r}"
 
 
@@ -75,10 +74,10 @@ def test_an_address_that_swallows_connections_is_told_of_within_two_seconds() ->
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         registry = open_registry(f"redis://127.0.0.1:{listener.getsockname()[1]}/0")
-        begun_at = time.monotonic()
+        begun_at = waited_seconds()
         with pytest.raises(RegistryUnavailable):
             registry.ping()
-        assert time.monotonic() - begun_at < TOLD_WITHIN_SECONDS
+        assert waited_seconds() - begun_at < TOLD_WITHIN_SECONDS
 
 
 def test_a_restarted_server_is_found_again_and_knows_its_leases(registry: Registry, redis_server: RedisServer) -> None:

@@ -1,7 +1,6 @@
 """Submitting to real servers: confirmed or withdrawn, told quickly, from threads and from forked children."""
 
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -16,7 +15,7 @@ from services.process import Process
 from services.rabbitmq import RabbitServer
 from services.redis import RedisServer
 from services.registries import make_submission
-from services.waiting import TOLD_WITHIN_SECONDS
+from services.waiting import TOLD_WITHIN_SECONDS, waited_seconds
 
 from jobqueue.config import Settings
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue, NotFound, RegistryUnavailable, Unavailable
@@ -72,6 +71,7 @@ def test_the_second_queue_of_the_pair_is_made_with_the_first(client: Client) -> 
     assert client._connections.broker.queues.exists(f"{client.settings.project}_gpu")
 
 
+@pytest.mark.usefixtures("as_users_wait")
 @pytest.mark.parametrize("is_warm", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize("fault", ["killed", "hung"])
 def test_a_broker_that_is_away_is_told_within_two_seconds_and_nothing_is_left(
@@ -85,18 +85,18 @@ def test_a_broker_that_is_away_is_told_within_two_seconds_and_nothing_is_left(
     folder.mkdir()
     (folder / "train.py").write_text("print(1)")
     if is_warm:
-        client.submit(**SPEC)
+        patiently(lambda: client.submit(**SPEC))
     process = servers[2]
     (process.kill if fault == "killed" else process.pause)()
     try:
-        began = time.monotonic()
+        began = waited_seconds()
         with pytest.raises((BrokerUnavailable, RegistryUnavailable)):
             client.submit(**SPEC, workspace=folder, name="lost")
-        told_cold = time.monotonic() - began
-        began = time.monotonic()
+        told_cold = waited_seconds() - began
+        began = waited_seconds()
         with pytest.raises((BrokerUnavailable, RegistryUnavailable)):
             client.submit(**SPEC, name="lost")
-        told = time.monotonic() - began
+        told = waited_seconds() - began
     finally:
         (process.start if fault == "killed" else process.resume)()
 
@@ -105,22 +105,23 @@ def test_a_broker_that_is_away_is_told_within_two_seconds_and_nothing_is_left(
     assert list(client._connections.store.list("")) == []
     with pytest.raises(NotFound):
         client.get("lost")
-    assert client.submit(**SPEC).state is State.QUEUED
+    assert patiently(lambda: client.submit(**SPEC)).state is State.QUEUED
 
 
+@pytest.mark.usefixtures("as_users_wait")
 def test_a_message_that_a_hung_broker_does_not_confirm_is_told_in_time(
     client: Client, servers: tuple[str, str, Process]
 ) -> None:
-    client.submit(**SPEC)
+    patiently(lambda: client.submit(**SPEC))
     publisher = client._sender._publisher
     submission = make_submission(queue=f"{client.settings.project}_cpu", message=b"sealed")
     servers[2].pause()
     try:
         for _ in range(2):  # over a connection that was open, and over a new one
-            began = time.monotonic()
+            began = waited_seconds()
             with pytest.raises(BrokerUnavailable):
                 publisher.publish([submission])
-            assert time.monotonic() - began < TOLD_WITHIN_SECONDS
+            assert waited_seconds() - began < TOLD_WITHIN_SECONDS
     finally:
         servers[2].resume()
 
@@ -266,7 +267,7 @@ def test_many_handles_are_watched_to_their_end(client: Client) -> None:
     for handle in handles:
         client._connections.registry.experiments.cancel(handle.id)
 
-    assert all(handle.wait(10) for handle in handles)
+    assert all(handle.wait(60) for handle in handles)
     assert all(handle.cancelled() for handle in handles)
 
 
