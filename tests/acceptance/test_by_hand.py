@@ -1,6 +1,7 @@
 """What somebody does by hand: RabbitMQ, a worker, an experiment; then look at it with every tool there is."""
 
 import base64
+import itertools
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ from services.waiting import free_port, wait_until
 _JOBQUEUE = (sys.executable, "-c", "from producers.cli import main; main()")
 _CELERY = (sys.executable, "-m", "celery", "-A", "jobqueue")
 _PLAINTEXT = "a-word-that-nobody-else-may-read"
-_WITHIN = timedelta(seconds=60)
+_WITHIN = timedelta(seconds=120)
 _USER, _PASSWORD = "watcher", "correct-horse"
 # It goes on until somebody lets it: what is to be seen of a running experiment does not depend on the machine's speed.
 _PATIENT = """
@@ -49,7 +50,7 @@ def _environment(site: Site) -> dict[str, str]:
 
 def _run(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, env=_environment(site), cwd=site.folder, capture_output=True, text=True, check=False, timeout=100
+        words, env=_environment(site), cwd=site.folder, capture_output=True, text=True, check=False, timeout=200
     )
 
 
@@ -71,9 +72,11 @@ def _is_running(site: Site, experiment: str) -> bool:
 def _reports(site: Site, experiment: str) -> list[dict[str, Any]]:
     """Listen until the experiment's last report has come."""
     found: list[dict[str, Any]] = []
+    # A machine that is busy may need more than the first ones to connect.
+    seconds = itertools.count(2, 2)
 
     def has_ended() -> bool:
-        printed = _jobqueue(site, "reports", "listen", "--timeout", "2s", "-o", "json").stdout
+        printed = _jobqueue(site, "reports", "listen", "--timeout", f"{next(seconds)}s", "-o", "json").stdout
         reports = [json.loads(line) for line in printed.splitlines()]
         found.extend(report for report in reports if report["experiment_id"] == experiment)
         return any(report["state"] in ("SUCCEEDED", "FAILED", "CANCELLED") for report in found)
@@ -167,8 +170,7 @@ def _flower(site: Site) -> Iterator[str]:
 
 def _task(address: str, experiment: str) -> Mapping[str, Any]:
     status, text = _get(f"{address}/api/tasks")
-    assert status == 200
-    tasks: dict[str, Mapping[str, Any]] = json.loads(text)
+    tasks: dict[str, Mapping[str, Any]] = json.loads(text) if status == 200 else {}
     return tasks.get(experiment, {})
 
 
@@ -176,7 +178,7 @@ def _get(url: str, *, password: str = _PASSWORD) -> tuple[int, str]:
     credentials = base64.b64encode(f"{_USER}:{password}".encode()).decode()
     request = urllib.request.Request(url, headers={"Authorization": f"Basic {credentials}"})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -46,7 +46,7 @@ def granting(
         monkeypatch.delenv(name)
     with ExitStack() as opened:
         place = opened.enter_context(
-            open_at("redis", "process", storage_url=bucket, storage_endpoint=s3_server.url, lease="20s")
+            open_at("redis", "process", storage_url=bucket, storage_endpoint=s3_server.url, lease="60s")
         )
         with monkeypatch.context() as credentials:  # the client's own, which no process inherits
             for name, value in s3_server.environment.items():

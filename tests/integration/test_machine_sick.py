@@ -27,7 +27,7 @@ from workers.hardware.devices import Device
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 DEVICE = Device(uuid="GPU-00000003-d72c-4106-c12f-20bd9faed9f6", index=0, name="X200", memory_bytes=2**34)
 GPU_SLOT = f"gpu0@{socket.gethostname()}"
-LONG = timedelta(seconds=60)
+LONG = timedelta(seconds=90)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_gpu_that_vanishes_in_mid_run_closes_its_slot_alone_and_a_restart_does
     os.kill(int(re.findall(r"slot\.started slot=gpu0 pid=(\d+)", machine.log.read_text())[-1]), signal.SIGKILL)
     wait_until(lambda: told(place).started_at != before, what="its slot again", within=LONG)
     assert told(place).condition == "UNHEALTHY(GPU_LOST)", "its quarantine goes on"
-    assert told(place).gauges[0].name == "X200"
+    wait_until(lambda: [each.name for each in told(place).gauges] == ["X200"], what="the device told of", within=LONG)
     os.kill(sleeper, signal.SIGTERM)
     assert running.result(timeout=60) == {"exit_code": 0}
     assert (running.attempt, waiting.attempt) == (1, 0)

@@ -47,9 +47,11 @@ def nodes(*words: str) -> str:
 
 
 def told(place: Place) -> WorkerRecord:
-    (record,) = [
-        worker for worker in place.client._connections.registry.workers.present() if place.site.queue in worker.queues
-    ]
+    def find() -> list[WorkerRecord]:
+        present = place.client._connections.registry.workers.present()
+        return [worker for worker in present if place.site.queue in worker.queues]
+
+    (record,) = wait_until(find, what="a worker told of", within=LONG)
     return record
 
 
@@ -78,7 +80,7 @@ def test_a_draining_node_takes_nothing_new_and_finishes_what_runs_also_after_a_r
     worker.stop()
     worker.start()
     wait_until(lambda: worker.log.read_text().count("worker.ready") == 2, what="it again", within=LONG)
-    assert told(place).state == "DRAINING"
+    await_state(place, "DRAINING")
     wait_until(lambda: place.depth() == 1, what="its message in the queue", within=LONG)
     assert (waiting.state, waiting.attempt) == (State.QUEUED, 0)
     assert f"{node} is DRAINING" in waiting.why()

@@ -14,7 +14,7 @@ import pytest
 import redis
 from services.place import DENIED, LONG, number, sleepers, wait_for_sleep
 from services.waiting import wait_until
-from services.walk import LEASE, Walk, error_of, id_of
+from services.walk import HELD, Walk, error_of, id_of
 
 from jobqueue.artifacts import Artifact
 from jobqueue.errors import IdempotencyMismatch, NotFound
@@ -30,7 +30,7 @@ from producers.handle import Experiment
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 Row = Callable[[Walk], None]
 ROWS: dict[str, Row] = {}
-HELD = "another attempt holds the lease"
+HELD_ELSEWHERE = "another attempt holds the lease"
 DONE = Outcome(reason=Reason.EXITED_ZERO, exit_code=0)
 
 
@@ -88,7 +88,7 @@ def _out_of_memory(walk: Walk) -> None:
 
 @row("longer than its timeout")
 def _timed_out(walk: Walk) -> None:
-    experiment = walk.submit("echo half > outputs/half; sleep 60", timeout="2s")
+    experiment = walk.submit("echo half > outputs/half; sleep 60", timeout="3s")
     assert walk.ended(experiment, Reason.TIMED_OUT).manifest
     assert experiment.outputs.read_bytes("outputs/half") == b"half\n"
 
@@ -192,7 +192,7 @@ def _queue_deleted(walk: Walk) -> None:
         waiting = walk.submit("true", queue=walk.brief)
         assert walk.call("queues", "delete", walk.brief, "--yes").exit_code == 0
         for experiment, attempts in ((running, 1), (waiting, 0)):
-            assert experiment.wait(40)
+            assert experiment.wait(90)
             record = walk.record(experiment)
             assert (record.reason, record.state) == (Reason.QUEUE_DELETED, State.CANCELLED)
             assert (record.attempt, record.history) == (attempts, ())
@@ -322,8 +322,8 @@ def _superseded(walk: Walk) -> None:
 
 def is_held(walk: Walk, experiment: Experiment, answer: Granted) -> bool:
     """Hold on to a lease, and tell whether the worker has met it."""
-    walk.registry.leases.renew(answer.lease, ttl=LEASE)
-    return bool(walk.said(experiment, HELD))
+    walk.registry.leases.renew(answer.lease, ttl=HELD)
+    return bool(walk.said(experiment, HELD_ELSEWHERE))
 
 
 def finish(walk: Walk, lease: Lease) -> None:
@@ -360,7 +360,7 @@ def _attempts_exhausted(walk: Walk) -> None:
     wait_for_sleep(seconds)
     kill_supervisor(walk)
     experiment = walk.client.get(submission.id)
-    assert experiment.wait(40)
+    assert experiment.wait(90)
     wait_until(lambda: walk.depth("_dead"), what="its message set aside", within=LONG)
     put_back = walk.call("dlq", "replay", experiment.id, "-q", walk.site.queue)
     assert (put_back.exit_code, "submit the experiment again" in put_back.stderr) == (1, True)

@@ -42,7 +42,6 @@ def log_of(worker: Process) -> str:
     return worker.log.read_text(errors="replace")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("place", "further"),
     [
@@ -67,7 +66,7 @@ def test_a_worker_serves_what_its_patterns_find(place: Place, further: dict[str,
         broker.queues.create(late)
         running = place.submit("sleep 600", queue=late)
         wait_until(lambda: running.state == State.RUNNING, what="a queue made later is served", within=2 * LONG)
-        assert served(place) == {early, late}
+        wait_until(lambda: served(place) == {early, late}, what="both of them told of", within=LONG)
         broker.queues.delete(late)
         assert running.wait(60)
         assert running.state == State.CANCELLED

@@ -5,6 +5,7 @@ import json
 import sys
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from services.place import LONG, OpenAt, Place, number, sleepers, wait_for_sleep
@@ -25,6 +26,14 @@ def place(request: pytest.FixtureRequest, open_at: OpenAt) -> Iterator[Place]:
         yield opened
 
 
+def await_bus(place: Place) -> None:
+    """Wait for a worker that hears: what is said before it listens is lost, and it waits for no bus."""
+    app = make_app(place.site.settings)
+    with app.connection_for_write() as connection:
+        ping = partial(app.control.ping, timeout=1, limit=1, connection=connection)
+        wait_until(ping, what="an answer", within=LONG)
+
+
 def revoke(place: Place, experiment: Experiment, *, terminate: bool) -> None:
     app = make_app(place.site.settings)
     with app.connection_for_write() as connection:
@@ -41,6 +50,7 @@ def is_over(place: Place, experiment: Experiment) -> None:
 
 def test_what_runs_and_what_waits_behind_it_are_cancelled_with_and_without_terminate(place: Place) -> None:
     with place.make_worker() as worker:
+        await_bus(place)
         for terminate in (False, True):
             seconds = number()
             running = place.submit(f"sleep {seconds}")
@@ -50,12 +60,14 @@ def test_what_runs_and_what_waits_behind_it_are_cancelled_with_and_without_termi
             wait_until(
                 lambda waiting=waiting: waiting.state == State.CANCELLED, what="the end of what waits", within=LONG
             )
-            assert running.state == State.RUNNING
+            wait_until(
+                lambda running=running: running.state == State.RUNNING, what="the other one going on", within=LONG
+            )
             revoke(place, running, terminate=terminate)
             is_over(place, running)
             is_over(place, waiting)
             assert (sleepers(seconds), place.depth("_dead")) == ([], 0)
-        assert place.submit("true").result(timeout=40) == {"exit_code": 0}
+        assert place.submit("true").result(timeout=90) == {"exit_code": 0}
         assert worker.running
 
 
@@ -63,6 +75,7 @@ def test_a_worker_that_hears_of_what_it_does_not_serve_cancels_it_too(place: Pla
     other = f"{place.site.queue}x"
     place.create(other)
     with place.make_worker("other", environment={"JOBQUEUE_QUEUES": other}):
+        await_bus(place)
         experiment = place.submit("true")
         revoke(place, experiment, terminate=True)
         wait_until(lambda: experiment.state == State.CANCELLED, what="the end", within=LONG)
@@ -89,6 +102,6 @@ def test_the_terminate_button_of_flower_cancels(place: Place) -> None:
             headers={"Authorization": f"Basic {base64.b64encode(b'a:b').decode()}"},
             method="POST",
         )
-        with urllib.request.urlopen(button, timeout=10) as reply:
+        with urllib.request.urlopen(button, timeout=60) as reply:
             assert experiment.id in json.load(reply)["message"]
         is_over(place, experiment)

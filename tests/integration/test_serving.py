@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from services.place import LONG, OpenAt, Place, sleepers
+from services.place import LONG, OpenAt, Place, number, wait_for_sleep
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import State
@@ -39,14 +39,15 @@ def test_a_message_that_finds_no_place_is_left_to_other_workers(place: Place) ->
     place.create(other)
     both = f"{place.site.queue},{other}"
     with place.make_worker("one", environment={"JOBQUEUE_QUEUES": both}):
-        long = place.submit("sleep 7331.25")
-        wait_until(lambda: sleepers("7331.25"), what="it running", within=LONG)
+        seconds = number()
+        long = place.submit(f"sleep {seconds}")
+        wait_for_sleep(seconds)
         behind = [place.submit("true", queue=queue) for queue in (other, place.site.queue)]
         with place.make_worker("two", environment={"JOBQUEUE_QUEUES": both}):
-            assert [experiment.result(timeout=40) for experiment in behind] == [{"exit_code": 0}] * 2
-        assert long.state == State.RUNNING
+            assert [experiment.result(timeout=90) for experiment in behind] == [{"exit_code": 0}] * 2
+        wait_until(lambda: long.state == State.RUNNING, what="the first one going on", within=LONG)
         long.cancel()
-        assert long.wait(40)
+        assert long.wait(90)
 
 
 @pytest.mark.parametrize("place", ["rabbitmq"], indirect=True)  # elsewhere it comes back to the head of its queue

@@ -48,7 +48,7 @@ def place(request: pytest.FixtureRequest, open_at: OpenAt, settings: dict[str, s
 
 def exit_code(worker: Process) -> int:
     assert worker._child is not None
-    return worker._child.wait(timeout=40)
+    return worker._child.wait(timeout=90)
 
 
 def twice(first: str, second: str) -> str:
@@ -78,10 +78,11 @@ def test_what_a_killed_worker_left_is_run_by_another_one_after_the_lease(place: 
         experiment = place.submit(twice(first, second))
         wait_for_sleep(first)
         one.kill()
-    with place.make_worker("two"):
+    with place.make_worker("two") as two:
         assert most_alive(experiment, first, second) == 1
         # While it lives: one that has to end keeps on disk what a slow broker does not take at once.
         reports = place.take_reports(experiment)
+        two.stop()  # not before it has acknowledged the message
     record = place.record_of(experiment)
     assert (record.state, record.attempt, record.platform_failures) == (State.SUCCEEDED, 2, 1)
     assert list(experiment.logs()) == ["end"]
@@ -104,6 +105,7 @@ def test_an_error_that_would_end_any_worker_hands_the_message_back(place: Place,
         experiments = [place.submit("true") for _ in range(3)]
         assert [experiment.result(timeout=60) for experiment in experiments] == [{"exit_code": 0}] * 3
         assert worker.running
+        worker.stop()  # not before it has acknowledged the messages
     said = worker.log.read_text()
     assert [name for name in ("MemoryError", "SystemExit", "KeyboardInterrupt") if name not in said] == []
     assert place.depth() == 0
@@ -124,12 +126,12 @@ def test_a_drained_worker_lets_what_runs_finish_within_the_grace(place: Place) -
         wait_until(lambda: "Warm shutdown" in worker.log.read_text(), what="the drain", within=LONG)
         os.kill(pid, signal.SIGTERM)
         assert exit_code(worker) == 0
-    assert experiment.wait(5)
+    assert experiment.wait(60)
     record = place.record_of(experiment)
     assert (record.state, record.attempt) == (State.SUCCEEDED, 1)
     assert behind.state == State.QUEUED
     with place.make_worker("next"):
-        assert behind.result(timeout=40) == {"exit_code": 0}
+        assert behind.result(timeout=90) == {"exit_code": 0}
     assert place.record_of(behind).history == ()
 
 
@@ -147,7 +149,7 @@ def test_a_drained_worker_hands_back_what_is_not_over_and_no_attempt_is_spent(pl
     assert (sleepers(first), [past.reason for past in record.history]) == ([], [Reason.DRAINED])
     # The same one again: what a slow broker did not take when it ended waits on its disk.
     with place.make_worker():
-        assert experiment.result(timeout=40) == {"exit_code": 0}
+        assert experiment.result(timeout=90) == {"exit_code": 0}
         ends = [report for report in place.take_reports(experiment) if report.reason]
     assert [(report.reason, report.fault, report.state, report.attempt) for report in ends] == [
         (Reason.DRAINED, Fault.CAPACITY, State.QUEUED, 1),
@@ -190,8 +192,8 @@ def test_a_broker_that_restarts_while_something_runs_costs_nothing(
             wait_until(lambda: said in worker.log.read_text(), what="the redelivery", within=LONG)
         assert len(sleepers(seconds)) == 1
         os.kill(pid, signal.SIGTERM)
-        assert experiment.result(timeout=40) == {"exit_code": 0}
-        assert place.submit("true").result(timeout=40) == {"exit_code": 0}
+        assert experiment.result(timeout=90) == {"exit_code": 0}
+        assert place.submit("true").result(timeout=90) == {"exit_code": 0}
         if isinstance(server, RabbitServer):
             wait_until(lambda: server.queues()[place.site.queue] == 0, what="an acknowledged message", within=LONG)
     assert list(experiment.logs()) == ["begin", "end"]

@@ -124,7 +124,7 @@ while time.monotonic() - began < {seconds}:
 os.write(1, b"%f\\n" % (sum(os.times()[:2]) - sum(used[:2])))
 """
 FLOOD = "import os\nwhile True: os.write(1, b'x' * 100 + b'\\n' * 100)"
-LINE = "import os, time\nfor _ in range({mebibytes}): os.write(1, b'x' * 2**20)\ntime.sleep(60)"
+LINE = "import os, time\nfor _ in range({mebibytes}): os.write(1, b'x' * 2**20)\ntime.sleep(600)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ def node(
 
 
 def end(node: Node, hog: Hog) -> ExperimentFailed:
-    fields = {"image": PYTHON, "memory": "128MiB", "disk": "100MiB", "timeout": "60s", **(hog.fields or {})}
+    fields = {"image": PYTHON, "memory": "128MiB", "disk": "100MiB", "timeout": "240s", **(hog.fields or {})}
     with pytest.raises(ExperimentFailed) as caught:
         node.submit("python", "-c", textwrap.dedent(hog.code), **fields).result(timeout=330)
     return caught.value
@@ -243,7 +243,6 @@ def test_a_hog_ends_for_its_own_reason_and_its_neighbour_goes_on(node: Node, nam
 
 
 @pytest.mark.full
-@pytest.mark.timeout(400)
 @pytest.mark.security_case("log flood of one line of 200 MB")
 @pytest.mark.parametrize("name", FULL)
 def test_a_large_hog_ends_for_its_own_reason_and_its_neighbour_goes_on(node: Node, name: str) -> None:
@@ -264,9 +263,9 @@ def test_cores_that_were_not_asked_for_are_not_had(node: Node) -> None:
     """
     before = node.count_ticks()
     seconds = 3
-    experiment = node.submit("python", "-c", CORES.format(seconds=seconds), image=PYTHON, cpus=1, timeout="60s")
-    experiment.result(timeout=60)
+    experiment = node.submit("python", "-c", CORES.format(seconds=seconds), image=PYTHON, cpus=1, timeout="240s")
+    experiment.result(timeout=240)
     used = sum(map(float, experiment.logs()))
     assert used <= 1.5 * seconds
-    assert node.count_ticks() > before
+    wait_until(lambda: node.count_ticks() > before, what="the neighbour's next tick")
     assert node.neighbour.attempt == 1

@@ -66,7 +66,7 @@ def test_what_is_held_waits_or_has_ended_is_not_lost(registry: Registry) -> None
 
 def test_what_its_holder_no_longer_renews_is_lost_also_when_it_is_cancelled(registry: Registry) -> None:
     abandoned = registered(registry)
-    granted(registry, abandoned, ttl=SHORT)
+    granted(registry, abandoned, ttl=timedelta(seconds=2))  # it is still held when it is cancelled
     registry.experiments.cancel(abandoned.id)
     wait_until(lambda: lost_ids(registry, among=[abandoned]) == [abandoned.id], what="it is lost")
 
