@@ -6,6 +6,16 @@ from services.runtimes import BOMB, MIB, StartContainer, real, run
 
 from workers.attempt.runtimes.hardening import run_as
 
+THREADS = """
+import threading
+end = threading.Event()
+threads = [threading.Thread(target=end.wait) for _ in range(300)]
+for thread in threads:
+    thread.start()
+end.set()
+print("all")
+"""
+
 
 @real
 def test_a_fork_bomb_stays_within_its_limit(start: StartContainer, workspace: Path) -> None:
@@ -13,6 +23,12 @@ def test_a_fork_bomb_stays_within_its_limit(start: StartContainer, workspace: Pa
     # Either it could not have more, or it was killed for it. Without an engine the kernel counts for the whole user:
     # where others of the same user end meanwhile, the bomb gets a few more.
     assert (how.code == 0 and 10 < int(reader.text()) <= 60) or "processes" in how.error
+
+
+@real
+def test_threads_within_the_limit_are_had_with_little_memory(start: StartContainer) -> None:
+    how, reader = run(start("python", "-c", THREADS, memory_bytes=128 * MIB))
+    assert (how.code, reader.text()) == (0, "all\n"), reader.text("stderr")
 
 
 @real

@@ -89,7 +89,24 @@ def killed_worker(
         yield
 
 
+BACKGROUND = """
+import os, signal
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+os.umask(0o077)
+"""
 both = pytest.mark.parametrize("is_confined", [True, False], ids=["confined", "bare"])
+
+
+@both
+def test_it_begins_as_in_a_container_however_its_worker_was_started(workspace: Path, *, is_confined: bool) -> None:
+    command = "echo $(grep -E '^Sig(Blk|Ign)|^Umask' /proc/self/status)"
+    words = [sys.executable, "-c", BACKGROUND + WORKER, str(workspace), str(is_confined), "False", command, "60"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, cwd=PACKAGES, text=True, timeout=60, check=True)
+    (container,) = ProcessRuntime(workspace / "state").find("node")
+    container.remove()
+    assert done.stdout.split() == ["Umask:", "0022", "SigBlk:", f"{0:016x}", "SigIgn:", f"{0:016x}"]
 
 
 @both

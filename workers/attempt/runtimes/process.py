@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 _OPEN_FILES = 4096
 # Behind the supervisor's own measuring: a process that asks for far more than the limit gets an error at once.
 _DATA_FACTOR = 4
+# The address space of a thread's stack counts too, though little of it is ever in use.
+_STACK_BYTES = 8 * 2**20
 _PIPE_BYTES = 2**20
 # A worker that has not come back by then is not awaited any longer.
 _PATIENCE_SECONDS = 3600.0
@@ -222,7 +224,8 @@ def _start_supervisor(start: Start, order: dict[str, object], folder: Path) -> "
 
 def _make_order(start: Start, plan: Plan) -> dict[str, object]:
     asked = plan.resources
-    limits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": _OPEN_FILES, "RLIMIT_DATA": _DATA_FACTOR * asked.memory_bytes}
+    data_bytes = _DATA_FACTOR * asked.memory_bytes + plan.pids * _STACK_BYTES
+    limits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": _OPEN_FILES, "RLIMIT_DATA": data_bytes}
     if asked.disk_bytes:
         limits["RLIMIT_FSIZE"] = asked.disk_bytes
     user = run_as()[0] if start.depth else os.geteuid()

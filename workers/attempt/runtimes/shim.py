@@ -27,6 +27,7 @@ _NOT_FOUND, _NOT_RUNNABLE, _KILLED = 127, 126, 137
 _PACKET_BYTES = 4096
 _OOM_SCORE = "500"
 _NICENESS = 5
+_UMASK = 0o022
 
 
 def main() -> None:
@@ -208,14 +209,21 @@ def _become(order: dict[str, Any]) -> NoReturn:
         # A core may have gone offline meanwhile.
         with suppress(OSError):
             os.sched_setaffinity(0, order["cores"])
-        # Python ignores both, and what it starts would inherit that.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        _begin_anew()
         os.execvpe(order["argv"][0], order["argv"], order["env"])  # noqa: S606 - the words are a list
     except FileNotFoundError as error:
         _give_up(error, _NOT_FOUND)
     except BaseException as error:  # noqa: BLE001 - a forked child must not return into its parent's code
         _give_up(error, _NOT_RUNNABLE)
+
+
+def _begin_anew() -> None:
+    """Undo what it would inherit of a worker that a shell has put into the background, say, and of Python itself."""
+    os.umask(_UMASK)
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _limit(number: int, value: int) -> None:
