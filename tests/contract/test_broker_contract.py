@@ -233,7 +233,7 @@ def test_receiving_from_a_missing_queue_is_an_error(broker: Broker) -> None:
 def test_an_empty_queue_is_waited_for_no_longer_than_told(broker: Broker, plain: str) -> None:
     started = time.monotonic()
     assert receive(broker, plain, timedelta(milliseconds=300)) is None
-    assert 0.25 <= time.monotonic() - started < 3
+    assert 0.25 <= time.monotonic() - started < 15
 
 
 def test_mail_that_was_not_acknowledged_comes_back_when_its_receiver_is_gone(

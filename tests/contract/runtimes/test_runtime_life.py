@@ -36,7 +36,7 @@ def test_a_wait_without_an_end_returns_none_in_time(start: StartContainer) -> No
     began = time.monotonic()
     assert container.wait(timedelta(seconds=0.2)) is None
     assert container.wait(AT_ONCE) is None
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_an_end_is_told_at_once_to_all_who_wait(start: StartContainer) -> None:

@@ -387,9 +387,9 @@ def test_a_notebook_completes_every_field() -> None:
 
 _LOOK = """
 import sys, time
-before = time.perf_counter()
+before = time.process_time()
 import {package}
-took = time.perf_counter() - before
+took = time.process_time() - before
 heavy = {{"celery", "boto3", "docker", "kombu", "redis", "pydantic", "obstore", "jobqueue.config"}} & set(sys.modules)
 assert not heavy, heavy
 assert took < 0.15, took
