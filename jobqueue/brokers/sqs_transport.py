@@ -26,7 +26,7 @@ from jobqueue.brokers.copies import as_message
 from jobqueue.brokers.sqs_client import MAX_MESSAGE_BYTES, Receipt, SqsServer
 from jobqueue.brokers.sqs_deliveries import RECEIPT, receipt_of
 from jobqueue.brokers.sqs_receiver import Question, Receiver
-from jobqueue.errors import BrokerUnavailable, InvalidSpec, JobqueueError, Problem
+from jobqueue.errors import BrokerUnavailable, InvalidSpec, Problem
 from jobqueue.routing import served_queue
 
 log = logging.getLogger(__name__)
@@ -205,8 +205,8 @@ class Transport(virtual.Transport):
         """Let others have messages at once, as far as SQS answers; else they have them later. Any thread."""
         try:
             self.server.give_back_all(receipts)
-        except JobqueueError as error:
-            log.warning("delivery.not_given_back", extra={"error": error.message})
+        except Exception as error:  # noqa: BLE001 - whatever the library raises would end the receiving thread
+            log.warning("delivery.not_given_back", extra={"error": str(error)})
 
     def close_connection(self, connection: Any) -> None:
         """Stop asking; what has come and was not handed on is given back."""

@@ -14,6 +14,7 @@ from jobqueue.brokers.sqs_client import Receipt, Refusal
 from jobqueue.brokers.sqs_queues import SqsQueues
 from jobqueue.brokers.sqs_receiver import Question, Receiver
 from jobqueue.brokers.sqs_survey import SqsSurvey
+from jobqueue.brokers.sqs_transport import Transport
 from jobqueue.errors import BrokerUnavailable, JobqueueError
 from jobqueue.routing import COMPANIONS, dead_letter_queue, first_queue, is_first_queue, parse_selection
 
@@ -96,6 +97,21 @@ def test_the_others_turn_lasts_until_one_of_theirs_was_handed_on() -> None:
         assert ask() == QUEUE
         asking.settle(handed=[QUEUE])
         assert ask() == FIRST
+
+
+def test_what_the_library_raises_when_messages_are_given_back_does_not_end_the_questions() -> None:
+    class Odd(Full):
+        def give_back_all(self, _receipts: Sequence[Receipt]) -> None:
+            raise KeyError("Failed")
+
+    made = Transport(SimpleNamespace(transport_options={"server": Odd()}, default_port=None))
+    asking = Receiver(made.server, on_answer=made._on_answer)  # nothing is consumed: all of it goes back
+    try:
+        for _ in range(2):
+            asking.ask(Question(queues=(QUEUE,), count=1))
+            assert made._arrived.get(timeout=30)() is False
+    finally:
+        asking.close()
 
 
 class HalfClosed(Full):
