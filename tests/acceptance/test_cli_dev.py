@@ -23,8 +23,8 @@ _ROOT = Path(__file__).parents[2]
 _COMMAND = (sys.executable, "-c", "from producers.cli import main; main()")
 _STARTER = "import signal, subprocess, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); subprocess.run(sys.argv[1:])"
 _READY = "Ctrl-C stops everything"
-_START = timedelta(seconds=60)
-_STOP = timedelta(seconds=60)
+_START = timedelta(seconds=120)
+_STOP = timedelta(seconds=120)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def _dev(environment: Mapping[str, str], *options: str) -> Iterator[_Dev]:
 
 def _call(environment: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*_COMMAND, *words], env=dict(environment), capture_output=True, text=True, check=False, timeout=100
+        [*_COMMAND, *words], env=dict(environment), capture_output=True, text=True, check=False, timeout=200
     )
 
 

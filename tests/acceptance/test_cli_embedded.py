@@ -104,7 +104,7 @@ def test_an_orphaned_server_is_ended_before_another_one_takes_its_file(settings:
     orphan = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     wait_until(lambda: is_answering(settings.embedded_socket), what="the orphan answers")
     with embedded_server(settings) as server:
-        assert orphan.wait(10) == 0
+        assert orphan.wait(60) == 0
         assert server.pid != orphan.pid
 
 

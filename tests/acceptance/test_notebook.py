@@ -59,7 +59,6 @@ def is_static(html: str) -> bool:
     return not re.search(r"<script|<iframe|<link|<img|\son\w+\s*=|https?://|javascript:", html, re.IGNORECASE)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("in_kernel")
 def test_the_example_notebook_runs_and_its_saved_form_tells_how_it_went(tmp_path: Path) -> None:
     path = tmp_path / "saved.ipynb"

@@ -316,7 +316,7 @@ def test_a_store_that_does_not_answer_says_so_soon(deaf_port: int, monkeypatch: 
         ]
     for call in calls:
         assert isinstance(call.exception(), StoreUnavailable)
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 30
 
 
 def test_a_store_that_is_down_says_so_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_store_that_is_down_says_so_soon(monkeypatch: pytest.MonkeyPatch, tmp_
         with pytest.raises(StoreUnavailable) as raised:
             call()
         assert "jobqueue doctor" in raised.value.hint
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")

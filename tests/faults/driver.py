@@ -31,12 +31,12 @@ PLATFORM_BUDGET: Final = 5
 _BACK_OFFS_SECONDS: Final = 75.0
 # The sweep finds a lost message after so many leases, and looks once per lease.
 _SWEEP_LEASES: Final = 7
-_START_SECONDS: Final = 30.0
-# Nothing may live while a broker starts, which takes a busy machine half a minute.
-_TARGET: Final = timedelta(seconds=60)
-_QUIET: Final = timedelta(seconds=60)
+_START_SECONDS: Final = 60.0
+# Nothing may live while a broker starts, which takes a busy machine a minute.
+_TARGET: Final = timedelta(seconds=120)
+_QUIET: Final = timedelta(seconds=120)
 # A guard that has nothing left to guard ends, and a broker forgets the queues of who has gone.
-_GONE: Final = timedelta(seconds=20)
+_GONE: Final = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, kw_only=True)

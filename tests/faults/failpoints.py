@@ -24,8 +24,8 @@ Follower = Literal["itself", "another"]
 FOLLOWERS: Final[tuple[Follower, ...]] = ("itself", "another")
 
 _APP: Final = "faults.dying_worker"
-_DIES: Final = timedelta(seconds=40)
-_ENDS: Final = timedelta(seconds=60)
+_DIES: Final = timedelta(seconds=90)
+_ENDS: Final = timedelta(seconds=120)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ POINTS: Final = (
     Point(name="marked", what="marker written, before the final report"),
     Point(name="reported", what="final report given, before the registry"),
     Point(name="finished", what="registry told, before the acknowledgement"),
-    Point(name="deferred", what="a copy put off, before its acknowledgement", seconds=4.0, asks="a copy"),
+    Point(name="deferred", what="a copy put off, before its acknowledgement", seconds=8.0, asks="a copy"),
     Point(
         name="cancelled",
         what="cancel: container stopped, before the marker",
@@ -69,8 +69,8 @@ POINTS: Final = (
         end="CANCELLED:CANCELLED_BY_USER",
         asks="a cancel",
     ),
-    Point(name="stopped", what="drain: container stopped, not handed back", seconds=4.0, attempts=2, asks="a drain"),
-    Point(name="drained", what="drain: handed back, before the end", seconds=4.0, attempts=2, asks="a drain"),
+    Point(name="stopped", what="drain: container stopped, not handed back", seconds=8.0, attempts=2, asks="a drain"),
+    Point(name="drained", what="drain: handed back, before the end", seconds=8.0, attempts=2, asks="a drain"),
 )
 
 

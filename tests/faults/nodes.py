@@ -20,7 +20,7 @@ from faults.history import History
 from faults.proxy import Proxy
 from faults.store_proxy import StoreProxy
 
-_DRAIN: Final = timedelta(seconds=40)
+_DRAIN: Final = timedelta(seconds=90)
 _SLOW_SECONDS: Final = 0.3
 _GUARD: Final = "workers.node.guard"
 
@@ -145,7 +145,7 @@ class Node:
         finally:
             self.lock.release()
 
-    def wait_ready(self, within: timedelta = timedelta(seconds=60)) -> None:
+    def wait_ready(self, within: timedelta = timedelta(seconds=120)) -> None:
         """Wait until its worker consumes."""
         wait_until(lambda: "worker.ready" in self._since_start(), what=f"{self.name} ready", within=within)
 

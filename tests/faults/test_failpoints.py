@@ -29,7 +29,6 @@ def stage(share: Callable[..., Any]) -> Iterator[Stage]:
         shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("point", "follower"), TRIALS, ids=lambda each: getattr(each, "name", each))
 def test_a_worker_that_dies_at_any_step_breaks_no_promise(stage: Stage, point: Point, follower: Follower) -> None:
     path = stage.world.folder / f"{point.name}-{follower}.jsonl"

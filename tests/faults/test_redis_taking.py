@@ -36,16 +36,16 @@ def test_what_comes_while_its_worker_is_frozen_waits_for_the_next_one(site: Site
         site.make_worker("first") as first,
         closing(Redis.from_url(redis_server.url, decode_responses=True)) as client,
     ):
-        assert site.client.submit(image="any:1", command=["true"]).result(timeout=40) == {"exit_code": 0}
+        assert site.client.submit(image="any:1", command=["true"]).result(timeout=90) == {"exit_code": 0}
         wait_until(lambda: waiters(client), what="a worker that waits for a message")
         first.pause()
         experiment = site.client.submit(image="any:1", command=["true"])
         # Longer than the frozen worker waits: Redis has answered it by then.
-        wait_until(lambda: not waiters(client), what="the end of the wait", within=timedelta(seconds=10))
+        wait_until(lambda: not waiters(client), what="the end of the wait", within=timedelta(seconds=60))
         first.kill()
         assert client.llen(site.queue) == 1
         with site.make_worker("second"):
-            assert experiment.result(timeout=40) == {"exit_code": 0}
+            assert experiment.result(timeout=90) == {"exit_code": 0}
 
 
 def waiters(client: "Redis") -> list[object]:

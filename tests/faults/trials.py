@@ -28,7 +28,7 @@ SUCCEEDED: Final = "SUCCEEDED:EXITED_ZERO"
 MIDDLE: Final = "middle"
 _TICK: Final = "read up rest </proc/uptime; echo tick $up; sleep 0.2"
 _RESULT: Final = '{\\"token\\": $JOBQUEUE_TOKEN, \\"attempt\\": $JOBQUEUE_ATTEMPT}'
-_QUIET: Final = timedelta(seconds=60)
+_QUIET: Final = timedelta(seconds=120)
 _A_WHILE: Final = timedelta(seconds=1)
 
 

@@ -16,7 +16,7 @@ from jobqueue.registry.base import Registry
 from jobqueue.registry.pauses import Pause
 from producers.handle import Experiment
 
-pytestmark = [pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 WAITING = 50
 
 

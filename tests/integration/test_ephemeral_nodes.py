@@ -20,7 +20,7 @@ from jobqueue.routing import request_queues
 from workers.hardware.devices import Device
 
 pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
-_UP = timedelta(seconds=60)
+_UP = timedelta(seconds=120)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import re
 import secrets
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from services.image_registry import ImageRegistry
 from services.images import BUSYBOX, PYTHON
 from services.place import DENIED, LONG, Place, open_place, sleepers
 from services.process import Process
-from services.waiting import TOLD_WITHIN_SECONDS, free_port, wait_until
+from services.waiting import TOLD_WITHIN_SECONDS, free_port, wait_until, waited_seconds
 
 from jobqueue.application import make_app
 from jobqueue.config import Settings
@@ -57,7 +56,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         opened.make_worker() as worker,
     ):
         served = Served(site=opened.site, engine=engine, worker=worker)
-        assert served.submit("true").result(timeout=40) == {"exit_code": 0}
+        assert served.submit("true").result(timeout=90) == {"exit_code": 0}
         yield served
         assert worker.running, worker.log_tail()
 
@@ -84,7 +83,7 @@ def test_a_success_comes_back_with_result_outputs_and_both_logs(place: Served) -
     experiment = place.submit(
         "echo hello; echo oops >&2; echo model > outputs/model.pt; echo '{\"accuracy\": 0.9}' > outputs/result.json"
     )
-    assert experiment.result(timeout=40) == {"accuracy": 0.9}
+    assert experiment.result(timeout=90) == {"accuracy": 0.9}
     assert (list(experiment.logs()), list(experiment.logs(stream="stderr"))) == (["hello"], ["oops"])
     assert experiment.outputs.read_bytes("outputs/model.pt") == b"model\n"
     assert sorted(experiment.outputs) == ["outputs/model.pt", "outputs/result.json"]
@@ -105,7 +104,7 @@ def test_what_takes_more_memory_than_it_asked_for_is_told_so(place: Served) -> N
 
 
 def test_a_timeout_keeps_the_outputs_so_far(place: Served) -> None:
-    experiment = place.submit("echo half > outputs/half; echo begun; sleep 60", timeout="1s")
+    experiment = place.submit("echo half > outputs/half; echo begun; sleep 60", timeout="3s")
     assert fails(experiment).reason == "TIMED_OUT"
     assert experiment.outputs.read_bytes("outputs/half") == b"half\n"
     assert list(experiment.logs()) == ["begun"]
@@ -117,7 +116,7 @@ def test_a_container_that_ignores_sigterm_is_killed_after_the_grace(place: Serve
     next(experiment.logs(follow=True))
     experiment.cancel()
     with pytest.raises(ExperimentCancelled):
-        experiment.result(timeout=40)
+        experiment.result(timeout=90)
     assert sleepers(seconds) == []
 
 
@@ -129,8 +128,8 @@ def test_a_cancel_ends_what_runs_and_what_waits_behind_it(place: Served) -> None
     assert second.state == State.CANCELLED
     first.cancel()
     with pytest.raises(ExperimentCancelled):
-        first.result(timeout=40)
-    assert place.submit("true").result(timeout=40) == {"exit_code": 0}
+        first.result(timeout=90)
+    assert place.submit("true").result(timeout=90) == {"exit_code": 0}
     assert (sleepers(seconds), second.attempt, list(second.logs())) == ([], 0, [])
 
 
@@ -148,7 +147,7 @@ def test_workspace_and_inputs_arrive_and_inputs_cannot_be_changed(place: Served,
         workspace=str(tmp_path / "src"),
         inputs={"words": str(tmp_path / "words"), "tree": str(tmp_path / "tree")},
     )
-    experiment.result(timeout=40)
+    experiment.result(timeout=90)
     assert list(experiment.logs()) == ["words", "a", "/workspace", "refused"]
 
 
@@ -160,7 +159,7 @@ def test_progress_is_passed_on(place: Served) -> None:
     wait_until(lambda: experiment.progress == {"progress": 0.25, "loss": 1.5}, what="a line's", within=LONG)
     wait_until(lambda: experiment.progress == {"progress": 0.75}, what="the file's", within=LONG)
     experiment.cancel()
-    assert experiment.wait(40)
+    assert experiment.wait(90)
 
 
 def test_every_text_may_be_any_text(place: Served, tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_every_text_may_be_any_text(place: Served, tmp_path: Path) -> None:
         name=UNICODE,
         labels={UNICODE: UNICODE},
     )
-    assert experiment.result(timeout=40) == {UNICODE: 1}
+    assert experiment.result(timeout=90) == {UNICODE: 1}
     assert list(experiment.logs()) == [UNICODE, UNICODE]
     assert experiment.outputs.read_bytes(f"outputs/{UNICODE}/{UNICODE}.txt") == UNICODE.encode()
     assert place.client.get(UNICODE).id == experiment.id
@@ -184,7 +183,7 @@ def test_links_and_pipes_among_the_outputs_are_left_out(place: Served) -> None:
     experiment = place.submit(
         "cd outputs; echo fine > fine; ln -s /etc/passwd link; ln -s / root; mkfifo pipe; ln -s /proc/self/environ env"
     )
-    experiment.result(timeout=40)
+    experiment.result(timeout=90)
     assert list(experiment.outputs) == ["outputs/fine"]
     store = place.client._connections.store
     marker = json.loads(b"".join(store.get(f"experiments/{experiment.id}/RESULT")))
@@ -243,9 +242,9 @@ def test_a_long_line_and_a_flood_of_output_leave_the_worker_as_small_as_it_was(p
 
 def test_a_fork_bomb_is_contained(place: Served) -> None:
     experiment = place.submit("f() { f | f & }; f; sleep 2; echo survived", timeout="10s")
-    experiment.wait(60)
+    assert experiment.wait(90)
     assert experiment.state.is_final
-    assert place.submit("true").result(timeout=40) == {"exit_code": 0}
+    assert place.submit("true").result(timeout=90) == {"exit_code": 0}
     assert len(psutil.pids()) < 2000
 
 
@@ -259,7 +258,7 @@ def test_inspect_shows_the_experiment_and_no_secret(place: Served) -> None:
     )
     wait_until(lambda: sleepers(seconds), what="it running", within=LONG)
     with make_app(place.site.settings) as app, app.connection_for_write() as connection:
-        inspect = app.control.inspect(timeout=5, limit=1, connection=connection)
+        inspect = app.control.inspect(timeout=40, limit=1, connection=connection)
         active, stats = inspect.active(), inspect.stats()
     assert active
     assert stats
@@ -268,7 +267,7 @@ def test_inspect_shows_the_experiment_and_no_secret(place: Served) -> None:
     assert "hunter" not in said
     assert seconds not in said
     experiment.cancel()
-    experiment.wait(40)
+    experiment.wait(90)
     assert "hunter" not in place.worker.log.read_text()
     assert list(experiment.logs()) == ["[secret]"]
 
@@ -306,9 +305,9 @@ def test_a_revoke_is_a_cancel(place: Served, *, terminate: bool) -> None:
             running.cancel()
     for experiment in (running, waiting):
         with pytest.raises(ExperimentCancelled):
-            experiment.result(timeout=40)
+            experiment.result(timeout=90)
     assert (sleepers(seconds), list(waiting.logs())) == ([], [])
-    assert place.submit("true").result(timeout=40) == {"exit_code": 0}
+    assert place.submit("true").result(timeout=90) == {"exit_code": 0}
 
 
 # Duplicates
@@ -329,10 +328,10 @@ def test_a_second_copy_of_a_running_or_finished_experiment_starts_nothing(place:
     publisher.publish([submission])
     behind = place.submit("echo behind")
     experiment.cancel()
-    experiment.wait(40)
+    experiment.wait(90)
     publisher.publish([submission])
-    assert behind.result(timeout=40) == {"exit_code": 0}
-    assert place.submit("true").result(timeout=40) == {"exit_code": 0}
+    assert behind.result(timeout=90) == {"exit_code": 0}
+    assert place.submit("true").result(timeout=90) == {"exit_code": 0}
     wait_until(lambda: place.depth() == 0, what="no copy left", within=LONG)
     assert (experiment.state, experiment.attempt, sleepers(seconds)) == (State.CANCELLED, 1, [])
     assert list(experiment.logs()) == ["once"]
@@ -344,7 +343,7 @@ def test_a_second_copy_of_a_running_or_finished_experiment_starts_nothing(place:
 def test_reports_tell_the_whole_story_where_somebody_wants_them(place: Served) -> None:
     reporting = f"{place.site.queue}_reporting"
     with place.open_broker() as broker:
-        place.submit("true").result(timeout=40)
+        place.submit("true").result(timeout=90)
         assert not broker.queues.exists(reporting)
         broker.queues.create_plain(reporting)
         try:
@@ -374,10 +373,10 @@ def test_a_broker_that_is_down_is_told_within_two_seconds_and_nothing_is_left(pl
     settings = Settings(**{**place.site.settings.model_dump(exclude_defaults=True), **changes})
     (tmp_path / "code").mkdir()
     with Client(settings) as client:
-        started = time.monotonic()
+        started = waited_seconds()
         with pytest.raises(BrokerUnavailable):
             client.submit(image=BUSYBOX, command=["true"], workspace=str(tmp_path / "code"))
-        assert time.monotonic() - started < TOLD_WITHIN_SECONDS
+        assert waited_seconds() - started < TOLD_WITHIN_SECONDS
     registry = open_registry(place.site.settings.registry)
     assert registry.experiments.find(project="nobody") == []
     registry.close()

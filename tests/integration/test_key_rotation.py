@@ -15,7 +15,7 @@ from jobqueue.lifecycle import State
 from producers.client import Client
 from producers.handle import Experiment
 
-pytestmark = [pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 
 PAUSE_SECONDS = 0.6
 # A second, and some: then every folder of keys has been read again.

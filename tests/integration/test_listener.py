@@ -21,7 +21,7 @@ from jobqueue.report import Report
 from producers.listener import listen
 
 LEASE = timedelta(seconds=1)
-BACK = timedelta(seconds=40)
+BACK = timedelta(seconds=90)
 
 
 @dataclass

@@ -102,7 +102,7 @@ def test_what_does_not_fit_beside_what_runs_waits_and_smaller_work_passes_it(pla
         large = place.submit("true", cpus=1)
         wait_until(lambda: "delivery.no_room" in worker.log.read_text(), what="the large one put off", within=LONG)
         small = place.submit("true", cpus=0.25)
-        assert small.result(timeout=40) == {"exit_code": 0}
+        assert small.result(timeout=90) == {"exit_code": 0}
         assert (first.state, large.state, large.attempt) == (State.RUNNING, State.QUEUED, 0)
         os.kill(pid, signal.SIGTERM)
         assert [each.result(timeout=60) for each in (first, large)] == [{"exit_code": 0}] * 2

@@ -12,7 +12,7 @@ from services.waiting import wait_until
 if TYPE_CHECKING:
     from producers.handle import Experiment
 
-pytestmark = [pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 GPUS = 2
 
 

@@ -17,10 +17,7 @@ from jobqueue.lifecycle import State
 from producers.handle import Experiment
 from workers.attempt.lease_files import read_leases
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"),
-    pytest.mark.timeout(300),  # the first one starts five workers
-]
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 CPUS, MEMORY_GIB = 8, 6
 LONG = timedelta(seconds=100)
 _TELL = "echo [$CUDA_VISIBLE_DEVICES] [$NVIDIA_VISIBLE_DEVICES] [$JOBQUEUE_GPUS] $OMP_NUM_THREADS; "

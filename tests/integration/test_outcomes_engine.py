@@ -25,7 +25,7 @@ def test_an_image_that_cannot_be_fetched_now_is_tried_again(walk: Walk) -> None:
     experiment = walk.submit("true", image=f"127.0.0.1:{free_port()}/never:1", queue=walk.later)
     assert "never:1" in error_of(walk.given_back(experiment, Reason.IMAGE_PULL_FAILED))
     experiment.cancel()
-    assert experiment.wait(20)
+    assert experiment.wait(90)
     assert walk.record(experiment).state is State.CANCELLED
 
 

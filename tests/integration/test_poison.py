@@ -38,7 +38,7 @@ from jobqueue.routing import dead_letter_queue
 from producers.client import Client
 from producers.preparation import JobqueueWarning
 
-LONG = timedelta(seconds=40)
+LONG = timedelta(seconds=90)
 BROKERS = ("rabbitmq", "redis", "sqs")
 BOMB_BYTES = 180 * 2**20
 SQS_BYTES = 190_000
@@ -232,7 +232,7 @@ def take(site: Site, queue: str) -> list[Mail]:
 
 def succeeds(site: Site) -> None:
     experiment = site.client.submit(image="any:1", command=["true"])
-    assert experiment.result(timeout=40) == {"exit_code": 0}
+    assert experiment.result(timeout=90) == {"exit_code": 0}
 
 
 @pytest.mark.security_case("malformed messages; pickled body; JSON body to the task")
@@ -358,7 +358,7 @@ def test_a_sender_names_neither_the_queue_nor_the_tag_of_its_message(
         (tag,) = [str(tag) for tag, noted in deliveries if json.loads(noted)[2] == site.queue]
         forged = {"body_encoding": "base64", "delivery_tag": tag, "delivery_info": {"routing_key": other}}
         client.lpush(site.queue, json.dumps({**NEARLY, "properties": forged}))
-        assert running.result(timeout=40) == {"exit_code": 0}
+        assert running.result(timeout=90) == {"exit_code": 0}
         wait_until(lambda: depth(site, f"{site.queue}_dead") == 1, what="the forged one set aside", within=LONG)
         assert depth(site, f"{other}_dead") == 0
         assert not client.hexists("jobqueue:unacked", tag)

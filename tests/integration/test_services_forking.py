@@ -63,7 +63,7 @@ def said(folder: Path) -> list[dict[str, object]]:
 
 def test_a_copy_is_what_it_was_told_to_be(start: Start, tmp_path: Path) -> None:
     one, two = start(SAYS, "-x", "two words"), start(SAYS)
-    assert (one.wait(20), two.wait(20)) == (7, 7)
+    assert (one.wait(60), two.wait(60)) == (7, 7)
     first, second = sorted(said(tmp_path), key=lambda each: each["words"] == [])
     assert (first["words"], second["words"]) == (["-x", "two words"], [])
     assert (first["session"], second["session"]) == (one.pid, two.pid)
@@ -81,7 +81,7 @@ def test_a_copy_is_what_it_was_told_to_be(start: Start, tmp_path: Path) -> None:
 
 def test_what_copies_are_made_of_runs_no_thread(start: Start) -> None:
     """A lock that another thread holds stays locked in a copy for ever; in a copy there is always one thread."""
-    start("").wait(20)
+    start("").wait(60)
     server = find_server()
     assert server
     assert len(psutil.Process(server.pid).threads()) == 1
@@ -94,7 +94,7 @@ def test_a_copy_is_waited_for_and_ended_like_a_child(start: Start, tmp_path: Pat
     with pytest.raises(subprocess.TimeoutExpired):
         copy.wait(0.01)
     os.kill(copy.pid, signal.SIGKILL)
-    assert (copy.wait(20), copy.poll(), copy.returncode) == (-9, -9, -9)
+    assert (copy.wait(60), copy.poll(), copy.returncode) == (-9, -9, -9)
     assert not psutil.pid_exists(copy.pid)
 
 
@@ -105,7 +105,7 @@ def test_a_copy_that_is_left_behind_is_found(start: Start, tmp_path: Path) -> No
     copy = start(WAITS)
     assert [each.pid for each in find().processes] == [copy.pid]
     leaks.remove(find(), None)
-    assert copy.wait(20) == -9
+    assert copy.wait(60) == -9
     assert not find()
 
 

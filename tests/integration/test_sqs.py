@@ -27,7 +27,7 @@ from producers.client import Client
 
 LEASE = timedelta(seconds=20)
 NOT_YET = timedelta(milliseconds=300)
-LONG = timedelta(seconds=40)
+LONG = timedelta(seconds=90)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_poll_that_waits_long_is_answered_as_soon_as_there_is_a_message(
         publish(broker, queue)
         began = time.monotonic()
         message = consumer.next()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # of the 20 that it would have waited
         message.ack()
     assert proxy.asked["ReceiveMessage"] == 2  # once, without a wait, for what is served before it
 

@@ -149,7 +149,6 @@ def test_an_engine_that_falls_silent_is_not_waited_for(engine: Engine, monkeypat
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 @pytest.mark.security_case("network modes: egress to private ranges, the metadata address, the node, other containers")
 def test_egress_reaches_the_world_and_nothing_private(tmp_path: Path) -> None:
     """Code in the network `egress` calls the metadata address, private networks, its node, or another container.

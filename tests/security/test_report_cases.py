@@ -360,7 +360,6 @@ def test_a_flood_of_forged_reports_keeps_no_good_one_back(hall: Hall) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 @pytest.mark.security_case("report flood")
 def test_a_hundred_thousand_forged_reports_keep_no_good_one_back(hall: Hall) -> None:
     """A hundred thousand forged reports of five kinds lie before a good one.

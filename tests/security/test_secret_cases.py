@@ -149,7 +149,7 @@ def _command_line(place: Place, *words: str) -> tuple[str, bytes]:
         [sys.executable, "-c", "from producers.cli import main; main()", *words],
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **place.site.environment},
         capture_output=True,
-        timeout=100,
+        timeout=200,
         check=False,
         cwd=place.site.folder,
     )
@@ -180,7 +180,7 @@ def _while_it_runs(place: Place, worker: Process, canaries: Canaries) -> Iterato
     wait_for_sleep(seconds)
     wait_until(lambda: "[secret]" in "".join(running.logs()), what="its output", within=LONG)
     with make_app(place.site.settings) as app, app.connection_for_write() as connection:
-        inspect = app.control.inspect(timeout=10, limit=1, connection=connection)
+        inspect = app.control.inspect(timeout=40, limit=1, connection=connection)
         seen = [inspect.active(), inspect.stats(), inspect.conf(), inspect.reserved(), inspect.query_task(running.id)]
     assert running.id in repr(seen[0])
     yield "celery inspect", repr(seen).encode()

@@ -22,7 +22,7 @@ from workers.hardware.devices import Device
 
 UUIDS = tuple(f"GPU-0000000{number}-d72c-4106-c12f-20bd9faed9f6" for number in range(4))
 SLOTS = ("gpu0", "gpu1", "gpu2", "gpu3", "cpu")
-UP = timedelta(seconds=60)
+UP = timedelta(seconds=120)
 
 
 @dataclass(kw_only=True)

@@ -26,7 +26,7 @@ from services.process import Process
 from services.site import Site, open_site
 from services.waiting import wait_until
 
-LONG = timedelta(seconds=40)
+LONG = timedelta(seconds=90)
 DENIED = "denied/image:1"
 
 

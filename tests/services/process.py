@@ -18,8 +18,8 @@ from services.waiting import wait_until
 # First, because packages in a virtual environment bring programs of these names too.
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-_START = timedelta(seconds=60)
-_STOP = timedelta(seconds=20)
+_START = timedelta(seconds=120)
+_STOP = timedelta(seconds=60)
 # Ends the session when whoever started it goes without a word: its end of the pipe closes. Debian's shell takes the
 # signal before `--` in these words only.
 _LIFELINE = 'read -r farewell || kill -s TERM -- -"$0" 2>/dev/null'

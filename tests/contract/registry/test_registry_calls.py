@@ -10,7 +10,7 @@ import pytest
 from jobqueue.registry.base import Registry
 
 SOON = timedelta(milliseconds=200)
-LONG = timedelta(seconds=20)
+LONG = timedelta(seconds=60)
 
 
 @pytest.fixture

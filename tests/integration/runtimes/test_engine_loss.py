@@ -125,6 +125,6 @@ def test_a_check_of_an_engine_that_is_away_or_frozen_fails_within_seconds(
     began = time.monotonic()
     with pytest.raises(RuntimeFailure, match="is the container engine running"):
         runtime.check()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     engine.process.resume()
     runtime.check()
