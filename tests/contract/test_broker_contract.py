@@ -442,7 +442,7 @@ def test_a_delivery_that_is_kept_alive_stays_with_its_consumer(
     holder, rival = consume(queue), None
     message = holder.next()
     rival = consume(queue)
-    kept_until = time.monotonic() + 5  # seconds; past the lease, Redis' margin and a sweep
+    kept_until = time.monotonic() + 8  # seconds; past the lease, Redis' margin and a sweep
     while time.monotonic() < kept_until:
         broker.deliveries.keep_alive(message.properties)
         assert rival.next(timedelta(milliseconds=500)) is None

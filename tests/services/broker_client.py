@@ -14,10 +14,10 @@ import stamina
 from jobqueue.brokers.base import Broker, Mail
 from jobqueue.errors import BrokerUnavailable
 
-LEASE: Final = timedelta(seconds=1.5)
+LEASE: Final = timedelta(seconds=3)
 # What a silent worker's delivery takes to come back at Redis: the lease, its margin, and the sweep; on a busy machine.
-COMES_BACK: Final = timedelta(seconds=20)
-SOON: Final = timedelta(seconds=10)
+COMES_BACK: Final = timedelta(seconds=60)
+SOON: Final = timedelta(seconds=30)
 NOT_YET: Final = timedelta(milliseconds=300)
 BODY: Final = b"\x00\xff sealed \x81"
 # A user is told within two seconds that a broker is away; on a busy machine one that is there may need longer.
