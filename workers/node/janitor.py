@@ -7,6 +7,7 @@ left as it is, frozen by the guard if need be, and is looked at again.
 """
 
 import logging
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from threading import Thread
 from typing import Final
 
 from jobqueue.envelope import Verified, verify
-from jobqueue.errors import JobqueueError, NotFound, RuntimeFailure, Superseded
+from jobqueue.errors import JobqueueError, NotFound, Superseded
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry.base import Lease, Record
@@ -34,7 +35,8 @@ from workers.attempt.leftovers import tidy
 from workers.attempt.runtimes.base import Container
 from workers.attempt.supervise import Attempt, Left, holder_of, submission_of
 from workers.bootstrap import Node
-from workers.rounds import Rounds
+from workers.rounds import TELL_EVERY_SECONDS, Rounds
+from workers.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +70,12 @@ class Janitor:
     def __init__(self, node: Node) -> None:
         self._node, self._site = node, node.site
         self._is_settled = True
+        self._unsettled = Seldom(TELL_EVERY_SECONDS)
         self._rounds = Rounds("janitor", self.look, every=lambda: EVERY if self._is_settled else AGAIN)
 
     def start(self) -> None:
         """Look at once, before the first message is taken; then now and then."""
-        self.look()
+        self._rounds.take()
         self._rounds.start()
 
     def close(self) -> None:
@@ -80,23 +83,15 @@ class Janitor:
         self._rounds.close()
 
     def look(self) -> None:
-        """Adopt or remove each orphan, if the registry and the engine let it."""
-        self._is_settled = True
+        """Adopt or remove each orphan, if the registry and the engine let it.
+
+        Raises:
+            RuntimeFailure: the engine does not say what there is.
+        """
+        self._is_settled = False
         forget_strays(self._site.leases, after=STRAY)
-        try:
-            orphans = self._find()
-        except RuntimeFailure as error:
-            log.warning("orphans.not_found", extra={"error": error.message})
-            self._is_settled = False
-            return
-        for orphan in orphans:
-            try:
-                self._settle(orphan)
-            except JobqueueError as error:
-                log.warning(
-                    "orphan.not_settled", extra={"experiment": orphan.lease.experiment_id, "error": error.message}
-                )
-                self._is_settled = False
+        left = [orphan for orphan in self._find() if not self._try_to_settle(orphan)]
+        self._is_settled = not left
 
     def _find(self) -> list[Orphan]:
         """Return what no attempt of this process owns."""
@@ -110,6 +105,17 @@ class Janitor:
             if not self._node.is_running(lease.experiment_id):
                 found.append(Orphan(lease=lease, kept=kept.get(name), container=containers.get(name)))
         return found
+
+    def _try_to_settle(self, orphan: Orphan) -> bool:
+        try:
+            self._settle(orphan)
+        except JobqueueError as error:
+            self._unsettled.note()
+            if count := self._unsettled.take(time.monotonic()):
+                said = {"experiment": orphan.lease.experiment_id, "error": error.message, "count": count}
+                log.warning("orphan.not_settled", extra=said)
+            return False
+        return True
 
     def _settle(self, orphan: Orphan) -> None:
         record = self._look_up(orphan.lease)

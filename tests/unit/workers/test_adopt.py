@@ -333,15 +333,19 @@ def test_what_cannot_be_gone_on_with_is_removed_and_given_back_at_once(place: Pl
     workspace.remove(workspace.attempt_folder(place.site.folder, place.lease))
 
 
-def test_a_registry_that_is_away_leaves_everything_as_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_that_is_away_leaves_everything_as_it_is(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def away(*_: object, **__: object) -> None:
         raise RegistryUnavailable("silent")
 
     message = place.fake.message()
     container = place.leave(message)
     monkeypatch.setattr(place.site.registry.experiments, "get", away)
-    place.janitor.look()
+    for _ in range(3):
+        place.janitor.look()
     assert not container.is_removed
+    assert caplog.messages.count("orphan.not_settled") == 1, "told once for a while"
     monkeypatch.undo()
     place.janitor.look()
     container.finish()
@@ -367,11 +371,13 @@ def test_what_another_worker_of_the_node_has_is_left_to_it(place: Place, *, is_a
     assert place.is_clean()
 
 
-def test_an_engine_that_is_away_is_asked_again(place: Place) -> None:
+def test_an_engine_that_is_away_is_asked_again(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     message = place.fake.message()
     container = place.leave(message)
     place.fake.runtime.is_down = True
+    place.janitor._rounds.take()
     place.janitor.start()
+    assert caplog.messages.count("round.failed") == 1, "told once for a while"
     place.fake.runtime.is_down = False
     wait_until(lambda: place.node.adopted, what="the adoption")
     container.finish()
