@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +11,15 @@ from producers.client import Client
 from producers.connections import uninterrupted
 
 
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """What is started in the background of a script ignores it, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_who_interrupts_the_opening_interrupts_the_waiting_alone(client: Client) -> None:
     opened, may_go_on, made = client._connections, threading.Event(), list[str]()
 
