@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from jobqueue.errors import NoSuchQueue
 from jobqueue.routing import Selection
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,16 @@ class Mail:
     content_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
     handle: object = None
+
+    def receipt(self, kind: type[T]) -> T:
+        """Return the handle, which is one of the adapter's own.
+
+        Raises:
+            TypeError: it is another one's.
+        """
+        if not isinstance(self.handle, kind):
+            raise TypeError("this mail was received from another broker")
+        return self.handle
 
 
 def missing_queue(queue: str) -> NoSuchQueue:

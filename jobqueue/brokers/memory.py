@@ -182,11 +182,11 @@ class MemoryPost:
 
     def acknowledge(self, mail: Mail) -> None:
         """Forget a received message."""
-        self._unacknowledged.pop(cast("int", mail.handle), None)
+        self._unacknowledged.pop(mail.receipt(int), None)
 
     def give_back(self, mail: Mail) -> None:
         """Put a received message back to where it was."""
-        self._give_back(cast("int", mail.handle))
+        self._give_back(mail.receipt(int))
 
     def close(self) -> None:
         """Put what was received and not acknowledged back to where it was."""

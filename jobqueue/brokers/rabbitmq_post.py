@@ -54,16 +54,12 @@ class RabbitPost:
         Raises:
             BrokerUnavailable: the connection that it came over is gone; it will be delivered again.
         """
-        receipt = mail.handle
-        if not isinstance(receipt, _Receipt):
-            raise TypeError("this mail was not received from RabbitMQ")
+        receipt = mail.receipt(_Receipt)
         receipt.receiver.acknowledge(receipt)
 
     def give_back(self, mail: Mail) -> None:
         """Put a received message back; one whose connection is gone is back already."""
-        receipt = mail.handle
-        if not isinstance(receipt, _Receipt):
-            raise TypeError("this mail was not received from RabbitMQ")
+        receipt = mail.receipt(_Receipt)
         receipt.receiver.give_back(receipt)
 
     def close(self) -> None:

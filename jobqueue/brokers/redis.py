@@ -24,13 +24,15 @@ from jobqueue.brokers.redis_server import (
     HEALTH_CHECK_SECONDS,
     QUEUES,
     REPLY_SECONDS,
+    UNACKED_INDEX,
     RedisServer,
+    deferred_index,
     lists_of,
     mail_hash,
     mail_index,
     mail_keys,
 )
-from jobqueue.brokers.redis_survey import DEFERRED, UNACKED_INDEX, RedisSurvey, read_depths
+from jobqueue.brokers.redis_survey import RedisSurvey, read_depths
 from jobqueue.routing import dead_letter_queue, first_queue
 from jobqueue.tls import split_certificates
 
@@ -168,11 +170,11 @@ class RedisQueues:
         """Delete a queue, its companions, and what was put off."""
         names = (queue, first_queue(queue), dead_letter_queue(queue))
         with self._server.translated() as client:
-            put_off = client.zrange(DEFERRED + queue, 0, -1)
+            put_off = client.zrange(deferred_index(queue), 0, -1)
             with client.pipeline() as pipe:
                 pipe.srem(QUEUES, *names)
                 pipe.hdel(_RECORDS, queue)
-                pipe.delete(DEFERRED + queue)
+                pipe.delete(deferred_index(queue))
                 for name in names:
                     pipe.delete(*lists_of(name), mail_hash(name), mail_index(name))
                 if put_off:
@@ -200,9 +202,9 @@ class RedisDeliveries:
         received = time.time() + delay.total_seconds() - self._visibility_seconds
         with self._server.translated() as client, client.pipeline() as pipe:
             pipe.zadd(UNACKED_INDEX, {message.delivery_tag: received}, xx=True)
-            pipe.zadd(DEFERRED + queue, {message.delivery_tag: received})
+            pipe.zadd(deferred_index(queue), {message.delivery_tag: received})
             pipe.zremrangebyscore(
-                DEFERRED + queue, "-inf", time.time() - self._visibility_seconds - SURELY_BACK_SECONDS
+                deferred_index(queue), "-inf", time.time() - self._visibility_seconds - SURELY_BACK_SECONDS
             )
             pipe.execute()
         # Only the consumer's own bookkeeping: the transport's `ack` would remove the message itself.
@@ -252,9 +254,7 @@ class RedisPost:
 
     def acknowledge(self, mail: Mail) -> None:
         """Remove a received message for good."""
-        receipt = mail.handle
-        if not isinstance(receipt, _Receipt):
-            raise TypeError("this mail was not received from Redis")
+        receipt = mail.receipt(_Receipt)
         with self._server.translated() as client, client.pipeline() as pipe:
             pipe.hdel(mail_hash(receipt.queue), receipt.tag)
             pipe.zrem(mail_index(receipt.queue), receipt.tag)
@@ -262,9 +262,7 @@ class RedisPost:
 
     def give_back(self, mail: Mail) -> None:
         """Put a received message back to where it was taken."""
-        receipt = mail.handle
-        if not isinstance(receipt, _Receipt):
-            raise TypeError("this mail was not received from Redis")
+        receipt = mail.receipt(_Receipt)
         keys = [mail_hash(receipt.queue), mail_index(receipt.queue), receipt.queue]
         with self._server.translated():
             self._server.give_back(keys=keys, args=[receipt.tag])

@@ -13,6 +13,9 @@ from jobqueue.tls import hint_of, split_certificates
 
 # The set of the names of all queues.
 QUEUES: Final = "jobqueue:queues"
+# The sorted set of when each delivery that is not acknowledged was received, as kombu keeps it.
+UNACKED_INDEX: Final = "jobqueue:unacked_index"
+_DEFERRED: Final = "jobqueue:deferred:"
 _MAIL: Final = "jobqueue:mail:"
 _MAIL_INDEX: Final = "jobqueue:mail_index:"
 CONNECT_SECONDS: Final = 0.9
@@ -201,6 +204,11 @@ def lists_of(queue: str) -> list[str]:
     from kombu.transport.redis import PRIORITY_STEPS, Channel
 
     return [f"{queue}{Channel.sep}{step}" if step else queue for step in PRIORITY_STEPS]
+
+
+def deferred_index(queue: str) -> str:
+    """Return the name of the sorted set of a queue's deliveries that were put off, by when they count as received."""
+    return _DEFERRED + queue
 
 
 def mail_hash(queue: str) -> str:

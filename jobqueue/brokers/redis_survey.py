@@ -2,15 +2,11 @@
 
 from collections.abc import Collection
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from jobqueue.brokers.base import Depth, Seen
-from jobqueue.brokers.redis_server import QUEUES, RedisServer, lists_of
+from jobqueue.brokers.redis_server import QUEUES, UNACKED_INDEX, RedisServer, deferred_index, lists_of
 from jobqueue.routing import FIRST, Selection, first_queue, is_request_queue
-
-# A sorted set of when each delivery that is not acknowledged was received, and of which of them were put off.
-UNACKED_INDEX: Final = "jobqueue:unacked_index"
-DEFERRED: Final = "jobqueue:deferred:"
 
 
 class RedisSurvey:
@@ -46,7 +42,7 @@ def read_depths(server: RedisServer, client: Any, queues: Collection[str]) -> di
         pipe.smismember(QUEUES, list(queues))
         for queue in queues:
             if is_request_queue(queue):
-                server.count_deferred(keys=[DEFERRED + queue, UNACKED_INDEX], client=pipe)
+                server.count_deferred(keys=[deferred_index(queue), UNACKED_INDEX], client=pipe)
             for key in _lists(queue):
                 pipe.llen(key)
         known, *answers = pipe.execute()

@@ -18,7 +18,7 @@ from jobqueue.brokers.copies import (
     text_headers,
     unpack_json,
 )
-from jobqueue.brokers.sqs_client import Receipt, Refusal, SqsServer
+from jobqueue.brokers.sqs_client import Receipt, SqsServer
 from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 
 _PAUSE_SECONDS: Final = 0.2
@@ -61,19 +61,14 @@ class SqsPost:
 
     def acknowledge(self, mail: Mail) -> None:
         """Remove a received message for good."""
-        receipt = mail.handle
-        if not isinstance(receipt, Receipt):
-            raise TypeError("this mail was not received from SQS")
+        receipt = mail.receipt(Receipt)
         self._server.delete(receipt)
         self._unacknowledged.pop(receipt.handle, None)
 
     def give_back(self, mail: Mail) -> None:
         """Let a received message be received again at once."""
-        receipt = mail.handle
-        if not isinstance(receipt, Receipt):
-            raise TypeError("this mail was not received from SQS")
-        with suppress(Refusal):  # it is back already
-            self._server.hide(receipt, seconds=0)
+        receipt = mail.receipt(Receipt)
+        self._server.give_back_all([receipt])
         self._unacknowledged.pop(receipt.handle, None)
 
     def close(self) -> None:
@@ -81,8 +76,7 @@ class SqsPost:
         receipts, self._unacknowledged = self._unacknowledged, {}
         with suppress(BrokerUnavailable):
             for receipt in receipts.values():
-                with suppress(Refusal, NoSuchQueue):
-                    self._server.hide(receipt, seconds=0)
+                self._server.give_back_all([receipt])
 
 
 def _to_mail(receipt: Receipt) -> Mail:

@@ -25,7 +25,7 @@ from services.broker_client import (
 from services.waiting import wait_until
 
 from jobqueue.brokers import open_broker
-from jobqueue.brokers.base import Broker, QueueRecord
+from jobqueue.brokers.base import Broker, Mail, QueueRecord
 from jobqueue.errors import InvalidSetting, NoSuchQueue
 from jobqueue.routing import dead_letter_queue, first_queue, served_queue
 
@@ -274,6 +274,13 @@ def test_mail_that_is_given_back_is_received_again_at_once(broker: Broker, plain
     for mail in again:
         broker.post.acknowledge(mail)
     assert receive(broker, plain, timedelta()) is None
+
+
+def test_mail_of_another_broker_is_refused(broker: Broker) -> None:
+    mail = Mail(body=b"", content_type="", handle="another's")
+    for end in (broker.post.acknowledge, broker.post.give_back):
+        with pytest.raises(TypeError, match="another broker"):
+            end(mail)
 
 
 def test_threads_share_one_broker(broker: Broker, plain: str) -> None:
