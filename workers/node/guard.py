@@ -26,6 +26,7 @@ from workers.attempt.runtimes import RuntimeName, open_runtime
 from workers.attempt.runtimes.base import Container, ContainerRuntime
 from workers.attempt.runtimes.hardening import make_name
 from workers.file_locks import is_at, lock
+from workers.node.plain_lines import PlainLines
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +132,14 @@ def main() -> None:
     runtime = open_runtime(_runtime(runtime_name), state_dir=state_dir)
     guard = Guard(node, runtime)
     log.warning("guard.started", extra={"node": node.node_id, "runtime": runtime.name})
-    guard.look()
-    while is_at(node.guard, held) and guard.is_needed():
-        time.sleep(LOOK_AT_FILES.total_seconds())
+    try:
         guard.look()
+        while is_at(node.guard, held) and guard.is_needed():
+            time.sleep(LOOK_AT_FILES.total_seconds())
+            guard.look()
+    except Exception:  # nobody reads what it writes elsewhere; a worker starts another one
+        log.exception("guard.failed", extra={"node": node.node_id})
+        raise
     log.warning("guard.ended", extra={"node": node.node_id})
     runtime.close()
 
@@ -146,18 +151,8 @@ def _runtime(name: str) -> RuntimeName:
 
 def _log_to(path: Path) -> None:
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=1)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(PlainLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-
-
-class _Formatter(logging.Formatter):
-    """One event and its fields on a line."""
-
-    _FIELDS = ("container", "node", "runtime", "error")
-
-    def format(self, record: logging.LogRecord) -> str:
-        said = " ".join(f"{name}={getattr(record, name)}" for name in self._FIELDS if hasattr(record, name))
-        return f"{self.formatTime(record)} {record.getMessage()} {said}".rstrip()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ from jobqueue.errors import InvalidSetting
 from workers.attempt.node_folder import open_node_folder
 from workers.file_locks import lock
 from workers.node.keeping import EX_UNAVAILABLE, Command, SlotWorker, keep
+from workers.node.plain_lines import PlainLines
 
 log = logging.getLogger(__name__)
 
@@ -117,27 +117,8 @@ def _refuse(error: InvalidSetting) -> int:
 
 def _log_as(form: str) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(form))
+    handler.setFormatter(PlainLines(form))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-
-
-class _Formatter(logging.Formatter):
-    """Lines like those of the workers, without the library that makes those."""
-
-    _FIELDS = ("slot", "pid", "status", "again_in_seconds", "error", "signal", "slots", "node")
-
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self._form = form
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {name: getattr(record, name) for name in self._FIELDS if hasattr(record, name)}
-        at = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
-        level = record.levelname.lower()
-        if self._form == "json":
-            return json.dumps({**fields, "event": record.getMessage(), "level": level, "timestamp": at})
-        said = " ".join(f"{name}={value}" for name, value in fields.items())
-        return f"{at} [{level}] {record.getMessage()} {said}".rstrip()
 
 
 if __name__ == "__main__":
