@@ -17,6 +17,7 @@ from jobqueue.spec import ExperimentSpec
 from jobqueue.storage import show_permit
 from jobqueue.storage.manifests import digest_manifest
 from workers.attempt import workspace
+from workers.attempt.answers import shorten
 from workers.attempt.aside import Result, run_aside
 from workers.attempt.ending import outcome_of_error, outcome_of_exit
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds
@@ -110,8 +111,8 @@ class Execution:
         return Executed(outcome=outcome, retries=retries, has_started=self.has_started, **left)
 
     def _redact(self, text: str) -> str:
-        """Return what may be told of an error: an engine's may repeat what it was asked for."""
-        return Redactor(forms_of(self._spec.secrets.values())).redact(text) if self._spec else text
+        """Return what may be told of an error: an engine's may repeat what it was asked for, and be of any length."""
+        return shorten(Redactor(forms_of(self._spec.secrets.values())).redact(text) if self._spec else text)
 
     def _run(self, folder: Path) -> Outcome:
         self._check_waiting()

@@ -13,11 +13,14 @@ import stamina
 from services.node import FakeNode
 from services.waiting import wait_until
 
-from jobqueue.envelope import Verified
+from jobqueue.envelope import Opened, Verified
 from jobqueue.errors import (
     ArtifactRefused,
     ImagePullFailed,
     ImageRefused,
+    InvalidSpec,
+    JobqueueError,
+    Problem,
     RegistryUnavailable,
     RuntimeFailure,
     StoreUnavailable,
@@ -28,6 +31,7 @@ from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry.base import Granted, Lease, Quarantined
 from jobqueue.report import TaskState
 from jobqueue.resources import Resources
+from jobqueue.storage.markers import read_marker
 from workers.attempt import logs, workspace
 from workers.attempt.lease import clock_seconds
 from workers.attempt.lease_files import KeptLease, LeaseFile, forget, read_boot_id, read_leases
@@ -387,6 +391,43 @@ def test_an_image_that_does_not_exist_ends_it_at_once(node: FakeNode) -> None:
     result = node.run(node.message(retries=5))
     assert isinstance(result, Ended)
     assert (result.state, result.outcome.reason) == (State.FAILED, Reason.IMAGE_REFUSED)
+
+
+@pytest.mark.security_case("An end of any length")
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImageRefused("no such image: " + "x" * 2**21),
+        InvalidSpec([Problem(path=f"env.{number}", message="not a variable name") for number in range(36_000)]),
+    ],
+    ids=["image", "spec"],
+)
+def test_what_an_end_says_is_bounded_whoever_has_written_it(
+    node: FakeNode, error: JobqueueError, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry of images answers with megabytes, or a spec of 256 KiB has 36,000 wrong fields, each told in a line.
+
+    Refused: of what an end says some 2,000 bytes are kept, as in its report.
+    Evidence: the outcome, the marker in the store, the registry's record, each line of the log.
+    Red before: all of it got into each of them: 2.4 MB for one message, more than a clerk takes as a marker.
+    """
+
+    def open_sealed(*_: object, **__: object) -> Opened:
+        raise error
+
+    if isinstance(error, ImageRefused):
+        node.runtime.images["any:1"] = error
+    else:
+        monkeypatch.setattr("workers.attempt.execute.open_sealed", open_sealed)
+    message = node.message()
+    result = node.run(message)
+    assert isinstance(result, Ended)
+    marker = read_marker(node.site.store, message.header.experiment_id)
+    assert marker is not None
+    for told in (result.outcome.detail, marker.detail, node.record(message).detail):
+        assert told.startswith(error.message[:200])
+        assert len(told.encode()) < 2100
+    assert max(len(record.getMessage() + repr(vars(record))) for record in caplog.records) < 10_000
 
 
 def test_what_does_not_fit_is_handed_back_and_costs_nothing(node: FakeNode) -> None:
