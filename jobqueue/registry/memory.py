@@ -1,11 +1,9 @@
 """The registry in memory: complete, for one process; for tests, and for trying things out."""
 
 import time
-from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 
-from jobqueue.ids import ExperimentId
-from jobqueue.registry.base import Experiments, Lease, Leases, LiveLogs, LogPiece
+from jobqueue.registry.base import Experiments, Leases, LiveLogs
 from jobqueue.registry.calls import Calls
 from jobqueue.registry.directory import Directory
 from jobqueue.registry.ledger import Ledger
@@ -14,6 +12,7 @@ from jobqueue.registry.memory_directory import MemoryDirectory
 from jobqueue.registry.memory_experiments import MemoryExperiments
 from jobqueue.registry.memory_leases import MemoryLeases
 from jobqueue.registry.memory_ledger import MemoryLedger
+from jobqueue.registry.memory_logs import MemoryLiveLogs
 from jobqueue.registry.memory_needs import MemoryNeeds
 from jobqueue.registry.memory_pauses import MemoryPauses
 from jobqueue.registry.memory_table import Clock, Table
@@ -21,7 +20,6 @@ from jobqueue.registry.memory_workers import MemoryWorkers
 from jobqueue.registry.needs import Needs
 from jobqueue.registry.pauses import Pauses
 from jobqueue.registry.presence import Workers
-from jobqueue.registry.rules import KEPT_LOG_BYTES, LARGEST_PIECE_BYTES, check_cursor
 
 
 def _make_clock() -> Clock:
@@ -46,7 +44,7 @@ class MemoryRegistry:
         self.workers: Workers = MemoryWorkers(table)
         self.ledger: Ledger = MemoryLedger(table)
         self.needs: Needs = MemoryNeeds(table)
-        self.directory: Directory = MemoryDirectory()
+        self.directory: Directory = MemoryDirectory(table)
         self.pauses: Pauses = MemoryPauses(table)
         self.calls: Calls = MemoryCalls()
 
@@ -60,35 +58,3 @@ class MemoryRegistry:
 
     def close(self) -> None:
         """Keep everything: another caller in this process may share it."""
-
-
-class MemoryLiveLogs:
-    """`LiveLogs` in memory."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._logs: defaultdict[tuple[ExperimentId, str], list[LogPiece]] = defaultdict(list)
-
-    def append(self, lease: Lease, stream: str, data: bytes, *, offset: int) -> None:
-        """Add some bytes; what is known already, because it was sent before, is left out."""
-        with self._table.lock:
-            self._table.held(lease)
-            pieces = self._logs[lease.experiment_id, stream]
-            end = int(pieces[-1].cursor) if pieces else 0
-            if pieces and pieces[-1].attempt == lease.attempt:
-                known = max(pieces[-1].offset + len(pieces[-1].data) - offset, 0)
-                offset, data = offset + known, data[known:]
-            for first in range(0, len(data), LARGEST_PIECE_BYTES):
-                piece = data[first : first + LARGEST_PIECE_BYTES]
-                end += len(piece)
-                pieces.append(
-                    LogPiece(cursor=str(end), attempt=lease.attempt, offset=offset + first, data=piece),
-                )
-            pieces[:] = [piece for piece in pieces if int(piece.cursor) >= end - KEPT_LOG_BYTES]
-
-    def read(self, experiment_id: ExperimentId, stream: str, *, after: str = "") -> list[LogPiece]:
-        """Return what came after the cursor, without waiting."""
-        check_cursor(after)
-        with self._table.lock:
-            pieces = list(self._logs.get((experiment_id, stream), ()))
-        return [piece for piece in pieces if not after or int(piece.cursor) > int(after)]

@@ -13,7 +13,7 @@ class MemoryLedger:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._roles: dict[str, tuple[WorkerId, datetime]] = {}
+        self._roles: dict[str, tuple[WorkerId, datetime]] = table.mapping()
 
     def elect(self, role: str, worker_id: WorkerId, *, ttl: timedelta) -> bool:
         """Tell whether this worker has the role for `ttl` from now."""

@@ -13,7 +13,7 @@ class MemoryNeeds:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._known: dict[str, tuple[Resources, datetime]] = {}
+        self._known: dict[str, tuple[Resources, datetime]] = table.mapping()
 
     def note(self, queue: str, resources: Resources) -> None:
         """Note what one message asks for."""
@@ -28,5 +28,5 @@ class MemoryNeeds:
         """Return what is known, by queue."""
         with self._table.lock:
             now = self._table.clock()
-            self._known = {queue: found for queue, found in self._known.items() if found[1] > now}
-            return {queue: found for queue, (found, _) in self._known.items() if not queues or queue in queues}
+            known = {queue: found for queue, (found, until) in self._known.items() if until > now}
+            return {queue: found for queue, found in known.items() if not queues or queue in queues}

@@ -9,7 +9,7 @@ class MemoryPauses:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._pauses: dict[str, Pause] = {}
+        self._pauses: dict[str, Pause] = table.mapping()
 
     def pause(self, pause: Pause) -> None:
         """Keep it until it is taken back."""

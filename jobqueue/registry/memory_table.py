@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
@@ -50,6 +50,7 @@ class Table:
         epoch: how often everything was forgotten; wiped_at: when, the last time.
         is_settled: no holder can be there any more that was forgotten.
         withdrawn: until when a stray message of a withdrawn experiment is answered with a cancel.
+        others: what else is lost with everything.
     """
 
     clock: Clock
@@ -61,6 +62,7 @@ class Table:
     seen: dict[ExperimentId, datetime] = field(default_factory=dict)
     withdrawn: dict[ExperimentId, datetime] = field(default_factory=dict)
     idempotency: dict[tuple[str, str], ExperimentId] = field(default_factory=dict)
+    others: list[dict[Any, Any]] = field(default_factory=list)
 
     def entry(self, experiment_id: ExperimentId) -> Entry | None:
         """Return what is known of an experiment, unless it has expired."""
@@ -74,9 +76,15 @@ class Table:
     def forget(self) -> None:
         """Lose everything but the time when that happened."""
         with self.lock:
-            for known in (self.entries, self.seen, self.withdrawn, self.idempotency):
-                known.clear()
+            known: list[dict[Any, Any]] = [self.entries, self.seen, self.withdrawn, self.idempotency, *self.others]
+            for each in known:
+                each.clear()
             self.epoch, self.wiped_at, self.is_settled = self.epoch + 1, self.clock(), False
+
+    def mapping(self) -> dict[Any, Any]:
+        """Return a new mapping that is lost with everything."""
+        self.others.append(made := dict[Any, Any]())
+        return made
 
     def quarantine(self, ttl: timedelta) -> timedelta:
         """Return how long it goes on for what is not whole; not above 0 when it is over."""

@@ -19,8 +19,8 @@ class MemoryWorkers:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._presences: dict[WorkerId, _Presence] = {}
-        self._drains: dict[str, Drain] = {}
+        self._presences: dict[WorkerId, _Presence] = table.mapping()
+        self._drains: dict[str, Drain] = table.mapping()
 
     def announce(self, worker: WorkerRecord, *, ttl: timedelta) -> Drain | None:
         """Say that it is there, and return what an operator wants of it or its node."""
@@ -38,8 +38,7 @@ class MemoryWorkers:
         """Return who is there, by id."""
         with self._table.lock:
             now = self._table.clock()
-            self._presences = {name: found for name, found in self._presences.items() if found.until > now}
-            return [found.worker for _, found in sorted(self._presences.items())]
+            return [found.worker for _, found in sorted(self._presences.items()) if found.until > now]
 
     def drain(self, drain: Drain) -> None:
         """Keep what an operator wants."""

@@ -45,6 +45,8 @@ class WorkerRecord:
         version: of jobqueue.
         started_at: when it was started, by its machine's clock; None when it does not say.
         free_disk_bytes: where its work lies; None when it does not say.
+        networks, images: what specs may ask for, the images as patterns; empty when it does not say.
+        max_timeout_seconds: that a spec may ask for; None when it does not say.
     """
 
     worker_id: WorkerId
@@ -64,6 +66,9 @@ class WorkerRecord:
     version: str = ""
     started_at: datetime | None = None
     free_disk_bytes: int | None = None
+    networks: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    max_timeout_seconds: float | None = None
 
     @property
     def condition(self) -> str:

@@ -78,7 +78,7 @@ def _parse(text: bytes) -> WorkerRecord:
         {
             **told,
             "queues": tuple(told["queues"]),
-            "devices": tuple(told.get("devices", ())),
+            **{name: tuple(told.get(name, ())) for name in ("devices", "networks", "images")},
             "experiment_ids": tuple(told.get("experiment_ids", [one] if one else ())),
             "gauges": tuple(_make(Gauge, gauge) for gauge in told.get("gauges", ())),
             "offer": _make(Offer, {**offer, "gpu_memory_bytes": tuple(offer["gpu_memory_bytes"])}),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 import redis
@@ -21,7 +22,7 @@ from services.redis import RedisServer
 
 from jobqueue.errors import Superseded
 from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
-from jobqueue.lifecycle import Outcome, Reason, State
+from jobqueue.lifecycle import MOVES, Outcome, Reason, State
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Answer, Cancelled, Exhausted, Final, Granted, Held, Lease, Registry, Submission
 from jobqueue.registry.memory import MemoryRegistry
@@ -38,8 +39,9 @@ RunOut = Callable[[ExperimentId], None]
 leases = Bundle("leases")
 indexes = st.integers(0, 2)
 workers = st.sampled_from(["gpu0@a", "gpu1@a", "cpu@b"]).map(WorkerId)
-reasons = st.sampled_from([Reason.EXITED_NONZERO, Reason.RUNTIME_FAILURE, Reason.DRAINED])
+reasons = st.sampled_from([Reason.EXITED_NONZERO, Reason.RUNTIME_FAILURE, Reason.DRAINED, Reason.DOES_NOT_FIT])
 delays = st.sampled_from([timedelta(0), LONG])
+states = st.sampled_from([State.PREPARING, State.RUNNING, State.FINALIZING])
 ends = st.sampled_from(
     [
         (Reason.EXITED_ZERO, State.SUCCEEDED),
@@ -63,14 +65,15 @@ class Model:
     attempts: int = 0
     user_failures: int = 0
     platform_failures: int = 0
-    ended: list[Reason] = field(default_factory=list)
+    ended: list[tuple[Reason, str]] = field(default_factory=list)
+    place: State = State.QUEUED
 
-    def give_back(self, reason: Reason) -> None:
+    def give_back(self, reason: Reason, detail: str) -> None:
         if self.is_attempt:
-            self.ended.append(reason)
+            self.ended.append((reason, detail))
             self.user_failures += reason is Reason.EXITED_NONZERO
             self.platform_failures += reason in {Reason.RUNTIME_FAILURE, Reason.WORKER_LOST}
-        self.holder, self.is_attempt = None, False
+        self.holder, self.is_attempt, self.place = None, False, State.QUEUED
 
     @property
     def expected(self) -> type[Answer]:
@@ -92,12 +95,19 @@ class Interleavings(RuleBasedStateMachine):
         self.registry = registry
         self.run_out = run_out
         self.models: list[Model] = []
+        self.queue = f"q{uuid4().hex}"
 
     @initialize()
     def submit(self) -> None:
         for _ in range(3):
             submission = Submission(
-                id=make_experiment_id(), queue="q", project="p", resources=NOTHING, submitted_at=NOW, expires_at=NOW
+                id=make_experiment_id(),
+                queue=self.queue,
+                project="p",
+                resources=NOTHING,
+                submitted_at=NOW,
+                expires_at=NOW,
+                message=b"sealed",
             )
             self.registry.experiments.register(submission)
             self.models.append(Model(submission=submission))
@@ -112,10 +122,11 @@ class Interleavings(RuleBasedStateMachine):
         if not isinstance(answer, Granted | Cancelled | Exhausted):
             return multiple()
         if model.holder is not None:
-            model.give_back(Reason.WORKER_LOST)
+            model.give_back(Reason.WORKER_LOST, model.holder)
         assert model.newest is None or answer.lease.token > model.newest.token
         model.is_attempt = isinstance(answer, Granted)
         model.attempts += model.is_attempt
+        model.place = State.PREPARING if model.is_attempt else State.QUEUED
         model.newest, model.holder, model.must_wait = answer.lease, worker, True
         assert answer.lease.attempt == model.attempts
         return answer.lease
@@ -137,17 +148,38 @@ class Interleavings(RuleBasedStateMachine):
         assert self.registry.leases.renew(lease, ttl=LONG) is reason
         model.must_wait = True
 
+    @rule(lease=leases, state=states)
+    def advance(self, lease: Lease, state: State) -> None:
+        model = self.model_of(lease)
+        if not self.may_write(lease):
+            with pytest.raises(Superseded):
+                self.registry.leases.advance(lease, state)
+        elif model.is_attempt and state is not model.place and state not in MOVES[model.place]:
+            with pytest.raises(ValueError, match="cannot go"):
+                self.registry.leases.advance(lease, state)
+        elif model.is_attempt:
+            self.registry.leases.advance(lease, state)
+            model.place = state
+
+    @rule()
+    def somebody_looks_for_what_is_lost(self) -> None:
+        lost = self.registry.ledger.lost(timedelta(0), limit=9, queue=self.queue)
+        assert {each.id for each in lost} == {
+            model.submission.id for model in self.models if not model.end and not model.must_wait
+        }
+
     @rule(lease=leases, reason=reasons, delay=delays)
     def release(self, lease: Lease, reason: Reason, delay: timedelta) -> None:
         model = self.model_of(lease)
         repeats = lease == model.newest and model.holder is None and not model.end
+        outcome = Outcome(reason=reason, detail=f"because of {reason.name}")
         if not self.may_write(lease) and not repeats:
             with pytest.raises(Superseded):
-                self.registry.leases.release(lease, Outcome(reason=reason), delay=delay)
+                self.registry.leases.release(lease, outcome, delay=delay)
             return
-        self.registry.leases.release(lease, Outcome(reason=reason), delay=delay)
+        self.registry.leases.release(lease, outcome, delay=delay)
         if not repeats:
-            model.give_back(reason)
+            model.give_back(reason, outcome.detail)
             model.must_wait = bool(delay)
 
     @rule(lease=leases, end=ends)
@@ -184,10 +216,12 @@ class Interleavings(RuleBasedStateMachine):
             assert record.attempt == model.attempts
             assert record.is_cancelled is model.is_cancelled
             assert (record.user_failures, record.platform_failures) == (model.user_failures, model.platform_failures)
-            assert [past.reason for past in record.history] == model.ended[-20:]
+            assert [(past.reason, past.detail) for past in record.history] == model.ended[-20:]
             assert record.state.is_final is (record.finished_at is not None) is bool(model.end)
             if model.end:
                 assert (record.reason, record.state) == model.end
+            else:
+                assert record.state is model.place
 
     def model_of(self, lease: Lease) -> Model:
         return next(model for model in self.models if model.submission.id == lease.experiment_id)
@@ -220,6 +254,8 @@ def _memory_world() -> tuple[Registry, RunOut]:
 
     def run_out(experiment_id: ExperimentId) -> None:
         table.entries[experiment_id] = replace(table.entries[experiment_id], until=EPOCH)
+        if experiment_id in table.seen:
+            table.see(experiment_id)  # else the back-off would go on in the ledger
 
     return registry, run_out
 
