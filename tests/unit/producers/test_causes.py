@@ -9,7 +9,7 @@ from services.hand_worker import HandWorker
 
 from jobqueue.brokers.base import Depth
 from jobqueue.errors import BrokerUnavailable, RegistryUnavailable
-from jobqueue.ids import NodeId, WorkerId
+from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.registry.presence import WorkerRecord
 from jobqueue.resources import Offer, Resources
@@ -29,7 +29,14 @@ def announce(client: Client) -> Iterator[Announce]:
     workers = client._connections.registry.workers
     there: list[WorkerId] = []
 
-    def announce(name: str = "cpu@a", *, state: str = "OK", cpus: float = 4, memory_bytes: int = 2**34) -> None:
+    def announce(
+        name: str = "cpu@a",
+        *,
+        state: str = "OK",
+        cpus: float = 4,
+        memory_bytes: int = 2**34,
+        runs: tuple[ExperimentId, ...] = (),
+    ) -> None:
         client._sender._workers_at = float("-inf")
         there.append(WorkerId(f"{name}.{client.settings.project}"))
         record = WorkerRecord(
@@ -39,6 +46,7 @@ def announce(client: Client) -> Iterator[Announce]:
             offer=Offer(cpus=cpus, memory_bytes=memory_bytes, disk_bytes=2**40),
             runtime="docker",
             state=state,
+            experiment_ids=runs,
         )
         workers.announce(record, ttl=TTL)
 
@@ -66,6 +74,24 @@ def test_it_is_told_whether_there_is_any_worker_at_all() -> None:
 
     assert "now (none is there): the experiment waits" in find_obstacles("q", asked, [])[0]
     assert "now (2 serve others): the experiment waits" in find_obstacles("q", asked, [other, other])[0]
+
+
+def test_it_is_told_to_fit_nowhere_only_where_every_worker_is_too_small() -> None:
+    asked = Resources(cpus=2, memory_bytes=1, disk_bytes=1, shm_bytes=1)
+    small, large = (
+        WorkerRecord(
+            worker_id=WorkerId(f"w{cpus}"),
+            node_id=NodeId("a"),
+            queues=("o",),
+            offer=Offer(cpus=cpus, memory_bytes=1, disk_bytes=1),
+            runtime="docker",
+        )
+        for cpus in (1, 2)
+    )
+
+    _, misfit = find_obstacles("q", asked, [small])
+    assert misfit.startswith("it fits into none of the workers that are there (of 1)")
+    assert len(find_obstacles("q", asked, [small, large])) == 1
 
 
 def test_what_fits_nowhere_is_warned_of_with_each_workers_numbers(client: Client, announce: Announce) -> None:
@@ -265,6 +291,32 @@ def test_one_that_runs_tells_whether_its_worker_is_heard_of(
         assert causes(exp) == ["RUNNING attempt 1 on cpu@host"]
     finally:
         workers.leave(record.worker_id)
+
+
+def test_a_silent_worker_is_told_of_though_others_are_there(
+    exp: Experiment, worker: HandWorker, announce: Announce
+) -> None:
+    worker.run()
+    announce()
+
+    _, *others = causes(exp)
+
+    assert others == ["its worker cpu@host is silent: another one may take over once its lease is over"]
+
+
+def test_a_worker_is_busy_with_what_the_registry_has_forgotten(exp: Experiment, announce: Announce) -> None:
+    forgotten = make_experiment_id()
+    announce(runs=(forgotten,))
+
+    assert f"runs {forgotten}" in exp.why()
+
+
+def test_who_is_fast_is_told_how_many_fast_ones_are_before_it(client: Client, exp: Experiment) -> None:
+    with pytest.warns(JobqueueWarning):
+        fast = client.submit(**SPEC, priority="fast", timeout="5m")
+
+    assert "experiments that wait in the queue: 2, and 0 were submitted before it as fast ones like it" in causes(fast)
+    assert "experiments that wait in the queue: 2, and 0 were submitted before it, 1 later ones are fast" in exp.why()
 
 
 def test_one_that_is_over_asks_nobody_further(
