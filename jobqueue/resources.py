@@ -1,6 +1,8 @@
 """What an experiment asks for, what a slot offers, and whether the one fits into the other."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from jobqueue.quantities import describe_size
 
@@ -56,6 +58,16 @@ def fits_in(request: Resources, offer: Offer) -> list[str]:
         each = describe_size(request.gpu_memory_bytes)
         reasons.append(f"asks for {request.gpus} GPUs with {each} of memory each, {len(large_enough)} are there")
     return reasons
+
+
+def is_image_allowed(image: str, patterns: Iterable[str]) -> bool:
+    """Tell whether one of an operator's patterns covers an image.
+
+    One without a slash covers no other registry or folder but `*`: else `python:3*` would cover `python:3/any/image:1`,
+    which is an image of a machine that is called python.
+    """
+    nearer = (pattern for pattern in patterns if "/" in pattern or "/" not in image or pattern == "*")
+    return any(fnmatchcase(image, pattern) for pattern in nearer)
 
 
 def _short(what: str, asked_bytes: int, offered_bytes: int) -> str:

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from jobqueue.ids import ExperimentId
-from jobqueue.quantities import describe_size
+from jobqueue.quantities import describe_size, format_duration
 from jobqueue.registry.presence import WorkerRecord
-from jobqueue.resources import Offer, Resources, fits_in
+from jobqueue.resources import Offer, Resources, fits_in, is_image_allowed
+from jobqueue.spec import ExperimentSpec
 
 _CPU_SLOT: Final = "cpu"
 _A_LITTLE: Final = 1e-6
+_NAMED: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,19 @@ def _find_full_node(
 def find_misfits(asked: Resources, workers: Sequence[WorkerRecord]) -> dict[str, list[str]]:
     """Return why it fits into each worker or not: an empty list where it does."""
     return {worker.worker_id: fits_in(asked, worker.offer) for worker in workers}
+
+
+def find_refusals(spec: ExperimentSpec, worker: WorkerRecord) -> list[str]:
+    """Return what a worker would refuse it for beside its size; nothing where it does not say what it allows."""
+    found = []
+    if worker.images and not is_image_allowed(spec.image, worker.images):
+        found.append(f"allows the images {', '.join(worker.images[:_NAMED])} and not {spec.image!r}")
+    if worker.networks and spec.network not in worker.networks:
+        found.append(f"allows the network {' or '.join(worker.networks)} and not {spec.network!r}")
+    longest = timedelta(seconds=worker.max_timeout_seconds or 0)
+    if longest and spec.timeout > longest:
+        found.append(f"allows {format_duration(longest)} and not a timeout of {format_duration(spec.timeout)}")
+    return found
 
 
 def _best(workers: Sequence[WorkerRecord], offered: Callable[[Offer], float]) -> WorkerRecord:

@@ -17,7 +17,8 @@ from jobqueue.registry.base import Record, Registry
 from jobqueue.registry.pauses import Pause
 from jobqueue.registry.presence import DRAINING, TAKING, WorkerRecord
 from jobqueue.resources import Resources
-from producers.capacity import find_busy, find_misfits, find_shortfalls
+from jobqueue.spec import ExperimentSpec
+from producers.capacity import find_busy, find_misfits, find_refusals, find_shortfalls
 from producers.connections import Connections
 from producers.timeline import explain
 
@@ -44,6 +45,20 @@ def find_obstacles(queue: str, resources: Resources, workers: Sequence[WorkerRec
         return []
     states = _some([_tell_state(worker) for worker in large_enough])
     return [f"no worker that it fits into takes anything from {queue!r} now (of {len(large_enough)} there): {states}"]
+
+
+def find_refusal(spec: ExperimentSpec, queue: str, workers: Sequence[WorkerRecord]) -> list[str]:
+    """Return why none of the workers that are large enough allows what it asks for; nothing when one does.
+
+    What it asks for is sealed: who submits it can tell, and nobody who looks at it later.
+    """
+    serving = [worker for worker in workers if queue in worker.queues]
+    misfits = find_misfits(spec.resources, serving)
+    refusals = {each.worker_id: find_refusals(spec, each) for each in serving if not misfits[each.worker_id]}
+    if not refusals or not all(refusals.values()):
+        return []
+    told = _some([f"{worker_id} {', and '.join(reasons)}" for worker_id, reasons in refusals.items()])
+    return [f"no worker of the queue {queue!r} allows what it asks for now (of {len(refusals)} large enough): {told}"]
 
 
 def tell_pause(pause: Pause) -> str:

@@ -26,10 +26,9 @@ from jobqueue.publishing import Publisher
 from jobqueue.registry.base import Submission
 from jobqueue.registry.pauses import Pause
 from jobqueue.registry.presence import WorkerRecord
-from jobqueue.resources import Resources
 from jobqueue.routing import choose_queue, first_queue, request_queues
 from jobqueue.spec import ExperimentSpec
-from producers.causes import find_obstacles, judge_clock, tell_pause
+from producers.causes import find_obstacles, find_refusal, judge_clock, tell_pause
 from producers.connections import Connections
 from producers.preparation import Draft, JobqueueWarning, Packed, placed, upload
 
@@ -89,7 +88,7 @@ class Sender:
         queue = choose_queue(draft.spec)
         _warn(draft.notes)
         self._check_servers(draft, queue)
-        obstacles = self._find_obstacles(queue, draft.spec.resources)
+        obstacles = self._find_obstacles(queue, draft.spec)
         delays = self._find_delays(queue) if draft.spec.priority == FAST else []
         try:
             spec, notes = upload(draft, store=self._connections.store, packed=packed)
@@ -197,18 +196,19 @@ class Sender:
                 told = f"the registry could not be told either: {submission.id} may still be started by the sweep"
                 error.add_note(told)
 
-    def _find_obstacles(self, queue: str, resources: Resources) -> list[str]:
-        obstacles = self._judge(queue, resources)
+    def _find_obstacles(self, queue: str, spec: ExperimentSpec) -> list[str]:
+        obstacles = self._judge(queue, spec)
         if not _is_recent(self._workers_at, _ABSENCE_BELIEVED if obstacles else _BELIEVED):
             registry = self._connections.registry
             self._workers, self._pauses = registry.workers.present(), registry.pauses.paused()
             self._workers_at = time.monotonic()
-            obstacles = self._judge(queue, resources)
+            obstacles = self._judge(queue, spec)
         return obstacles
 
-    def _judge(self, queue: str, resources: Resources) -> list[str]:
+    def _judge(self, queue: str, spec: ExperimentSpec) -> list[str]:
         told = [tell_pause(self._pauses[queue])] if queue in self._pauses else []
-        return [*told, *find_obstacles(queue, resources, self._workers)]
+        obstacles = find_obstacles(queue, spec.resources, self._workers)
+        return [*told, *obstacles, *find_refusal(spec, queue, self._workers)]
 
     def _find_delays(self, queue: str) -> list[str]:
         """Return why what is fast has to wait like the others; the workers have just been looked at."""

@@ -98,6 +98,9 @@ def make_worker(name: str) -> WorkerRecord:
         version="1.2.3",
         started_at=SUBMITTED_AT,
         free_disk_bytes=2**30,
+        networks=("none", "egress"),
+        images=("python:*",),
+        max_timeout_seconds=3600.0,
     )
 
 

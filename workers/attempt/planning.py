@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
 from jobqueue.lifecycle import Outcome, Reason
 from jobqueue.quantities import format_duration
 from jobqueue.registry.base import Lease
-from jobqueue.resources import Offer, fits_in
+from jobqueue.resources import Offer, fits_in, is_image_allowed
 from jobqueue.spec import WORKSPACE, ExperimentSpec
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.site import Policy
@@ -30,7 +29,7 @@ def refuse(
     spec: ExperimentSpec, *, policy: Policy, offer: Offer, find_fault: Callable[[str], str] = lambda _: ""
 ) -> Outcome | None:
     """Return why this node cannot run the experiment, or None when it can; `find_fault` is the runtime's."""
-    if not any(_allows(pattern, spec.image) for pattern in policy.images):
+    if not is_image_allowed(spec.image, policy.images):
         return Outcome(reason=Reason.IMAGE_REFUSED, detail=f"this node allows {', '.join(policy.images)}")
     misfits = fits_in(spec.resources, offer)
     if spec.network not in policy.networks:
@@ -42,15 +41,6 @@ def refuse(
             f"asks for {format_duration(spec.timeout)}, this node allows {format_duration(policy.max_timeout)}"
         )
     return Outcome(reason=Reason.DOES_NOT_FIT, detail="; ".join(misfits)) if misfits else None
-
-
-def _allows(pattern: str, image: str) -> bool:
-    """Tell whether a pattern covers an image; one without a slash covers no other registry or folder but `*`.
-
-    Else `python:3*` would cover `python:3/any/image:1`, which is an image of a machine that is called python.
-    """
-    is_nearer = "/" in pattern or "/" not in image or pattern == "*"
-    return is_nearer and fnmatchcase(image, pattern)
 
 
 def make_plan(

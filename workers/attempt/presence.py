@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
 from jobqueue.errors import JobqueueError
 from jobqueue.ids import ExperimentId
@@ -13,6 +14,9 @@ from workers.attempt.site import Site
 from workers.hardware.devices import Device
 
 log = logging.getLogger(__name__)
+
+# The record goes to the registry every few seconds, and to everybody who submits.
+_MAX_IMAGES: Final = 50
 
 
 class Presence:
@@ -100,6 +104,9 @@ class Presence:
             version=self._version,
             started_at=self._started_at,
             free_disk_bytes=site.health.free_bytes,
+            networks=site.policy.networks,
+            images=site.policy.images if len(site.policy.images) <= _MAX_IMAGES else (),
+            max_timeout_seconds=site.policy.max_timeout.total_seconds(),
         )
 
 

@@ -1,5 +1,6 @@
 """Situations in which an experiment is stuck: each one's true cause, with numbers, and what ends it."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -47,6 +48,32 @@ def announce(client: Client) -> Iterator[Announce]:
     yield announce
     for record in there:
         workers.leave(record.worker_id)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "fields", "told"),
+    [
+        ({"networks": ("none",)}, {"network": "egress"}, "allows the network none and not 'egress'"),
+        ({"images": ("torch:*", "a/*")}, {}, "allows the images torch:*, a/* and not 'python:3.12-slim'"),
+        ({"max_timeout_seconds": 60.0}, {"timeout": "2m"}, "allows 1m and not a timeout of 2m"),
+    ],
+)
+def test_who_submits_what_no_worker_allows_is_warned_as_long_as_that_is_so(
+    client: Client, announce: Announce, allowed: dict[str, Any], fields: dict[str, Any], told: str
+) -> None:
+    queue, first = f"{client.settings.project}_cpu", announce(**allowed)
+    lack = f"no worker of the queue {queue!r} allows what it asks for now (of 1 large enough)"
+    assert warned(client, **fields) == f"{lack}: {first.worker_id} {told}"
+    announce(worker_id=WorkerId("another"))  # it does not say what it allows: an older one may allow anything
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        submit(client, **fields)
+
+
+def test_a_worker_that_is_too_small_allows_nothing(client: Client, announce: Announce) -> None:
+    announce(networks=("none",))
+    announce(worker_id=WorkerId("small"), offer=Offer(cpus=0.5, memory_bytes=1, disk_bytes=1), networks=("egress",))
+    assert "(of 1 large enough)" in warned(client, network="egress")
 
 
 def submit(client: Client, **fields: Any) -> Experiment:

@@ -67,6 +67,14 @@ def test_it_says_what_it_runs_and_on_what(worker: Worker) -> None:
     assert worker.told().started_at == told.started_at
 
 
+def test_it_says_what_its_operator_allows(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, told = worker.node.site.policy, worker.told()
+    assert (told.images, told.networks) == (policy.images, policy.networks)
+    assert told.max_timeout_seconds == policy.max_timeout.total_seconds()
+    monkeypatch.setattr("workers.attempt.presence._MAX_IMAGES", 0)
+    assert worker.told().images == (), "there are too many to tell"
+
+
 def test_it_says_what_is_wrong_with_its_node(worker: Worker) -> None:
     worker.node.runtime.is_down = True
     worker.node.site.health.on_change = worker.presence.announce
