@@ -41,6 +41,14 @@ def test_so_are_the_key_of_tls_and_the_credentials_of_the_store(
     assert Path("/opt/ca.pem") not in find_private(settings)
 
 
+def test_a_user_without_a_home_starts_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(state_dir=tmp_path, cache_dir=tmp_path)
+    expected = find_private(settings)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    assert find_private(settings) == expected
+
+
 def test_the_home_of_the_workers_user_is_private_and_one_that_is_the_systems_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,13 @@ def test_the_sandbox_shows_the_containers_folders_and_nothing_of_the_home(tmp_pa
     assert shown.isdisjoint({"/", "/etc", "/root", "/home", "/var", "/run", str(Path.home())})
 
 
+def test_secrets_in_folders_of_the_system_are_covered_and_what_is_not_there_is_no_matter(tmp_path: Path) -> None:
+    hidden = (Path("/etc/passwd"), Path("/opt/not/there"), tmp_path, Path("/usr/bin/sh/below/a/file"))
+    options = make_confined_start(make_plan(tmp_path), hidden=hidden).options
+    assert find(options, "--ro-bind", "/dev/null", "/etc/passwd")
+    assert {"/opt/not/there", "/usr/bin/sh/below/a/file"}.isdisjoint(options)
+
+
 def test_the_environment_stands_in_no_argument(tmp_path: Path) -> None:
     start = make_confined_start(make_plan(tmp_path))
     assert "secret" not in repr(start)

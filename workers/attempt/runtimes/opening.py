@@ -46,5 +46,8 @@ def find_private(settings: Settings) -> tuple[Path, ...]:
 
 def _find_home() -> list[Path]:
     """Return this user's home, where further credentials lie; some users have one that is the system's."""
-    home = Path.home()
-    return [home] if home.is_dir() and home.stat().st_uid == os.geteuid() else []
+    try:
+        home = Path.home()
+        return [home] if home.stat().st_uid == os.geteuid() else []
+    except (OSError, RuntimeError):  # there is none, or nobody says where
+        return []

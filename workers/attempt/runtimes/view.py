@@ -1,5 +1,6 @@
 """What a sandbox shows of the machine's own files: programs and the worker's Python, and nothing of the node's."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,11 +39,12 @@ def show_interpreter(hidden: Iterable[Path]) -> Iterator[str]:
         is_seen = _is_seen(path, prefixes=prefixes - {path}, covered=covered - {path})
         if path in prefixes and not is_seen:
             yield from show(path, at=path)
-        elif path in covered and is_seen and path.is_dir():
-            made.append(path)
-            yield from ("--perms", "0755", "--tmpfs", str(path))
-        elif path in covered and is_seen and path.exists():
-            yield from ("--ro-bind", "/dev/null", str(path))
+        elif path in covered and is_seen and os.path.lexists(path):  # what this user cannot find, no experiment can
+            if path.is_dir():
+                made.append(path)
+                yield from ("--perms", "0755", "--tmpfs", str(path))
+            else:
+                yield from ("--ro-bind", "/dev/null", str(path))
     for link, target in _find_links():
         if not _is_seen(link, prefixes=prefixes, covered=covered):
             yield from (*make_parents(link), "--symlink", str(target), str(link))
