@@ -148,8 +148,7 @@ def _book(entry: Entry, start: Start) -> _Booking:
 
 def _find_earliest(asking: Entry, machine: Machine, booked: Sequence[_Booking], now_seconds: float) -> Start | None:
     # Nothing gets better but at an end.
-    ends = {each.until_seconds for each in booked if each.until_seconds > now_seconds}
-    for at_seconds in sorted({now_seconds, *ends}):
+    for at_seconds in sorted({now_seconds, *(each.until_seconds for each in booked)}):
         devices = _find_room(asking, machine, booked, at_seconds)
         if devices is not None:
             return Start(at_seconds=at_seconds, devices=devices)

@@ -101,6 +101,14 @@ def test_a_reservation_holds_whoever_asks_and_the_oldest_goes_first() -> None:
     assert [starts_in(first, held, second), starts_in(second, held, first)] == [HOUR, 2 * HOUR]
 
 
+def test_what_follows_one_another_is_not_counted_at_once() -> None:
+    runs = has("gpu0", "GPU-0", cpus=5, until=NOW + 60)
+    waits = asks("gpu1", gpus=1, cpus=5, since=NOW - 9)
+    assert starts_in(waits, runs) == 60
+    assert starts_in(asks(cpus=3, seconds=2 * HOUR), runs, waits) == 0
+    assert starts_in(asks(cpus=4, seconds=2 * HOUR), runs, waits) == HOUR + 60
+
+
 def test_what_cannot_be_planned_is_in_nobodys_way() -> None:
     machine = replace(MACHINE, slots=(gpu(0), gpu(1, unfit="lost")))
     assert starts_in(asks("gpu0", gpus=1), asks("gpu0", gpus=2, since=NOW - 9), machine=machine) == 0
@@ -137,6 +145,10 @@ def test_no_worker_takes_more_while_all_free_devices_are_kept_for_who_waits() ->
     waits = asks("gpu1", gpus=4, since=NOW - 9)
     assert not takes(2, has("gpu0", "GPU-0", until=NOW + 30), waits)
     assert takes(2, has("gpu0", "GPU-0"), waits), "there is an hour for something short"
+
+
+def test_a_worker_takes_messages_though_no_core_is_free() -> None:
+    assert takes(1, has("gpu0", "GPU-0", cpus=8, memory_bytes=64 * GIB))
 
 
 def test_a_worker_whose_device_is_sick_takes_nothing() -> None:
