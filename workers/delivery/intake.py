@@ -18,6 +18,7 @@ from jobqueue.errors import BrokerUnavailable, NoSuchQueue
 from jobqueue.routing import first_queue, is_first_queue, served_queue
 from workers.bootstrap import Node
 from workers.delivery.absent import Absent
+from workers.delivery.gate import queue_of
 from workers.delivery.turns import Turns, choose
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Intake:
             message: from one of the queues.
             consumers: kombu's consumer of all of them.
         """
-        queue = served_queue(str(message.delivery_info["routing_key"]))
+        queue = queue_of(message)
         self._pause(queue, consumers)
         log.debug("intake.paused", extra={"queue": queue})
         message.requeue()

@@ -42,7 +42,7 @@ class GuardStarter:
 
     def start(self) -> None:
         """Start a guard if there is none, and look again and again."""
-        self._look()
+        self._rounds.take()
         self._rounds.start()
 
     def close(self) -> None:
