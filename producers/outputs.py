@@ -100,24 +100,31 @@ class Outputs:
 
         Raises:
             InvalidSpec: the folder's name is empty.
-            ArtifactRefused: a path leads out of the folder, or bytes are not the ones that the attempt left.
+            ArtifactRefused: a path leads out of the folder, two are one file there, as where case does not count, or
+                bytes are not the ones that the attempt left.
         """
         if not str(folder).strip():  # of a variable that is not set, say: the current folder has to be named
             raise InvalidSpec([Problem(path="folder", message="is empty (use a path, such as 'results')")])
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
-        return [self._write(file, root) for file in self.files]
+        written = dict[tuple[int, int], str]()
+        return [self._write(file, root, written) for file in self.files]
 
-    def _write(self, file: OutputFile, root: Path) -> Path:
+    def _write(self, file: OutputFile, root: Path, written: dict[tuple[int, int], str]) -> Path:
         target = root / _safe_path(file.path)
         if not target.parent.resolve().is_relative_to(root.resolve()):
             raise ArtifactRefused(f"{file.path!r} leads out of {root} by a link", hint="download into an empty folder")
         target.parent.mkdir(parents=True, exist_ok=True)
+        if other := written.get(_find_identity(target)):
+            hint = "download where case counts, or read them with outputs.read_bytes()"
+            raise ArtifactRefused(f"{other!r} and {file.path!r} are one file below {root}", hint=hint)
         beside = target.parent / f".{secrets.token_hex(8)}.part"
         try:
             with beside.open("xb") as file_beside:
                 file_beside.writelines(self._pieces(file))
-            return beside.replace(target)
+            beside.replace(target)
+            written[_find_identity(target)] = file.path
+            return target
         finally:
             beside.unlink(missing_ok=True)
 
@@ -190,6 +197,15 @@ def read_result(outputs: Outputs) -> Any:
         raise ArtifactRefused(
             f"{RESULT_FILE} is not JSON: {error}", hint=f"exp.outputs.read_bytes({RESULT_FILE!r}) gives it as it is"
         ) from None
+
+
+def _find_identity(path: Path) -> tuple[int, int]:
+    """Return what a file is whatever it is called; of one that is not there, what no file is."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return (-1, -1)
+    return (status.st_dev, status.st_ino)
 
 
 def _safe_path(path: str) -> PurePosixPath:

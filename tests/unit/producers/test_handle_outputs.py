@@ -105,6 +105,26 @@ def test_a_link_in_the_folder_leads_nothing_out(
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.security_case("Outputs that are one file")
+def test_two_outputs_are_not_written_into_one_file(exp: Experiment, worker: HandWorker, tmp_path: Path) -> None:
+    """Outputs whose paths are one on the disk of who fetches them: by case, by a link, by how a letter is composed.
+
+    Refused: the second one, by both names.
+    Evidence: the error, and that the first file is as it was; here a link in the folder makes them one.
+    Red before: the second one took the first one's place, under the first one's name and digest.
+    """
+    worker.run()
+    worker.put_outputs({"Metrics/loss.csv": b"1\n", "metrics/loss.csv": b"forged"})
+    worker.finish(exit_code=0)
+    out = tmp_path / "out"
+    (out / "Metrics").mkdir(parents=True)
+    (out / "metrics").symlink_to("Metrics")
+
+    with pytest.raises(ArtifactRefused, match=r"'Metrics/loss\.csv' and 'metrics/loss\.csv' are one file"):
+        exp.outputs.download(out)
+    assert (out / "Metrics" / "loss.csv").read_bytes() == b"1\n"
+
+
 def test_changed_bytes_are_refused_and_nothing_is_left_half_written(
     exp: Experiment, worker: HandWorker, files: dict[str, bytes], tmp_path: Path
 ) -> None:
