@@ -189,13 +189,13 @@ def test_what_waits_behind_a_flood_has_its_turn_though_others_go_ahead(broker: B
 def test_a_delivery_that_was_left_to_a_copy_is_neither_kept_nor_deleted_twice(
     sqs_server: SqsServer, proxy: SqsProxy
 ) -> None:
-    url = url_of(sqs_server, proxy, "&hold=1s")
+    url = url_of(sqs_server, proxy, "&hold=3s")
     with closing(open_broker(url, lease=LEASE)) as broker, request_queue(broker) as queue, consumers(broker) as consume:
         publish(broker, queue)
         message = consume(queue).next()
         broker.deliveries.keep_alive(message.properties)
         assert proxy.asked["ChangeMessageVisibility"] == 1
-        time.sleep(1.1)  # the hold, by the clock of this process
+        time.sleep(3.1)  # the hold, by the clock of this process
         sent = proxy.asked["SendMessage"]
         for _ in range(3):
             broker.deliveries.keep_alive(message.properties)
@@ -211,11 +211,11 @@ def test_a_delivery_that_was_left_to_a_copy_is_neither_kept_nor_deleted_twice(
 
 
 def test_what_could_not_be_relayed_is_relayed_later(sqs_server: SqsServer, proxy: SqsProxy) -> None:
-    url = url_of(sqs_server, proxy, "&hold=1s")
+    url = url_of(sqs_server, proxy, "&hold=3s")
     with closing(open_broker(url, lease=LEASE)) as broker, request_queue(broker) as queue, consumers(broker) as consume:
         publish(broker, queue)
         message = consume(queue).next()
-        time.sleep(1.1)  # the hold, by the clock of this process
+        time.sleep(3.1)  # the hold, by the clock of this process
         proxy.fail("SendMessage", 503, "ServiceUnavailable", times=2)
         with pytest.raises(BrokerUnavailable):
             broker.deliveries.keep_alive(message.properties)

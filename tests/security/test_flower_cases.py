@@ -80,7 +80,7 @@ def ask(
         sent["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
     request = urllib.request.Request(url, headers=sent, method=method, data=b"args=[]" if method == "POST" else None)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -186,7 +186,7 @@ def test_flower_shows_markup_as_text(site: Site) -> None:
                 events.send("task-failed", exception=hostile, traceback=hostile, **common)
             return ask(pages[0], password=PASSWORD)[0] == 200
 
-        wait_until(is_heard, what="the task's page", within=timedelta(minutes=1))
+        wait_until(is_heard, what="the task's page", within=timedelta(minutes=2))
         shown = [ask(page.replace("<", "%3C").replace(">", "%3E"), password=PASSWORD)[1] for page in pages]
         assert "&lt;script&gt;alert(1)" in shown[0]
         assert not [page for page in shown if hostile in page]

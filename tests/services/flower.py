@@ -40,7 +40,7 @@ def read_page(url: str) -> str:
     request = urllib.request.Request(url)
     request.add_header("Authorization", f"Basic {base64.b64encode(_LOGIN.encode()).decode()}")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return str(answer.read().decode())
     except OSError:
         return ""

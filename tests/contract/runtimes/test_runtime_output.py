@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from services.runtimes import LONG, TALK, StartContainer, real, run
+from services.waiting import wait_until
 
 
 def test_stdout_and_stderr_come_apart_and_each_in_order(start: StartContainer) -> None:
@@ -53,6 +54,7 @@ def test_a_slow_reader_slows_the_container_down(start: StartContainer, workspace
 
     thread = threading.Thread(target=container.follow, args=(count,))
     thread.start()
+    wait_until((workspace / "count").exists, what="some output")
     assert container.wait(timedelta(seconds=1.5)) is None, "nobody read, and it printed all the same"
     assert int((workspace / "count").read_text() or 0) < 199
     gate.set()
