@@ -20,6 +20,8 @@ from workers.bootstrap import Node
 from workers.delivery.absent import Absent
 from workers.delivery.gate import queue_of
 from workers.delivery.turns import Turns, choose
+from workers.rounds import TELL_EVERY_SECONDS
+from workers.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Intake:
         self._listened: set[str] = set()
         self._lacking: set[str] = set()
         self._paused: dict[str, Any] = {}
+        self._silence = Seldom(TELL_EVERY_SECONDS)
 
     @property
     def is_open(self) -> bool:
@@ -93,7 +96,7 @@ class Intake:
             for name in self._choose():
                 self._listen(name)
         except BrokerUnavailable as error:
-            _tell_of_silence(error)
+            self._tell_of_silence(error)
 
     def rearrange(self, consumers: Any) -> bool:
         """Listen at the queues whose turn it is; tells whether others wait for what comes of that.
@@ -113,7 +116,7 @@ class Intake:
             following = self._next(consumers) if self._paused and self.is_open else []
             gone = self._gone(following)
         except BrokerUnavailable as error:
-            _tell_of_silence(error)
+            self._tell_of_silence(error)
             return False
         for name in gone:
             self._leave(name, consumers)
@@ -263,6 +266,7 @@ class Intake:
         except NoSuchQueue:
             return False
 
-
-def _tell_of_silence(error: BrokerUnavailable) -> None:
-    log.warning("intake.broker_unavailable", extra={"error": error.message})
+    def _tell_of_silence(self, error: BrokerUnavailable) -> None:
+        self._silence.note()
+        if count := self._silence.take(self._clock()):
+            log.warning("intake.broker_unavailable", extra={"error": error.message, "count": count})

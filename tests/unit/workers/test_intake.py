@@ -435,6 +435,15 @@ def test_a_queue_of_which_the_broker_said_only_half_is_asked_for_again() -> None
     assert set(site.consumers.names) == both(A)
 
 
+def test_a_broker_that_is_silent_for_long_is_told_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    site = Situation(free=1, named=(A, B), is_silent=True)
+    for _ in range(180):
+        site.now += 1
+        site.rearrange()
+    counts = [record.count for record in caplog.records if record.message == "intake.broker_unavailable"]  # type: ignore[attr-defined]
+    assert counts == [1, 60, 60, 60]
+
+
 def test_a_broker_that_is_silent_from_the_start_is_asked_once_a_look() -> None:
     site = Situation(free=1, named=(A, B, C), is_silent=True)
     assert (len(site.asked), site.listened) == (1, set())
