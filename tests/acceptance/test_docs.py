@@ -380,6 +380,7 @@ def test_reasons_that_a_page_names_exist(page: Path) -> None:
     others = {
         *(name.upper() for name in Settings.model_fields),
         "DOCKER_HOST",
+        "DOCKER_TLS_VERIFY",
         "CUDA_VISIBLE_DEVICES",
         "NVIDIA_VISIBLE_DEVICES",
         *THREAD_VARIABLES,
