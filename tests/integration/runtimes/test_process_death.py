@@ -28,10 +28,11 @@ LONG = timedelta(seconds=30)
 WITHIN = timedelta(seconds=20)
 # That no other process of this machine sleeps for.
 SECONDS = f"7131.{secrets.randbelow(10**9):09d}"
-# Descendants in sessions of their own, with no regard for signals.
+# Descendants in sessions of their own, with no regard for signals; it is ready when all three of them sleep.
 FAMILY = (
     f"trap '' TERM HUP; (setsid sleep {SECONDS}) & (setsid sh -c 'sleep {SECONDS} & sleep {SECONDS}') & "
-    f"sleep 0.5; echo ready; sleep {SECONDS}"
+    "until [ $(cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | "
+    f"grep -cx {SECONDS}) -ge 3 ]; do sleep 0.05; done; echo ready; sleep {SECONDS}"
 )
 
 WORKER = """
