@@ -49,12 +49,23 @@ def test_a_preparing_one_says_what_it_is_busy_with(record: Record) -> None:
     preparing = replace(record, state=State.PREPARING, phase=Phase.PULLING, attempt=1, worker_id=WorkerId("gpu0@node"))
 
     assert explain(preparing) == "PREPARING (pulling) attempt 1 on gpu0@node"
+    assert explain(replace(preparing, phase=None)) == "PREPARING attempt 1 on gpu0@node"
 
 
 def test_a_running_one_says_how_far_it_is(record: Record) -> None:
     running = replace(record, state=State.RUNNING, attempt=2, progress='{"progress": 0.62, "loss": 0.41234567}')
 
     assert explain(running) == "RUNNING attempt 2: progress=0.62 loss=0.4123"
+
+
+def test_one_that_is_being_cancelled_says_so(record: Record) -> None:
+    running = replace(record, state=State.RUNNING, attempt=1, cancel_reason=Reason.CANCELLED_BY_USER)
+
+    assert explain(running) == "RUNNING attempt 1 and is being cancelled"
+
+
+def test_an_end_without_a_reason_is_told_as_that(record: Record) -> None:
+    assert explain(replace(record, state=State.FAILED)) == "FAILED: no reason is recorded"
 
 
 @pytest.mark.parametrize("progress", ["", "not json", "[1]", "{"])
@@ -82,23 +93,44 @@ def test_the_table_holds_what_happened(record: Record) -> None:
             state=State.RUNNING,
             attempt=2,
             started_at=NOW + timedelta(seconds=1),
+            finished_at=NOW + timedelta(minutes=1),
             history=(past,),
             progress='{"progress": 0.5}',
         )
     )
-    rows = dict(view.rows)
+    assert view.rows == (
+        ("queue", "vision_gpu"),
+        ("asks for", "2 GPUs of 24 GiB, 1.5 cpus, 2 GiB memory"),
+        ("submitted", "2026-01-02 03:04:05 UTC"),
+        ("started", "2026-01-02 03:04:06 UTC"),
+        ("finished", "2026-01-02 03:05:05 UTC"),
+        ("attempt 1", Reason.WORKER_LOST.verdict.sentence),
+        ("progress", "progress=0.5"),
+    )
+    assert '<progress value="0.5000" max="1"></progress> 50%<table><tr>' in to_html(view)
+    assert to_html(view).count("</tr><tr>") == 6
 
-    assert rows["asks for"] == "2 GPUs of 24 GiB, 1.5 cpus, 2 GiB memory"
-    assert rows["submitted"] == "2026-01-02 03:04:05 UTC"
-    assert rows["attempt 1"] == Reason.WORKER_LOST.verdict.sentence
-    assert '<progress value="0.5000"' in to_html(view)
+
+def test_one_device_of_any_size_is_one_device(record: Record) -> None:
+    resources = replace(record.submission.resources, gpus=1, gpu_memory_bytes=0)
+    view = make_view(replace(record, submission=replace(record.submission, resources=resources)))
+    assert dict(view.rows) == {
+        "queue": "vision_gpu",
+        "asks for": "1 GPU, 1.5 cpus, 2 GiB memory",
+        "submitted": "2026-01-02 03:04:05 UTC",
+    }
 
 
-@pytest.mark.parametrize("share", ['"<b>"', "7", "true", "null", "-1"])
+@pytest.mark.parametrize(("share", "percent"), [("0", "0%"), ("1", "100%")])
+def test_a_bar_may_be_empty_or_full(record: Record, share: str, percent: str) -> None:
+    assert f"</progress> {percent}" in to_html(make_view(replace(record, progress=f'{{"progress": {share}}}')))
+
+
+@pytest.mark.parametrize("share", ['"<b>"', "1.01", "true", "null", "-1"])
 def test_a_bar_is_drawn_for_a_share_only(record: Record, share: str) -> None:
     text = to_html(make_view(replace(record, progress=f'{{"progress": {share}}}')))
 
-    assert "<progress" not in text
+    assert "</p><table>" in text
     assert "<b>" not in text
 
 
