@@ -183,7 +183,11 @@ class Client:
     def _find(self, text: str) -> Record:
         experiments = self._connections.registry.experiments
         if is_experiment_id(text.strip().lower()):  # as it comes out of a table or a chat
-            return experiments.get(ExperimentId(text.strip().lower()))
+            experiment_id = ExperimentId(text.strip().lower())
+            try:
+                return experiments.get(experiment_id)
+            except NotFound:
+                raise self._connections.unknown(experiment_id) from None
         if text == LAST:
             found = experiments.find(project=self.settings.project, limit=1)
         else:

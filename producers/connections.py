@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.config import Settings
-from jobqueue.errors import JobqueueError
+from jobqueue.errors import JobqueueError, NotFound
+from jobqueue.ids import ExperimentId
 from jobqueue.keys import KeyRing, ensure_laptop_keys
 from jobqueue.registry import open_registry
 from jobqueue.registry.base import Registry
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 T = TypeVar("T")
+_ELSEWHERE: Final = "was it submitted with other settings? Client(settings).get(id) asks another registry"
 
 
 def uninterrupted(make: Callable[[], T]) -> T:
@@ -79,6 +81,11 @@ class Connections:
     def registry_name(self) -> str:
         """The registry's address without its password, for people."""
         return without_password(self.settings.registry)
+
+    def unknown(self, experiment_id: ExperimentId, *, is_wiped: bool = False) -> NotFound:
+        """Return what to raise where the registry knows no such experiment; one that did may have been wiped."""
+        hint = "if it was wiped, the experiment ends all the same: wait()" if is_wiped else _ELSEWHERE
+        return NotFound(f"the registry {self.registry_name} does not know {experiment_id}", hint=hint)
 
     @property
     def site(self) -> str:

@@ -10,13 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
-from jobqueue.errors import (
-    ExperimentTimeout,
-    JobqueueError,
-    NotFound,
-    RegistryUnavailable,
-    StoreUnavailable,
-)
+from jobqueue.errors import ExperimentTimeout, JobqueueError, NotFound, RegistryUnavailable, StoreUnavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Reason, State
 from jobqueue.registry.base import Record, Submission
@@ -31,7 +25,6 @@ from producers.watching import OUTAGE, Watcher, parse_timeout
 
 _CHECK_EVERY_SECONDS: Final = 1.0
 _UNREAD: Final = object()
-_ELSEWHERE: Final = "was it submitted with other settings? Client(settings).get(id) asks another registry"
 
 
 class Experiment(concurrent.futures.Future[Any]):
@@ -123,8 +116,7 @@ class Experiment(concurrent.futures.Future[Any]):
         """Return what the result marker says, for an experiment that the registry has forgotten."""
         marker = read_marker(self._connections.store, self.id) if self._submission else None
         if self._submission is None or marker is None:
-            hint = "if it was wiped, the experiment ends all the same: wait()" if self._submission else _ELSEWHERE
-            raise NotFound(f"the registry {self._connections.registry_name} does not know {self.id}", hint=hint)
+            raise self._connections.unknown(self.id, is_wiped=self._submission is not None)
         return apply_marker(Record(submission=self._submission), marker)
 
     def settle(self) -> bool:
@@ -213,7 +205,10 @@ class Experiment(concurrent.futures.Future[Any]):
         Raises:
             NotFound: the registry does not know it.
         """
-        state = self._connections.registry.experiments.cancel(self.id)
+        try:
+            state = self._connections.registry.experiments.cancel(self.id)
+        except NotFound:
+            raise self._connections.unknown(self.id) from None
         if state is State.CANCELLED:
             mark_cancelled(self.id, open_store=lambda: self._connections.store, look=self.look)
         return state is State.CANCELLED or not state.is_final

@@ -66,6 +66,11 @@ def test_what_the_registry_does_not_know_is_said_with_the_registry_and_the_way_o
         _ = reopen(unknown, client._connections.site).state
 
     assert f"the registry memory:// does not know {unknown}" in caught.value.message
+    assert "Client(settings).get(id) asks another registry" in caught.value.hint
+    for ask in (lambda: client.get(unknown), reopen(unknown, client._connections.site).cancel):
+        with pytest.raises(NotFound) as again:
+            ask()
+        assert str(again.value) == str(caught.value)
     assert "submitted with other settings" in caught.value.hint
 
 
