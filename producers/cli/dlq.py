@@ -13,8 +13,8 @@ from jobqueue.printable import plain
 from jobqueue.quantities import describe_size
 from jobqueue.routing import DEAD, dead_letter_queue, first_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
-from producers.cli.group import EXIT_ERROR
-from producers.cli.output import Format, format_option, write_fields, write_instant, write_json, write_rows
+from producers.cli.group import EXIT_ERROR, Group
+from producers.cli.output import UNKNOWN, Format, format_option, write_fields, write_instant, write_json, write_rows
 
 if TYPE_CHECKING:
     from jobqueue.brokers.base import Broker
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _MOST: Final = 1000
 _LONGEST_HEADER: Final = 200
-_UNKNOWN: Final = "-"
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _queues_option: Final[_Decorator] = click.option(
@@ -41,7 +40,7 @@ _limit_option: Final[_Decorator] = click.option(
 _all_option: Final[_Decorator] = click.option("--all", "is_all", is_flag=True, help="Every one.")
 
 
-@click.group()
+@click.group(cls=Group)
 def dlq() -> None:
     """Dead letters: messages that were set aside, because they can never be processed or were tried too often.
 
@@ -249,11 +248,11 @@ def _row(letter: "DeadLetter") -> dict[str, str]:
     return {
         "MESSAGE": letter.number,
         "QUEUE": letter.queue,
-        "EXPERIMENT": letter.experiment_id or _UNKNOWN,
-        "REASON": letter.reason or _UNKNOWN,
-        "SET ASIDE": write_instant(letter.set_aside_at) or _UNKNOWN,
+        "EXPERIMENT": letter.experiment_id or UNKNOWN,
+        "REASON": letter.reason or UNKNOWN,
+        "SET ASIDE": write_instant(letter.set_aside_at) or UNKNOWN,
         "SIZE": describe_size(letter.size_bytes),
-        "DETAIL": letter.detail or _UNKNOWN,
+        "DETAIL": letter.detail or UNKNOWN,
     }
 
 

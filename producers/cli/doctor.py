@@ -139,7 +139,7 @@ def _judge_clock(ahead: timedelta) -> Finding:
     """Judge how far this machine's clock is ahead of the registry's, which decides about leases."""
     from producers.causes import judge_clock
 
-    text = f"{ahead.total_seconds():+.1f} s from the registry's"
+    text = f"{round(ahead.total_seconds(), 1) or 0:+.1f} s from the registry's"  # not -0.0
     if not judge_clock(ahead):
         return Finding(name="clock", verdict=Verdict.OK, text=text)
     fix = "synchronise the clocks of both machines, as with `timedatectl set-ntp true`"

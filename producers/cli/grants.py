@@ -11,9 +11,10 @@ from contextlib import closing, contextmanager
 import click
 
 from producers.cli.arguments import read_settings
+from producers.cli.group import Group
 
 
-@click.group()
+@click.group(cls=Group)
 def grants() -> None:
     """Grants: what nodes without credentials of the store may read and write there."""
 

@@ -33,6 +33,7 @@ EXIT_NOT_FINISHED: Final = 101
 EXIT_NOT_FOUND: Final = 102
 EXIT_CANCELLED: Final = 103
 EXIT_INTERRUPTED: Final = 130
+_SENTENCE: Final = 300
 
 _EXIT_CODES: Final[Mapping[type[JobqueueError] | tuple[type[JobqueueError], ...], int]] = {
     (InvalidSpec, InvalidSetting, IdempotencyMismatch): EXIT_USAGE,
@@ -50,6 +51,16 @@ class Entry:
 
     target: str
     summary: str
+
+
+class Group(click.Group):
+    """A group whose help says of each command a whole sentence, on as many lines as that takes."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, found.get_short_help_str(_SENTENCE)) for name, found in commands if found])
 
 
 class LazyGroup(click.Group):
@@ -90,7 +101,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours becomes `error:` and `hint:` on stderr, and an exit code."""
-        if os.environ.get("NO_COLOR"):
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
             ctx.color = False
         if ctx.params.get("debug"):
             return super().invoke(ctx)

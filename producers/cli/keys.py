@@ -8,7 +8,7 @@ import click
 
 from jobqueue.errors import KeyRefused, NotFound
 from producers.cli.arguments import Duration, read_settings
-from producers.cli.group import EXIT_ERROR, show_error
+from producers.cli.group import EXIT_ERROR, Group, show_error
 from producers.cli.output import format_option, write_instant, write_rows
 from producers.cli.published import prefix_option, publish, published, read_lines, unpublish
 
@@ -31,7 +31,7 @@ _NEXT = {
 _OVERLAP = timedelta(hours=1)
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Keys: a sender signs with its own, seals to a node's; a node trusts senders, each for some queues or for all."""
 

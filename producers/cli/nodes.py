@@ -11,16 +11,16 @@ from jobqueue.errors import NotFound
 from jobqueue.printable import plain
 from jobqueue.quantities import describe_size
 from producers.cli.arguments import read_settings
-from producers.cli.output import describe_span, format_option, write_instant, write_rows
+from producers.cli.group import Group
+from producers.cli.output import UNKNOWN, describe_span, format_option, write_instant, write_rows
 
 if TYPE_CHECKING:
     from jobqueue.registry.presence import Drain, Gauge, WorkerRecord, Workers
 
-_UNKNOWN: Final = "-"
 _RUNTIMES: Final = {"process": "process (trusted code)"}
 
 
-@click.group()
+@click.group(cls=Group)
 def nodes() -> None:
     """Machines that run experiments: a worker serves each of their slots."""
 
@@ -138,29 +138,29 @@ def _rows(worker: "WorkerRecord") -> list[dict[str, str]]:
 
 
 def _row(worker: "WorkerRecord", gauge: "Gauge | None") -> dict[str, str]:
-    first, *further = worker.experiment_ids or (_UNKNOWN,)
+    first, *further = worker.experiment_ids or (UNKNOWN,)
     return {
         "NODE": worker.node_id,
         "WORKER": worker.worker_id,
         "STATE": worker.condition,
         "EXPERIMENT": f"{first} +{len(further)}" if further else first,
-        "DEVICE": (gauge.name or gauge.uuid) if gauge else _UNKNOWN,
-        "USE": _UNKNOWN if gauge is None or gauge.utilisation_percent is None else f"{gauge.utilisation_percent}%",
-        "GPU MEMORY": _describe_use(gauge.used_bytes, gauge.memory_bytes) if gauge else _UNKNOWN,
+        "DEVICE": (gauge.name or gauge.uuid) if gauge else UNKNOWN,
+        "USE": UNKNOWN if gauge is None or gauge.utilisation_percent is None else f"{gauge.utilisation_percent}%",
+        "GPU MEMORY": _describe_use(gauge.used_bytes, gauge.memory_bytes) if gauge else UNKNOWN,
         "CPUS": f"{worker.offer.cpus:g}",
         "MEMORY": describe_size(worker.offer.memory_bytes),
-        "DISK": _UNKNOWN if worker.free_disk_bytes is None else describe_size(worker.free_disk_bytes),
+        "DISK": UNKNOWN if worker.free_disk_bytes is None else describe_size(worker.free_disk_bytes),
         "RUNTIME": _RUNTIMES.get(worker.runtime, worker.runtime),
         "AGE": _describe_age(worker),
     }
 
 
 def _describe_use(used_bytes: int, total_bytes: int) -> str:
-    return f"{describe_size(used_bytes)} of {describe_size(total_bytes)}" if total_bytes else _UNKNOWN
+    return f"{describe_size(used_bytes)} of {describe_size(total_bytes)}" if total_bytes else UNKNOWN
 
 
 def _describe_age(worker: "WorkerRecord") -> str:
-    return describe_span(datetime.now(UTC) - worker.started_at) if worker.started_at else _UNKNOWN
+    return describe_span(datetime.now(UTC) - worker.started_at) if worker.started_at else UNKNOWN
 
 
 def _as_json(worker: "WorkerRecord") -> dict[str, Any]:

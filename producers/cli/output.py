@@ -13,6 +13,8 @@ import click
 from jobqueue.printable import plain, terminal_lines
 
 _GAP: Final = "  "
+# In a cell of which there is nothing to tell.
+UNKNOWN: Final = "-"
 _AGES: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _COLOURS: Final = {
     "RUNNING": "cyan",
@@ -129,14 +131,25 @@ def write_instant(instant: datetime | None) -> str:
 
 
 def _write_table(rows: Sequence[Mapping[str, str]]) -> None:
+    limit = shutil.get_terminal_size().columns if _is_terminal() else None
     columns = list(rows[0])
+    widths = _measure(rows, columns)
+    if limit is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > limit:
+        columns = [column for column in columns if any(row[column] != UNKNOWN for row in rows)]  # to make room
+        widths = _measure(rows, columns)
     cells = [columns, *([plain(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for number, line in enumerate(cells):
         text = _GAP.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         text = text if limit is None or len(text) <= limit else f"{text[: limit - 1]}…"
         click.echo(click.style(text, bold=True) if number == 0 else _coloured(text, line))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _measure(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[int]:
+    return [max(len(column), *(len(plain(row[column])) for row in rows)) for column in columns]
 
 
 def _coloured(text: str, cells: Sequence[str]) -> str:

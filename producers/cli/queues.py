@@ -12,7 +12,8 @@ from jobqueue.errors import InvalidSetting, NoSuchQueue, RegistryUnavailable
 from jobqueue.printable import plain
 from jobqueue.routing import COMPANIONS, dead_letter_queue, is_request_queue, reporting_queue, request_queues
 from producers.cli.arguments import Duration, open_records, read_settings
-from producers.cli.output import format_option, write_instant, write_rows
+from producers.cli.group import Group
+from producers.cli.output import UNKNOWN, format_option, write_instant, write_rows
 from producers.cli.pausing import open_whole_registry, pause, resume
 from producers.cli.standing import Standing, as_cells, as_values, read_standings
 
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,69}")
 _RULE: Final = f"use letters, digits, - and _, at most 70, not ending in {', '.join(COMPANIONS)}"
-_UNKNOWN: Final = "-"
 _EXPIRED: Final = "deleted"
 _LETTERS_AT_ONCE: Final = 1000
 
 
-@click.group()
+@click.group(cls=Group)
 def queues() -> None:
     """Request queues. Workers never make one: here is where that is done."""
 
@@ -79,7 +79,7 @@ def ls(*, names: tuple[str, ...], is_all: bool, form: str) -> None:
             "unacked": depth.unacked,
             "consumers": depth.consumers,
             **as_values(standings.get(name)),
-            **{key.lower(): value for key, value in _noted(records.get(name)).items() if value != _UNKNOWN},
+            **{key.lower(): value for key, value in _noted(records.get(name)).items() if value != UNKNOWN},
         }
         for name, depth in there.items()
     ]
@@ -230,8 +230,8 @@ def _read_standings(settings: "Settings", queues: Sequence[str]) -> dict[str, St
 
 def _noted(record: "QueueRecord | None") -> dict[str, str]:
     return {
-        "EXPIRES": (write_instant(record.expires_at) if record else "") or _UNKNOWN,
-        "OWNER": (record.owner if record else "") or _UNKNOWN,
+        "EXPIRES": (write_instant(record.expires_at) if record else "") or UNKNOWN,
+        "OWNER": (record.owner if record else "") or UNKNOWN,
     }
 
 
@@ -246,7 +246,7 @@ def _all(queue: str) -> tuple[str, ...]:
 
 
 def _count(number: int | None) -> str:
-    return _UNKNOWN if number is None else str(number)
+    return UNKNOWN if number is None else str(number)
 
 
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:

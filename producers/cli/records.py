@@ -7,7 +7,7 @@ from typing import Any
 from jobqueue.lifecycle import Outcome
 from jobqueue.quantities import describe_size
 from jobqueue.registry.base import Record
-from producers.cli.output import describe_age, describe_span, write_instant
+from producers.cli.output import UNKNOWN, describe_age, describe_span, write_instant
 from producers.timeline import make_view
 
 
@@ -17,7 +17,7 @@ def as_row(record: Record) -> dict[str, str]:
         "ID": record.submission.id,
         "AGE": describe_age(record.submission.submitted_at),
         "STATE": record.state,
-        "NAME": record.submission.name or "-",
+        "NAME": record.submission.name or UNKNOWN,
         "QUEUE": record.submission.queue,
         "REASON": _short_reason(record),
     }
@@ -97,7 +97,7 @@ def describe_reason(record: Record) -> str:
 
 def _short_reason(record: Record) -> str:
     if record.reason is None:
-        return "cancelling" if record.is_cancelled else "-"
+        return "cancelling" if record.is_cancelled else UNKNOWN
     code = f" (exit code {record.exit_code})" if record.exit_code else ""
     return f"{record.reason.name}{code}"
 

@@ -13,7 +13,7 @@ from jobqueue.printable import plain
 from jobqueue.report import LogEntry, Progress, Report
 from jobqueue.routing import reporting_queue, request_queues
 from producers.cli.arguments import Duration, read_settings
-from producers.cli.group import EXIT_INTERRUPTED
+from producers.cli.group import EXIT_INTERRUPTED, Group
 from producers.cli.output import Format, colour, format_option, to_json, write_instant
 
 _UNVERIFIED = (
@@ -22,7 +22,7 @@ _UNVERIFIED = (
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def reports() -> None:
     """Reports: what workers tell about each attempt, in a queue beside the request queue."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobqueue.lifecycle import State
 from jobqueue.quantities import describe_size
-from producers.cli.output import describe_age, write_instant
+from producers.cli.output import UNKNOWN, describe_age, write_instant
 
 if TYPE_CHECKING:
     from jobqueue.registry.base import Registry
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from jobqueue.resources import Resources
 
 _COUNTED: Final = 10_000
-_UNKNOWN: Final = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +63,14 @@ def read_standings(registry: "Registry", queues: Sequence[str]) -> dict[str, Sta
 def as_cells(standing: Standing | None) -> dict[str, str]:
     """Return the cells of one line of `queues ls`; a companion has no standing of its own."""
     if standing is None:
-        return dict.fromkeys(("WORKERS", "RUNNING", "OLDEST", "PAUSED", "NEEDS"), _UNKNOWN)
+        return dict.fromkeys(("WORKERS", "RUNNING", "OLDEST", "PAUSED", "NEEDS"), UNKNOWN)
     pause = standing.pause
     return {
         "WORKERS": str(standing.workers),
         "RUNNING": str(standing.running),
-        "OLDEST": describe_age(standing.oldest_at) if standing.oldest_at else _UNKNOWN,
-        "PAUSED": f"{describe_age(pause.at)} by {pause.by}" if pause else _UNKNOWN,
-        "NEEDS": _describe(standing.needs) if standing.needs else _UNKNOWN,
+        "OLDEST": describe_age(standing.oldest_at) if standing.oldest_at else UNKNOWN,
+        "PAUSED": f"{describe_age(pause.at)} by {pause.by}" if pause else UNKNOWN,
+        "NEEDS": _describe(standing.needs) if standing.needs else UNKNOWN,
     }
 
 

@@ -34,6 +34,23 @@ def test_each_error_has_its_exit_code(error: errors.JobqueueError, code: int) ->
     assert exit_code(error) == code
 
 
+@pytest.mark.parametrize("name", jobqueue.list_commands(click.Context(jobqueue)))
+def test_no_sentence_of_a_help_is_cut_at_80_columns(name: str) -> None:
+    help_of = CliRunner().invoke(jobqueue, [name, "--help"], env={"COLUMNS": "80"})
+    assert help_of.exit_code == 0
+    assert "..." not in help_of.stdout.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_without_colours_gets_none(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = _group(errors.NotFound("nothing"))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[31m" in CliRunner().invoke(group, ["fail"], color=True).stderr
+    monkeypatch.setenv(name, value)
+    assert CliRunner().invoke(group, ["fail"], color=True).stderr == "error: nothing\n"
+
+
 def _group(error: BaseException) -> LazyGroup:
     @click.command()
     def fail() -> None:

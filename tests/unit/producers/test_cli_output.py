@@ -1,6 +1,7 @@
 """How results are written: columns, JSON, names."""
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -50,6 +51,20 @@ def test_a_table_is_aligned_and_not_cut_off_a_terminal() -> None:
         "a".ljust(302) + "QUEUED",
         "b" * 300 + "  FAILED",
     ]
+
+
+def test_a_terminal_that_is_too_narrow_is_spared_columns_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"ID": letter * 20, "UNACKED": "-", "STATE": "QUEUED", "OWNER": "-"} for letter in "ab"]
+
+    def lines(columns: int) -> list[str]:
+        monkeypatch.setattr("producers.cli.output.shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+        return _written(rows=rows).stdout.splitlines()
+
+    assert lines(30)[0] == "ID".ljust(22) + "UNACKED  STATE   OWNER", "no terminal"
+    monkeypatch.setattr("producers.cli.output._is_terminal", lambda: True)
+    assert lines(80)[0] == "ID".ljust(22) + "UNACKED  STATE   OWNER"
+    assert lines(30) == ["ID".ljust(22) + "STATE", "a" * 20 + "  QUEUED", "b" * 20 + "  QUEUED"]
+    assert lines(25)[1] == "a" * 20 + "  QU…"
 
 
 def test_names_stand_one_to_a_line() -> None:
