@@ -25,7 +25,7 @@ from services.waiting import wait_until
 TIERS = ("unit", "contract", "integration", "acceptance", "faults", "security", "fuzz")
 _ROOT = Path(__file__).parent
 _IN_CI = os.environ.get("CI") == "true"
-_LEAVE = timedelta(seconds=20)
+_LEAVE = timedelta(seconds=10)
 
 
 class Server(Protocol):

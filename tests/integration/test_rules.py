@@ -12,7 +12,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 LEFT_BEHIND = {
-    "thread": "import threading, time; threading.Thread(target=time.sleep, args=(5,)).start()",
+    "thread": "import threading, time; threading.Thread(target=time.sleep, args=(25,)).start()",
     "process": "import subprocess; subprocess.run('setsid sleep 50 >/dev/null & true', shell=True)",
     "container": (
         "engine.client.containers.run('jobqueue-test/busybox:1', 'sleep 50', detach=True,"

@@ -38,6 +38,7 @@ SECONDS: Final = {
     "integration/test_queues_found.py": 50,
     "integration/test_reports_kept.py": 45,
     "integration/test_revoke.py": 25,
+    "integration/test_rules.py": 45,
     "integration/test_serving.py": 60,
     "integration/test_submit_servers.py": 90,
     "integration/test_taking.py": 45,
