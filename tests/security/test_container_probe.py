@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -130,9 +131,19 @@ def test_nothing_that_an_experiment_must_not_reach_is_reached(
 
 def test_the_probe_finds_what_is_there_to_be_found(tmp_path: Path) -> None:
     """On this machine itself, without any container, it is told of much: so its silence elsewhere means something."""
-    found = ("share a", "signal a", "have a cap", "be root", "see more", "have the worker's", "open the node's state")
+    found = (
+        "share a",
+        "signal a",
+        "have a cap",
+        "be root",
+        "see more",
+        "have the worker's",
+        "open the node's state",
+        "read keys",
+    )
     rows = [row for row in TABLE if row.what.startswith(found)]
     here = str(tmp_path)
+    (tmp_path / "password").write_text("secret")
     known = Known(
         host_pid=os.getpid(),
         engine="/none",
@@ -142,6 +153,7 @@ def test_the_probe_finds_what_is_there_to_be_found(tmp_path: Path) -> None:
         port=1,
         name="none",
         namespaces=read_namespaces(os.getpid()),
+        private=(str(tmp_path / "password"),),
     )
     words = [sys.executable, "-c", make_program(rows, known)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "A": "worker-secret"})
@@ -285,11 +297,26 @@ def test_an_operator_can_ask_what_an_experiment_could_reach(
 ) -> None:
     host = {"DOCKER_HOST": request.getfixturevalue("engine").url} if runtime.name == "docker" else {}
     folders = {"JOBQUEUE_STATE_DIR": str(tmp_path / "state"), "JOBQUEUE_CACHE_DIR": str(tmp_path / "cache")}
-    chosen = {"JOBQUEUE_RUNTIME": runtime.name, "JOBQUEUE_PROBE_IMAGE": PYTHON}
-    words = [sys.executable, "-c", "from producers.cli import main; main()", "doctor", "--probe"]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, env={**os.environ, **host, **folders, **chosen}
-    )
+    done = _probe({**host, **folders, "JOBQUEUE_RUNTIME": runtime.name, "JOBQUEUE_PROBE_IMAGE": PYTHON})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "write to a kernel setting: refused (E" in done.stdout
     assert f"{runtime.name}: {len(choose_rows(runtime.name))} things tried, 0 reached" in done.stdout
+
+
+def test_what_lies_where_experiments_look_and_is_covered_is_not_told_as_reached() -> None:
+    # Within the worker's Python, which they see.
+    with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
+        Path(folder).chmod(0o755)
+        Path(folder, "password").write_text("secret")
+        names = {"STATE_DIR": "state", "CACHE_DIR": "cache", "KEYS_PASSPHRASE_FILE": "password"}
+        done = _probe(
+            {f"JOBQUEUE_{name}": f"{folder}/{place}" for name, place in names.items()} | {"JOBQUEUE_RUNTIME": "process"}
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("open the node's state", "read keys, passwords or settings of the node"):
+        assert f"{what}: refused ([])" in done.stdout
+
+
+def _probe(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    words = [sys.executable, "-c", "from producers.cli import main; main()", "doctor", "--probe"]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **environment})

@@ -77,6 +77,7 @@ def _look(settings: Settings, folder: Path, port: int) -> Known:
         port=port,
         name=folder.name,
         namespaces=read_namespaces(os.getpid()),
+        private=tuple(map(str, (settings.keys_dir, *settings.private_files))),
     )
 
 

@@ -50,6 +50,11 @@ def takes(path):
     except (OSError, UnicodeDecodeError):
         return False
     return True
+def read(path):
+    try:
+        return os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(1)
+    except OSError:
+        return None
 def status(name):
     return next(line.split()[1] for line in open("/proc/self/status") if line.startswith(name + ":"))
 def processes():
@@ -108,12 +113,15 @@ TABLE = [
             "/etc/shadow", "/root/.ssh/id_rsa", "/root/.docker/config.json", "/var/lib/docker",
         )},
         "open the engine's own socket": "open(ENGINE)",
-        "open the node's state": "os.listdir(STATE)",
         "open another workspace": "os.listdir(OTHER)",
         "open another workspace through a process":
             "[os.listdir(f'/proc/{p}/root' + OTHER) for p in processes()]",
         "open the folder that its workspace lies in": "os.listdir(PARENT)",
     }),
+    # What lies in a folder that is shown is covered by an empty one.
+    Row(what="open the node's state", code="os.listdir(STATE)", expected=_ABSENT | _DENIED | _NOTHING),
+    Row(what="read keys, passwords or settings of the node", code="[path for path in PRIVATE if read(path)]",
+        expected=_NOTHING, only=("process",)),
     # Files
     *_rows(_DENIED, {
         **{f"write to {path}": f"write('{path}/probe')" for path in ("", "/etc", "/usr", "/bin", "/inputs/data")},
@@ -211,6 +219,7 @@ class Known:
         port: where something listens on the machine's loopback.
         name: of a socket without a file that something listens on.
         namespaces: the machine's, by kind.
+        private: further folders and files of the node.
     """
 
     host_pid: int
@@ -221,6 +230,7 @@ class Known:
     port: int
     name: str
     namespaces: Mapping[str, str]
+    private: tuple[str, ...] = ()
 
 
 def read_namespaces(pid: int) -> dict[str, str]:
