@@ -6,12 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from services.lease_files import keep as keep_file
 
 from jobqueue.errors import RuntimeFailure
 from jobqueue.ids import ExperimentId, WorkerId
 from jobqueue.resources import Resources
 from workers.attempt.lease import clock_seconds
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
+from workers.attempt.lease_files import LeaseFile
 from workers.attempt.node_folder import NodeFolder, open_node_folder
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.runtimes.fake import FakeContainer, FakeRuntime, Script
@@ -38,18 +39,8 @@ def guard(node: NodeFolder, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatc
 
 
 def keep(node: NodeFolder, seconds: float, *, experiment_id: str = "exp-1") -> LeaseFile:
-    kept = KeptLease(
-        experiment_id=ExperimentId(experiment_id),
-        attempt=1,
-        token=7,
-        worker_id=WorkerId("cpu@host"),
-        queue="default_cpu",
-        boot_id=read_boot_id(),
-        deadline_seconds=clock_seconds() + seconds,
-    )
-    file = LeaseFile(node.leases, kept)
-    file.create(b"sealed")
-    return file
+    deadline_seconds = clock_seconds() + seconds
+    return keep_file(node.leases, experiment_id=ExperimentId(experiment_id), token=7, deadline_seconds=deadline_seconds)
 
 
 def start(node: NodeFolder, runtime: FakeRuntime, *, experiment_id: str = "exp-1") -> FakeContainer:

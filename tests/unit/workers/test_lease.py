@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.lease_files import make_kept
 from services.waiting import wait_until
 
 from jobqueue.errors import RegistryUnavailable, Superseded
@@ -15,7 +16,7 @@ from jobqueue.lifecycle import Reason
 from jobqueue.registry.base import Holder, Lease, Submission
 from jobqueue.resources import Resources
 from workers.attempt.lease import LeaseKeeper, Standing, clock_seconds, local_deadline
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
+from workers.attempt.lease_files import LeaseFile
 
 TTL = timedelta(milliseconds=1200)
 
@@ -39,16 +40,7 @@ class Leases:
 
 @pytest.fixture
 def file(tmp_path: Path) -> LeaseFile:
-    kept = KeptLease(
-        experiment_id=make_experiment_id(),
-        attempt=1,
-        token=1,
-        worker_id=WorkerId("cpu@host"),
-        queue="q",
-        boot_id=read_boot_id(),
-        deadline_seconds=0.0,
-    )
-    return LeaseFile(tmp_path, kept)
+    return LeaseFile(tmp_path, make_kept())
 
 
 @pytest.fixture

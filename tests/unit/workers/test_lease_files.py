@@ -5,29 +5,20 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from services.lease_files import make_kept
 
 from jobqueue.errors import InvalidSetting
 from jobqueue.ids import ExperimentId, WorkerId
 from workers.attempt.lease_files import (
-    KeptLease,
     LeaseFile,
     forget_strays,
-    read_boot_id,
     read_lease,
     read_leases,
     read_message,
 )
 from workers.attempt.node_folder import open_node_folder
 
-KEPT = KeptLease(
-    experiment_id=ExperimentId("exp-1"),
-    attempt=2,
-    token=7,
-    worker_id=WorkerId("cpu@host"),
-    queue="default_cpu",
-    boot_id=read_boot_id(),
-    deadline_seconds=100.0,
-)
+KEPT = make_kept(experiment_id=ExperimentId("exp-1"), attempt=2, token=7, deadline_seconds=100.0)
 
 
 def test_what_is_kept_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -7,24 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from services.lease_files import make_kept
 from services.waiting import wait_until
 
 from jobqueue.errors import InvalidSetting
 from jobqueue.ids import ExperimentId, WorkerId
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
+from workers.attempt.lease_files import LeaseFile
 from workers.node import leaving as module
 from workers.node.leaving import Leave, Leaver, parse_leave
 
 MINUTE = timedelta(minutes=1)
-KEPT = KeptLease(
-    experiment_id=ExperimentId("other"),
-    attempt=1,
-    token=1,
-    worker_id=WorkerId("gpu0@host"),
-    queue="default_gpu",
-    boot_id=read_boot_id(),
-    deadline_seconds=0.0,
-)
+KEPT = make_kept(experiment_id=ExperimentId("other"), worker_id=WorkerId("gpu0@host"))
 
 
 @dataclass(kw_only=True)

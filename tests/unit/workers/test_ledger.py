@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from services.lease_files import keep
 
 from jobqueue.errors import InvalidSetting, RuntimeFailure
 from jobqueue.ids import ExperimentId, WorkerId, make_experiment_id
 from jobqueue.resources import Resources
 from workers.attempt import ledger as module
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
+from workers.attempt.lease_files import LeaseFile, read_boot_id, read_leases
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import NodeFolder, open_node_folder
 from workers.hardware.custody_files import CustodyFiles
@@ -57,18 +58,8 @@ class Machine:
         self.ledgers[slot] = ledger
 
     def begin(self, slot: str, *, experiment_id: ExperimentId | None = None) -> LeaseFile:
-        kept = KeptLease(
-            experiment_id=experiment_id or make_experiment_id(),
-            attempt=1,
-            token=1,
-            worker_id=WorkerId(f"{slot}@host"),
-            queue="q_gpu",
-            boot_id=read_boot_id(),
-            deadline_seconds=0,
-        )
-        file = LeaseFile(self.node.leases, kept)
-        file.create(b"")
-        return file
+        worker_id = WorkerId(f"{slot}@host")
+        return keep(self.node.leases, experiment_id=experiment_id or make_experiment_id(), worker_id=worker_id)
 
     def take(self, slot: str, *, seconds: float = 60, file: LeaseFile | None = None, **asked: Any) -> LeaseFile:
         file = file or self.begin(slot)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from services.lease_files import keep
 from services.node import FakeNode
 
 from jobqueue.envelope import Verified
@@ -17,7 +18,7 @@ from jobqueue.ids import WorkerId
 from jobqueue.resources import Offer
 from workers.attempt import elsewhere
 from workers.attempt.elsewhere import note_leaving
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id
+from workers.attempt.lease_files import LeaseFile
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import open_node_folder
 from workers.delivery import returning
@@ -75,17 +76,8 @@ class Slot:
     def begin(self, message: Verified, worker: str) -> LeaseFile:
         """Let an attempt of some worker ask for its share."""
         header = message.header
-        kept = KeptLease(
-            experiment_id=header.experiment_id,
-            attempt=1,
-            token=1,
-            worker_id=WorkerId(f"{worker}@host"),
-            queue=header.queue,
-            boot_id=read_boot_id(),
-            deadline_seconds=0,
-        )
-        file = LeaseFile(self.folder.leases, kept)
-        file.create(b"")
+        holder = WorkerId(f"{worker}@host")
+        file = keep(self.folder.leases, experiment_id=header.experiment_id, worker_id=holder, queue=header.queue)
         self.ledgers[worker].take(file, header.resources, seconds=3600)
         return file
 

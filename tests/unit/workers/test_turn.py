@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.lease_files import keep
 from services.node import FakeNode, Running
 from services.waiting import wait_until
 
 from jobqueue.envelope import Verified
 from jobqueue.errors import RegistryUnavailable
-from jobqueue.ids import ExperimentId, NodeId, WorkerId, make_experiment_id
+from jobqueue.ids import ExperimentId, NodeId, WorkerId
 from jobqueue.lifecycle import Phase, Reason, State
 from jobqueue.registry.base import Record
 from jobqueue.registry.presence import WorkerRecord
@@ -23,7 +24,7 @@ from workers.attempt import ledger as ledger_module
 from workers.attempt import turn as module
 from workers.attempt.conclude import MISFIT_DELAY
 from workers.attempt.elsewhere import has_left
-from workers.attempt.lease_files import KeptLease, LeaseFile, read_boot_id, read_leases
+from workers.attempt.lease_files import LeaseFile, read_leases
 from workers.attempt.ledger import Ledger
 from workers.attempt.node_folder import open_node_folder
 from workers.attempt.runtimes.fake import Script
@@ -61,17 +62,7 @@ class Machine:
 
     def occupy(self, *, gpus: int = 1) -> LeaseFile:
         """Let the other worker run something."""
-        kept = KeptLease(
-            experiment_id=make_experiment_id(),
-            attempt=1,
-            token=1,
-            worker_id=WorkerId("gpu1@host"),
-            queue=self.fake.queue,
-            boot_id=read_boot_id(),
-            deadline_seconds=0,
-        )
-        file = LeaseFile(self.node.leases, kept)
-        file.create(b"")
+        file = keep(self.node.leases, worker_id=WorkerId("gpu1@host"), queue=self.fake.queue)
         asked = Resources(cpus=1, memory_bytes=GIB, disk_bytes=0, shm_bytes=0, gpus=gpus)
         assert self.ledgers[1].take(file, asked, seconds=3600)
         return file
