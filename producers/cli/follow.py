@@ -4,7 +4,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ import click
 
 from jobqueue.errors import JobqueueError
 from jobqueue.lifecycle import State
+from jobqueue.printable import plain
 from producers.cli.arguments import Duration, experiment_argument, experiments_argument, open_client
 from producers.cli.group import EXIT_CANCELLED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_FINISHED
 from producers.cli.output import format_option, write_output, write_rows
@@ -78,15 +78,20 @@ def copy_output(experiment: "Experiment") -> None:
 
 
 def tell_where(experiment: "Experiment", pause: Callable[[], bool]) -> None:
-    """Write on stderr where an experiment is that does not run, once for each place, until `pause` returns True."""
+    """Write on stderr where an experiment is that does not run, once for each place, until `pause` returns True.
+
+    A registry that does not answer is waited for, and told of as well: where the experiment is, nobody knows then.
+    """
     told = ""
     while not pause():
-        with suppress(JobqueueError):  # the registry may be away: then there is nothing to tell
+        try:
             record = experiment.look()
             sentence = told if record.state is State.RUNNING or record.state.is_final else explain(record)
-            if sentence != told:
-                click.echo(f"[{sentence}]", err=True)
-            told = sentence
+        except JobqueueError as error:
+            sentence = plain(f"{error.message}; waiting for it")
+        if sentence != told:
+            click.echo(f"[{sentence}]", err=True)
+        told = sentence
 
 
 def _copy_beside(experiment: "Experiment", stream: str, broken: list[JobqueueError]) -> None:

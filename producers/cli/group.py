@@ -110,8 +110,8 @@ class LazyGroup(click.Group):
         except JobqueueError as error:
             show_error(error)
             ctx.exit(exit_code(error))
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+        except KeyboardInterrupt as error:
+            click.echo(" ".join(["interrupted", *getattr(error, "__notes__", ())]), err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise

@@ -130,8 +130,12 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
 
 
 def _submit(client: "Client", given: Mapping[str, Any]) -> "Experiment":
-    with _warnings_as_messages():
-        return client.submit(**make_fields(given))
+    try:
+        with _warnings_as_messages():
+            return client.submit(**make_fields(given))
+    except KeyboardInterrupt as error:
+        error.add_note("before it was submitted (if that came too late, `jobqueue ls` shows it)")
+        raise
 
 
 def make_fields(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Submitting, looking, waiting, cancelling, downloading: over servers in memory, with a thread in a worker's place."""
 
 import json
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ from services.hand_worker import HandWorker
 from services.waiting import wait_until
 
 from jobqueue.config import Settings
-from jobqueue.errors import StoreUnavailable
+from jobqueue.errors import RegistryUnavailable, StoreUnavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
@@ -273,6 +275,55 @@ def test_who_follows_one_that_waits_is_told_where_it_is_once_for_each_place(
         _end(_take(experiment.id), _GOOD)
         tell_where(experiment, partial(next, iter([False, True])))
     assert capsys.readouterr().err == f"[QUEUED: waiting in '{project}_cpu' for a worker to take it]\n"
+
+
+def test_who_follows_while_the_registry_is_away_is_told_so_once_each_time(
+    project: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client() as client:
+        experiment = client.get(_submit())
+        record = experiment.look()
+        looks = iter([record, None, None, record])
+
+        def look() -> Record:
+            if found := next(looks):
+                return found
+            raise RegistryUnavailable("the registry does not answer")
+
+        monkeypatch.setattr(experiment, "look", look)
+        tell_where(experiment, partial(next, iter([False, False, False, False, True])))
+    waits = f"[QUEUED: waiting in '{project}_cpu' for a worker to take it]\n"
+    assert capsys.readouterr().err == f"{waits}[the registry does not answer; waiting for it]\n{waits}"
+
+
+def test_who_is_interrupted_while_submitting_is_told_whether_it_was_submitted(
+    project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "submit", submit)
+    result = _call("run", *_SPEC, "--", "true")
+    assert result.exit_code == 130
+    assert "interrupted before it was submitted (if that came too late, `jobqueue ls` shows it)" in result.stderr
+
+
+def test_what_is_warned_of_is_written_before_anything_is_packed(
+    project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bytes] = []
+
+    def pack(*_: object) -> None:
+        sys.stderr.flush()
+        seen.append(cast("BytesIO", sys.stderr.buffer).getvalue())
+        raise KeyboardInterrupt
+
+    (tmp_path / "weights.bin").write_bytes(b"0" * 3000)
+    monkeypatch.setattr("producers.packaging._LARGE_BYTES", 1000)
+    monkeypatch.setattr("producers.preparation.pack_workspace", pack)
+    _call("submit", *_SPEC, "--workspace", str(tmp_path), "--", "true")
+    (before,) = seen
+    assert b"weights.bin (2.93 KiB)" in before
 
 
 def test_run_succeeds_with_the_experiment(project: str) -> None:
