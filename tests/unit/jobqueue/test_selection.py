@@ -25,6 +25,14 @@ def test_what_is_left_out_foreign_or_a_companion_is_not_found(name: str) -> None
     assert not parse_selection(["lab_*", "!lab_private_*"]).finds(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_found"),
+    [("lab_a", True), ("team_a", True), ("lab_private_a", False), ("team_old_a", False), ("vision_a", False)],
+)
+def test_any_of_several_patterns_finds_a_queue_and_any_of_several_leaves_it_out(name: str, *, is_found: bool) -> None:
+    assert parse_selection(["lab_*", "team_*", "!lab_private_*", "!team_old_*"]).finds(name) is is_found
+
+
 @pytest.mark.parametrize("name", ["celeryev.5f3a", "amq.gen-xyz", "jobqueue.queues", "celery@host.celery.pidbox"])
 def test_the_queues_of_celery_and_of_brokers_are_never_found(name: str) -> None:
     assert not parse_selection(["*"]).finds(name)
