@@ -109,8 +109,8 @@ def test_an_unknown_field_is_answered_with_all_that_are_known() -> None:
     [
         ("image", ""), ("image", "a b"), ("image", "busybox\n"), ("image", "--privileged"), ("image", None),
         ("image", "busybox@sha256:abc"),
-        ("command", ""), ("command", "a 'b"), ("command", ["a\0b"]), ("command", [HALF_A_CHARACTER]), ("command", 5),
-        ("command", ["x" * 70_000]), ("command", [None]), ("command", ["a", True]), ("command", [["a"]]),
+        ("command", ""), ("command", "a 'b"), ("command", ["a\0b"]), ("command", ["a", "b\0"]), ("command", 5),
+        ("command", [HALF_A_CHARACTER]), ("command", ["x" * 70_000]), ("command", [None]), ("command", ["a", True]), ("command", [["a"]]),
         ("outputs", ["/etc/passwd"]), ("outputs", ["../x"]), ("outputs", ["a/../../b"]), ("outputs", [""]),
         ("outputs", ["a\nb"]), ("outputs", [HALF_A_CHARACTER]), ("outputs", ["x"] * 257),
         ("outputs", ["/workspace/../x"]), ("outputs", ["a" * 256]), ("outputs", ["a/" * 1500]), ("outputs", ["~me/x"]),
@@ -124,7 +124,8 @@ def test_an_unknown_field_is_answered_with_all_that_are_known() -> None:
         ("gpus", True), ("cpus", True), ("retries", False), ("outputs", "model.pt"), ("env", ["SEED"]),
         ("gpus", -1), ("gpus", 1.5), ("gpus", 2000), ("gpu_memory", "1GiB"),
         ("memory", 0), ("memory", "0"), ("disk", -1), ("shm_size", "1TiB"), ("shm_size", 0),
-        ("timeout", 0), ("timeout", "-1s"), ("timeout", "20y"), ("expires", "0s"), ("stall_timeout", "0s"),
+        ("timeout", 0), ("timeout", "-1s"), ("timeout", "20y"), ("expires", "0s"), ("expires", "31d"),
+        ("stall_timeout", "0s"),
         ("retries", -1), ("retries", 101), ("network", "host"), ("network", "container:x"),
         ("project", ""), ("project", "a/b"), ("project", "x" * 65), ("queue", ""), ("queue", "-a"), ("queue", "x" * 71),
         ("queue", "ä"), ("queue", "a\n"),
@@ -138,7 +139,7 @@ def test_an_unknown_field_is_answered_with_all_that_are_known() -> None:
         ("inputs", {".hidden": Artifact(uri="s3://a")}), ("inputs", {"a": "s3://a"}),
     ],
 )  # fmt: skip
-def test_a_wrong_field_is_refused_by_name_with_a_fix(field: str, value: object) -> None:
+def test_a_wrong_field_is_refused_by_name_with_what_is_wrong(field: str, value: object) -> None:
     problems = problems_of(**{field: value})
     assert {path.split(".")[0] for path in problems} == {field}
     assert all(problems.values())
