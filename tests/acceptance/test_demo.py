@@ -33,7 +33,7 @@ def _demo(folder: Path, **variables: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -86,7 +86,7 @@ def test_with_an_engine_that_cannot_have_the_image_it_says_so_and_takes_a_proces
         capture_output=True,
         text=True,
         check=True,
-        timeout=250,
+        timeout=500,
     )
     assert "the image jobqueue-test/nowhere:1 is not there and cannot be pulled" in chosen.stdout
     assert chosen.stdout.splitlines()[-1] == "process"
