@@ -192,7 +192,7 @@ class Sender:
             try:
                 self._connections.registry.experiments.withdraw(submission.id)
             except JobqueueError as failure:
-                log.warning("experiment.not_withdrawn experiment=%s error=%s", submission.id, failure)
+                log.info("experiment.not_withdrawn experiment=%s error=%s", submission.id, failure)
                 told = f"the registry could not be told either: {submission.id} may still be started by the sweep"
                 error.add_note(told)
 

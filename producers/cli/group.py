@@ -138,6 +138,8 @@ def show_error(error: JobqueueError) -> None:
     _show(error.message)
     for line in error.last_lines if isinstance(error, ExperimentFailed) else ():
         click.echo(f"  | {plain(line.expandtabs())}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"note: {plain(note)}", err=True)
     if hint := find_hint(error):
         click.echo(f"hint: {plain(hint)}", err=True)
 

@@ -1,6 +1,7 @@
 """Submitting, looking, waiting, cancelling, downloading: over servers in memory, with a thread in a worker's place."""
 
 import json
+import re
 import sys
 import threading
 import warnings
@@ -25,6 +26,7 @@ from jobqueue.storage import open_store
 from producers import Client
 from producers.cli import jobqueue
 from producers.cli.follow import copy_output, tell_where
+from producers.handle import Experiment
 
 _SPEC = ("--image", "python:3.12-slim")
 pytestmark = pytest.mark.usefixtures("laptop_keys")
@@ -306,6 +308,21 @@ def test_who_is_interrupted_while_submitting_is_told_whether_it_was_submitted(
     result = _call("run", *_SPEC, "--", "true")
     assert result.exit_code == 130
     assert "interrupted before it was submitted (if that came too late, `jobqueue ls` shows it)" in result.stderr
+
+
+def test_who_is_left_by_a_server_is_told_that_the_experiment_goes_on(
+    project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(experiment: Experiment) -> None:
+        monkeypatch.setattr(experiment, "wait", away)
+
+    def away(*_: object) -> None:
+        raise RegistryUnavailable("the registry does not answer")
+
+    monkeypatch.setattr("producers.cli.submit.copy_output", copy)
+    result = _call("run", *_SPEC, "--", "true")
+    assert result.exit_code == 69
+    assert re.search(r"\nnote: (exp-\w+) goes on; look again: jobqueue logs -f \1\n", result.stderr)
 
 
 def test_what_is_warned_of_is_written_before_anything_is_packed(

@@ -72,6 +72,13 @@ def test_an_error_is_a_message_and_a_hint_without_a_traceback() -> None:
     assert result.stderr == "error: no experiment 'x'\nhint: `jobqueue ls` lists them\n"
 
 
+def test_an_error_is_told_with_its_notes() -> None:
+    error = errors.BrokerUnavailable("it is away", hint="look at it")
+    error.add_note("exp-1 may still be started")
+    result = CliRunner().invoke(_group(error), ["fail"])
+    assert result.stderr.splitlines()[:2] == ["error: it is away", "note: exp-1 may still be started"]
+
+
 def test_a_failed_experiment_shows_its_last_lines() -> None:
     error = errors.ExperimentFailed(
         "it exited with 1", last_lines=("Traceback", "ValueError: x"), hint="look at the log"
