@@ -161,6 +161,12 @@ def test_what_has_the_wrong_shape_is_told_the_right_one(field: str, value: objec
     assert fix in problems_of(**{field: value})[field]
 
 
+@pytest.mark.parametrize("path", ["../x", "a/../../b", "/etc/passwd", "/workspace/../x", "~/model.pt", "~me/x"])
+def test_an_output_outside_the_workspace_is_told_to_be_there(path: str) -> None:
+    (told,) = problems_of(outputs=[path]).values()
+    assert "outside the workspace" in told
+
+
 def test_numbers_and_paths_of_a_command_are_written_out() -> None:
     spec = parse_spec({**SHORTEST, "command": ["python", Path("src/train.py"), "--lr", 0.1, "--seed", 3]})
     assert spec.command == ("python", "src/train.py", "--lr", "0.1", "--seed", "3")
