@@ -6,6 +6,7 @@ Every step on the registry is one Lua script, so that it is atomic and takes one
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
@@ -17,6 +18,7 @@ from redis.retry import Retry
 
 from jobqueue.errors import InvalidSetting, RegistryUnavailable
 from jobqueue.registry.redis_witness import Witness, hear
+from jobqueue.registry.rules import HISTORY_LENGTH, RETENTION
 from jobqueue.tls import hint_of, split_certificates
 from jobqueue.unprotected import Protection, is_off
 
@@ -95,9 +97,13 @@ _SCRIPTS: Final = (
 
 
 def _head(*, is_local: bool) -> str:
-    """Return the line before every script: whether the server is on this machine, and what tests have switched off."""
+    """Return the line before every script: whether the server is on this machine, what is off, and what all go by."""
     off = ", ".join(f"{protection} = true" for protection in Protection if is_off(protection))
-    return f"local IS_LOCAL, OFF = {str(is_local).lower()}, {{{off}}}\n"
+    retention_ms = RETENTION // timedelta(milliseconds=1)
+    return (
+        "local IS_LOCAL, OFF, RETENTION_MS, HISTORY_LENGTH = "
+        f"{str(is_local).lower()}, {{{off}}}, {retention_ms}, {HISTORY_LENGTH}\n"
+    )
 
 
 @cache

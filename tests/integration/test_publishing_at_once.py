@@ -11,7 +11,7 @@ from services.redis import RedisServer
 from jobqueue.keys import KeyRing, Reader, Signer, make_pair
 from jobqueue.registry import open_registry
 
-EACH = 10
+EACH = 6
 OPERATOR = """
 import sys
 from click.testing import CliRunner

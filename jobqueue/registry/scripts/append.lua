@@ -4,7 +4,6 @@
 -- and a reader's cursor stays behind everything that a stream begun anew will hold.
 local id, token, stream, attempt = unpack(ARGV, 1, 4)
 local offset, bytes, piece_bytes, kept_bytes = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local KEPT_MS = DAY_MS
 local record = load(id)
 if not may_write(record, token) then
   return refuse(record, token)
@@ -31,5 +30,5 @@ for first = 1, #bytes, piece_bytes do
     'attempt', attempt, 'offset', whole(offset + first - 1), 'bytes', piece)
 end
 redis.call('XTRIM', key, 'MINID', whole(last_end - kept_bytes))
-redis.call('PEXPIRE', key, whole(KEPT_MS))
+redis.call('PEXPIRE', key, whole(DAY_MS))
 return {'ok'}

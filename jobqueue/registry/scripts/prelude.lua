@@ -3,7 +3,8 @@
 -- An experiment is a hash; an empty field means "none". `until_ms` ends a lease while `worker_id` is set, a back-off otherwise;
 -- `span_ms` is how long that was meant to be, so that a clock which jumped back cannot stretch it. `kind` is the answer that
 -- gave the lease, `grant` the call that asked for it, `epoch` the one of `clock` in which the record is whole. The indexes are
--- ordered by id, which is the order of submission. A line before this file says which protections are off: none, but in tests.
+-- ordered by id, which is the order of submission. A line before this file has the numbers of `rules.py`, and says which
+-- protections are off: none, but in tests.
 
 local EXPERIMENT, MESSAGE, WITHDRAWN = 'jobqueue:experiment:', 'jobqueue:message:', 'jobqueue:withdrawn:'
 local ALL, PROJECT, NAME = 'jobqueue:experiments', 'jobqueue:project:', 'jobqueue:name:'
@@ -12,10 +13,7 @@ local CLOCK, IDEMPOTENCY = 'jobqueue:clock', 'jobqueue:idempotency:'
 local OPEN, SEEN = 'jobqueue:open:', 'jobqueue:seen'
 
 local DAY_MS = 24 * 3600 * 1000
-local RETENTION_MS = 30 * DAY_MS
-local WITHDRAWN_MS = RETENTION_MS
 local UNUSED_INDEX_MS = 365 * DAY_MS
-local HISTORY_LENGTH = 20
 local CLOCK_TOLERANCE_MS = 500
 
 local time = redis.call('TIME')
@@ -184,7 +182,7 @@ local function give_back(id, record, ended)
     if ended.counter ~= '' then
       redis.call('HINCRBY', EXPERIMENT .. id, ended.counter, 1)
     end
-    store(id, 'state', 'QUEUED', 'reason', ended.reason, 'detail', ended.detail, 'exit_code', ended.exit_code,
+    store(id, 'reason', ended.reason, 'detail', ended.detail, 'exit_code', ended.exit_code,
       'last_lines', ended.last_lines, 'history', lengthen_history(record, ended.reason, ended.detail))
   end
   store(id, 'state', 'QUEUED', 'phase', '', 'worker_id', '', 'node_id', '', 'kind', '', 'grant', '',

@@ -4,7 +4,7 @@ local record = load(id)
 if is_final(record) then
   return {'ok'}
 end
-redis.call('SET', WITHDRAWN .. id, '1', 'PX', whole(WITHDRAWN_MS))
+redis.call('SET', WITHDRAWN .. id, '1', 'PX', whole(RETENTION_MS))
 if not record.state then
   return {'ok'}
 end
