@@ -27,9 +27,7 @@ _UP = timedelta(seconds=120)
 def place(redis_server: RedisServer, tmp_path: Path) -> Iterator[Place]:
     url = redis_server.url
     with open_place(tmp_path, broker=url, registry=url, engine=None, lease="20s", grace="5s") as opened:
-        with opened.open_broker() as broker:
-            for queue in request_queues(opened.site.settings.project):
-                broker.queues.create(queue)
+        opened.create(*request_queues(opened.site.settings.project))
         yield opened
 
 

@@ -34,9 +34,7 @@ LONG = timedelta(seconds=90)
 def place(redis_server: RedisServer, tmp_path: Path) -> Iterator[Place]:
     url = redis_server.url
     with open_place(tmp_path, broker=url, registry=url, engine=None, lease="60s", grace="2s") as opened:
-        with opened.open_broker() as broker:
-            for queue in request_queues(opened.site.settings.project):
-                broker.queues.create(queue)
+        opened.create(*request_queues(opened.site.settings.project))
         yield opened
 
 

@@ -77,9 +77,7 @@ def open_machine(folder: Path, *, broker: str, registry: str, gpus: int = 4, **s
     driver.show(*(Device(uuid=uuid, index=index, memory_bytes=2**34) for index, uuid in enumerate(UUIDS[:gpus])))
     settings = {"lease": "30s", "grace": "10s", **settings}
     with open_place(folder, broker=broker, registry=registry, engine=None, **settings) as place:
-        with place.open_broker() as opened:
-            for queue in request_queues(place.site.settings.project):
-                opened.queues.create(queue)
+        place.create(*request_queues(place.site.settings.project))
         log = folder / "node.log"
         process = Process(
             name="the machine's server",
