@@ -47,6 +47,13 @@ def test_what_a_node_claims_to_have_said_costs_no_memory() -> None:
     assert len(heard._told) == 10
 
 
+def test_the_attempts_that_spoke_last_are_remembered() -> None:
+    heard = Heard(attempts=2)
+    for token, sequence in ((1, 0), (2, 0), (1, 1), (3, 0)):
+        heard.note(replace(REPORT, token=token, sequence=sequence))
+    assert [heard.is_new(replace(REPORT, token=token)) for token in (1, 2, 3)] == [False, True, False]
+
+
 def test_what_is_about_no_experiment_is_always_new() -> None:
     heard, refusal = Heard(attempts=10), replace(REPORT, experiment_id=ExperimentId(""))
     for _ in range(3):

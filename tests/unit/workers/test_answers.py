@@ -56,6 +56,16 @@ def test_only_so_many_senders_are_remembered() -> None:
     assert len(answers._given) <= 1000
 
 
+def test_who_asks_again_is_remembered_however_many_others_come_and_so_is_who_comes_last() -> None:
+    answers = Answers(clock=Clock())
+    for _ in range(MOST):
+        assert answers.may_tell(Reason.BAD_SPEC, "loud")
+    for number in range(1500):
+        answers.may_tell(Reason.BAD_SPEC, str(number))
+        assert not answers.may_tell(Reason.BAD_SPEC, "loud")
+    assert [answers.may_tell(Reason.BAD_SPEC, "new") for _ in range(MOST + 1)] == [True] * MOST + [False]
+
+
 @pytest.mark.parametrize("sentence", ["x" * 100_000, "\u20ac" * 100_000, "\U0001f600" * 100_000])
 def test_an_answer_is_small_though_signed_and_sealed(sentence: str, node: FakeNode, tmp_path: Path) -> None:
     trust(node.site.keys.folder, make_pair(tmp_path / "listener", Reader.REPORTING).line)
