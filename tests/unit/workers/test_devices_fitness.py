@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.hardware.devices import Device, Inventory, Presence
-from workers.hardware.fitness import FATAL_XIDS, FREE_WITHIN, Ailment, check, check_before_start, check_free
+from workers.hardware.fitness import FATAL_XIDS, FREE_WITHIN, Ailment, Unfit, check, check_before_start, check_free
 from workers.hardware.in_memory import MemoryDevices
 from workers.hardware.quarantine import (
     FIRST_BACK_OFF,
@@ -113,8 +113,10 @@ def never(_: float) -> None:
 def test_a_start_on_a_device_that_is_gone_or_not_known_does_not_wait() -> None:
     devices = MemoryDevices()
     found = check_before_start(devices, since=GPU, wait=never)
-    assert found is not None
-    assert found.ailment is Ailment.LOST
+    assert found == Unfit(ailment=Ailment.LOST, detail="GPU-1 is not there any more: no GPU was said to be there")
+    devices.inventory = Inventory(presence=Presence.PRESENT, problems=("device 0: lost", "device 1: lost"))
+    found = check_before_start(devices, since=GPU, wait=never)
+    assert found == Unfit(ailment=Ailment.LOST, detail="GPU-1 is not there any more: device 0: lost; device 1: lost")
     devices.inventory = Inventory(presence=Presence.UNKNOWN, detail="NVML hangs")
     found = check_before_start(devices, since=GPU, wait=never)
     assert found is not None
