@@ -1,5 +1,6 @@
 """Waiting for a condition, never for a time."""
 
+import os
 import random
 import socket
 import time
@@ -22,6 +23,7 @@ _SHARE_OF_WAITING = 0.2
 _PORTS = range(12_000, 32_000)
 # The tests' random order seeds every worker's `random` alike.
 _random = random.SystemRandom()
+_given: set[int] = set()
 
 
 def wait_until(
@@ -52,15 +54,23 @@ def waited_seconds() -> float:
 
 
 def free_port() -> int:
-    """Choose a loopback port that nobody listens on."""
+    """Choose a loopback port that nobody listens on, and that no other test of this run is given.
+
+    A server may take half a minute to its port: what is free now is not left to chance until then.
+    """
+    number, count = (os.environ.get(f"PYTEST_XDIST_{name}", "") for name in ("WORKER", "WORKER_COUNT"))
+    ours = _PORTS[int(number.removeprefix("gw")) :: int(count)] if number and count else _PORTS
     while True:
-        port = _random.choice(_PORTS)
+        port = _random.choice(ours)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
 
 
