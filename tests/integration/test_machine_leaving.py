@@ -82,5 +82,7 @@ def record_of(place: Place, experiment: Experiment) -> Record:
 
 
 def node_of(place: Place, name: str) -> str:
+    # Other tests' workers are named alike, and known for a while after they were killed.
+    worker_id = f"{name}.{place.site.settings.project}@test"
     there = place.client._connections.registry.workers.present()
-    return next(worker.node_id for worker in there if worker.worker_id.startswith(name))
+    return next(worker.node_id for worker in there if worker.worker_id == worker_id)
