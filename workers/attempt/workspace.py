@@ -31,7 +31,6 @@ __all__ = [
     "attempt_folder",
     "list_attempts",
     "make_folder",
-    "own",
     "remove",
     "stage_in",
     "stage_out",
