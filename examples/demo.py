@@ -94,8 +94,7 @@ def use_private_state(folder: Path, *, runtime: str) -> None:
 def running_system(folder: Path) -> Iterator["Client"]:
     """Run the embedded broker and one node, and give a client of them; stop both at the end, in order."""
     from jobqueue.config import Settings
-    from jobqueue.registry import open_registry
-    from producers.cli.dev import node_process, prepare
+    from producers.cli.dev import node_process, prepare, wait_until_served
     from producers.cli.embedded import embedded_server
     from producers.client import Client
 
@@ -106,12 +105,9 @@ def running_system(folder: Path) -> Iterator["Client"]:
         prepare(settings)
         node = running.enter_context(node_process(settings, log=log))
         client = running.enter_context(closing(Client(settings)))
-        registry = running.enter_context(closing(open_registry(settings.registry)))
         until = time.monotonic() + NODE_START_SECONDS
-        while not registry.workers.present():
-            if node.poll() is not None or time.monotonic() > until:
-                sys.exit(f"the node did not start:\n{log.read_text(errors='replace')[-4000:]}")
-            time.sleep(0.1)
+        if not wait_until_served(settings, is_over=lambda: node.poll() is not None or time.monotonic() > until):
+            sys.exit(f"the node did not start:\n{log.read_text(errors='replace')[-4000:]}")
         say("started", f"broker and registry on {settings.embedded_socket}, one node (celery -A jobqueue worker)")
         yield client
 

@@ -6,8 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ _FLOWER_PORT = 5555
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _FLOWER_GRACE = timedelta(seconds=5)
 _DRAIN_MARGIN = timedelta(seconds=10)
+_LOOK_SECONDS = 0.1
 
 
 @click.command()
@@ -65,6 +67,8 @@ def dev(ctx: click.Context, /, *, flower: bool, flower_port: int, quiet: bool) -
         web = _start_flower(running, settings, server, port=flower_port) if flower else "off"
         _announce(settings, server, node=node, web=web, log=log)
         try:
+            if wait_until_served(settings, is_over=_has_any_ended):
+                _invite()
             ended = parts.get(_wait_for_any_end(), "Flower")
             click.echo(f"{ended} ended by itself; the logs are in {server.folder}", err=True)
         except KeyboardInterrupt:
@@ -101,6 +105,18 @@ def node_process(settings: "Settings", *, log: Path | None = None) -> Iterator[s
         yield child
     finally:
         stop_child(child, grace=settings.grace + _DRAIN_MARGIN)
+
+
+def wait_until_served(settings: "Settings", *, is_over: Callable[[], bool]) -> bool:
+    """Wait until a worker is there; return False when there is none once `is_over` says that none will come."""
+    from jobqueue.registry import open_registry
+
+    with closing(open_registry(settings.registry)) as registry:
+        while not registry.workers.present():
+            if is_over():
+                return False
+            time.sleep(_LOOK_SECONDS)
+    return True
 
 
 def _start_flower(running: ExitStack, settings: "Settings", server: EmbeddedServer, *, port: int) -> str:
@@ -176,6 +192,10 @@ def _wait_for_any_end() -> int:
     return found.si_pid if found else 0
 
 
+def _has_any_ended() -> bool:
+    return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
 def _announce(
     settings: "Settings", server: EmbeddedServer, *, node: subprocess.Popen[bytes], web: str, log: Path | None
 ) -> None:
@@ -189,6 +209,10 @@ def _announce(
     }
     for name, text in lines.items():
         click.echo(f"{click.style(f'{name:8}', bold=True)}{text}")
+    sys.stdout.flush()
+
+
+def _invite() -> None:
     click.echo("try it, in another terminal:  jobqueue run --image python:3.12-slim -- python -c 'print(42)'")
     click.echo("Ctrl-C stops everything")
     sys.stdout.flush()

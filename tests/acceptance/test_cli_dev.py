@@ -91,7 +91,7 @@ def _all_gone(parts: list[psutil.Process]) -> bool:
 
 def test_an_experiment_runs_and_ctrl_c_leaves_nothing(environment: Mapping[str, str], tmp_path: Path) -> None:
     with _dev(environment, "--no-flower") as dev:
-        wait_until(lambda: _workers(environment), what="a worker is there", within=_START)
+        assert _workers(environment), "what it invites to try can be tried"
         folder = tmp_path / "work"
         folder.mkdir()
         (folder / "train.py").write_text(
