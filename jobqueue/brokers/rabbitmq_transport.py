@@ -98,12 +98,16 @@ class Channel(_kombu.Channel):  # type: ignore[misc]  # a class, untyped
         self._consumed[consumer_tag] = consumed
         return begin(consumer_tag, callback=screened)
 
-    def basic_cancel(self, consumer_tag: str, **options: Any) -> Any:
-        """Consume a queue no longer; what comes before the broker knows is still delivered."""
+    def basic_cancel(self, consumer_tag: str) -> None:
+        """Consume a queue no longer; what was sent before the broker knows is delivered before this returns."""
         if consumed := self._consumed.get(consumer_tag):
             consumed.is_over = True
             self._adapt(consumed)
-        return super().basic_cancel(consumer_tag, **options)
+        if self.connection:
+            self.send_method(spec.Basic.Cancel, "sb", (consumer_tag, False))
+        # The library takes any answer for its own, and the end of many at a time is answered too.
+        while self.connection and consumer_tag in self.callbacks:
+            self.connection.drain_events()
 
     def _on_basic_cancel_ok(self, consumer_tag: str) -> None:
         super()._on_basic_cancel_ok(consumer_tag)

@@ -124,6 +124,20 @@ def test_a_queue_that_is_left_after_a_flood_sends_nothing_until_it_is_consumed_a
         assert consumer.next(_NOTHING_MORE) is None
 
 
+def test_nothing_comes_any_more_once_a_queue_that_is_flooded_was_left(broker: Broker) -> None:
+    with request_queue(broker) as queue, consumers(broker) as consume:
+        fill(broker, queue, *[b"garbage"] * 3 * MOST_AT_A_TIME)
+        consumer = consume(queue)
+        seen: list[Any] = []
+        consumer.connection.transport.is_refused = lambda message: seen.append(message) or is_garbage(message)
+        while len(seen) <= FLOOD:  # many at a time are on their way
+            consumer.next(_A_MOMENT)
+        consumer.consumer.cancel()
+        # Who stops reads no more, and what came then would stay with him.
+        assert consumer.channel.callbacks == {}
+        wait_until(lambda: ready(broker, queue) + len(seen) == 3 * MOST_AT_A_TIME, what="all the others there")
+
+
 def test_a_connection_is_closed_while_messages_come(broker: Broker) -> None:
     with request_queue(broker) as queue, consumers(broker) as consume:
         consumer = consume(queue)
