@@ -27,6 +27,7 @@ from jobqueue.report import LogEntry, Progress, TaskState
 from jobqueue.storage.manifests import load_manifest
 from producers.client import Client
 from producers.handle import Experiment
+from producers.preparation import JobqueueWarning
 
 MIB = 2**20
 PLACES = [("rabbitmq", "docker"), ("redis", "process"), ("sqs", "process")]
@@ -200,7 +201,9 @@ def test_links_and_pipes_among_the_outputs_are_left_out(place: Served) -> None:
 
 
 def test_an_image_that_the_node_denies_is_refused(place: Served) -> None:
-    error = fails(place.submit("true", image=DENIED))
+    with pytest.warns(JobqueueWarning, match="allows the images"):
+        experiment = place.submit("true", image=DENIED)
+    error = fails(experiment)
     assert error.reason == "IMAGE_REFUSED"
     assert "jobqueue-test/*" in str(error)
 
