@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobqueue.errors import InvalidSetting
+from jobqueue.errors import InvalidSetting, RegistryUnavailable
 from jobqueue.routing import request_queues
 from producers.cli.arguments import read_settings
 from producers.cli.children import end_with_terminal, start_child, stop_child
@@ -108,15 +108,20 @@ def node_process(settings: "Settings", *, log: Path | None = None) -> Iterator[s
 
 
 def wait_until_served(settings: "Settings", *, is_over: Callable[[], bool]) -> bool:
-    """Wait until a worker is there; return False when there is none once `is_over` says that none will come."""
+    """Wait until a worker is there; return False when there is none once `is_over` says that none will come.
+
+    A registry that does not answer for a moment, or has ended, knows of none: `is_over` says what that means.
+    """
     from jobqueue.registry import open_registry
 
     with closing(open_registry(settings.registry)) as registry:
-        while not registry.workers.present():
+        while True:
+            with suppress(RegistryUnavailable):
+                if registry.workers.present():
+                    return True
             if is_over():
                 return False
             time.sleep(_LOOK_SECONDS)
-    return True
 
 
 def _start_flower(running: ExitStack, settings: "Settings", server: EmbeddedServer, *, port: int) -> str:

@@ -9,11 +9,14 @@ from uuid import uuid4
 import pytest
 from click.testing import CliRunner, Result
 
+from jobqueue.config import Settings
+from jobqueue.errors import RegistryUnavailable
 from jobqueue.ids import NodeId, WorkerId, make_experiment_id
 from jobqueue.registry import open_registry
 from jobqueue.registry.presence import Drain, Gauge, WorkerRecord
 from jobqueue.resources import Offer
 from producers.cli import jobqueue
+from producers.cli.dev import wait_until_served
 
 TTL = timedelta(minutes=1)
 WORKERS = open_registry("memory://").workers
@@ -169,3 +172,27 @@ def test_a_node_that_is_to_drain_and_has_gone_is_told_of_and_can_be_resumed(host
     assert f"jobqueue nodes resume {host}-1a2b" in call("ls").stderr
     assert call("resume", f"{host}-1").stdout == f"{host}-1a2b\n"
     assert targets(host) == []
+
+
+def test_who_waits_for_a_node_waits_for_the_registry_too(announce: Announce, monkeypatch: pytest.MonkeyPatch) -> None:
+    present, silences = WORKERS.present, [RegistryUnavailable("it is away")]
+
+    def stumble() -> list[WorkerRecord]:
+        if silences:
+            raise silences.pop()
+        return present()
+
+    monkeypatch.setattr(WORKERS, "present", stumble)
+    announce()
+
+    assert wait_until_served(Settings(registry_url="memory://"), is_over=lambda: False)
+    assert not silences
+
+
+def test_nobody_waits_for_a_node_that_has_ended_with_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list[WorkerRecord]:
+        raise RegistryUnavailable("it has ended")
+
+    monkeypatch.setattr(WORKERS, "present", fail)
+
+    assert not wait_until_served(Settings(registry_url="memory://"), is_over=lambda: True)
