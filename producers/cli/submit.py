@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from jobqueue.errors import ExperimentFailed, InvalidSpec, JobqueueError, Problem, Unavailable
+from jobqueue.errors import ExperimentFailed, InvalidSpec, JobqueueError, Problem, StoreUnavailable, Unavailable
 from jobqueue.lifecycle import Reason
 from producers.cli.arguments import open_client
 from producers.cli.follow import copy_output
@@ -118,7 +118,9 @@ def run(ctx: click.Context, /, *, quiet: bool, **given: Any) -> None:
         click.echo(f"  cancel it:   jobqueue cancel {experiment.id}", err=True)
         ctx.exit(EXIT_INTERRUPTED)
     except Unavailable as error:
-        error.add_note(f"{experiment.id} goes on; look again: jobqueue logs -f {experiment.id}")
+        # The store is asked last, for how it has ended.
+        fate = "is over" if isinstance(error, StoreUnavailable) else "goes on"
+        error.add_note(f"{experiment.id} {fate}; look again: jobqueue logs -f {experiment.id}")
         raise
     except ExperimentFailed as error:
         show_error(ExperimentFailed(error.message, hint=error.hint))  # its last lines have just been seen

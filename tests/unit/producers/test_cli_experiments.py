@@ -17,7 +17,7 @@ from services.hand_worker import HandWorker
 from services.waiting import wait_until
 
 from jobqueue.config import Settings
-from jobqueue.errors import RegistryUnavailable, StoreUnavailable
+from jobqueue.errors import RegistryUnavailable, StoreUnavailable, Unavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import Outcome, Reason, State
 from jobqueue.registry import open_registry
@@ -310,19 +310,24 @@ def test_who_is_interrupted_while_submitting_is_told_whether_it_was_submitted(
     assert "interrupted before it was submitted (if that came too late, `jobqueue ls` shows it)" in result.stderr
 
 
-def test_who_is_left_by_a_server_is_told_that_the_experiment_goes_on(
-    project: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "fate"),
+    [(RegistryUnavailable("it does not answer"), "goes on"), (StoreUnavailable("it does not answer"), "is over")],
+    ids=["registry", "store"],
+)
+def test_who_is_left_by_a_server_is_told_what_becomes_of_the_experiment(
+    error: Unavailable, fate: str, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy(experiment: Experiment) -> None:
-        monkeypatch.setattr(experiment, "wait", away)
+        monkeypatch.setattr(experiment, "exception", away)
 
     def away(*_: object) -> None:
-        raise RegistryUnavailable("the registry does not answer")
+        raise error
 
     monkeypatch.setattr("producers.cli.submit.copy_output", copy)
     result = _call("run", *_SPEC, "--", "true")
     assert result.exit_code == 69
-    assert re.search(r"\nnote: (exp-\w+) goes on; look again: jobqueue logs -f \1\n", result.stderr)
+    assert re.search(rf"\nnote: (exp-\w+) {fate}; look again: jobqueue logs -f \1\n", result.stderr)
 
 
 def test_what_is_warned_of_is_written_before_anything_is_packed(
