@@ -19,7 +19,7 @@ from producers.causes import find_causes
 from producers.connections import Connections
 from producers.ending import apply_marker, make_error, mark_cancelled, without_message
 from producers.logs import follow_log, open_source, print_log, read_log
-from producers.outputs import Outputs, confirm_end, read_result
+from producers.outputs import Outputs, find_error, read_result
 from producers.timeline import error_to_html, make_view, parse_progress, to_html
 from producers.watching import OUTAGE, Watcher, parse_timeout
 
@@ -185,10 +185,11 @@ class Experiment(concurrent.futures.Future[Any]):
 
         Raises:
             ExperimentTimeout: it was not over in time; it goes on.
+            StoreUnavailable: it is over, and nobody can say whether it succeeded.
         """
         if not self.wait(timeout):
             raise ExperimentTimeout(f"{self.id} was not over within {parse_timeout(timeout):g} s")
-        return make_error(confirm_end(self.look(), self.outputs))
+        return find_error(self.look(), self.outputs)
 
     def running(self) -> bool:
         """Tell whether an attempt is being prepared, run or finished now."""

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from jobqueue.artifacts import Manifest, OutputFile, attempt_prefix, output_key
-from jobqueue.errors import ArtifactRefused, InvalidSpec, NotFound, Problem
+from jobqueue.errors import ArtifactRefused, InvalidSpec, JobqueueError, NotFound, Problem
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
 from jobqueue.marker import Marker
@@ -19,7 +19,7 @@ from jobqueue.registry.base import Record
 from jobqueue.storage.base import Store
 from jobqueue.storage.manifests import load_manifest
 from jobqueue.storage.markers import read_marker
-from producers.ending import apply_marker
+from producers.ending import apply_marker, make_error
 
 RESULT_FILE: Final = "outputs/result.json"
 # What an experiment wrote is parsed in the memory of whoever asks for it.
@@ -174,6 +174,21 @@ def confirm_end(record: Record, outputs: Outputs) -> Record:
     except NotFound:
         told = f"the registry says that {record.submission.id} has succeeded, but the store has no result of it"
         raise ArtifactRefused(told, hint="is JOBQUEUE_STORAGE_URL here the one that the nodes write to?") from None
+
+
+def find_error(record: Record, outputs: Outputs) -> JobqueueError | None:
+    """Return what keeps an experiment that is over from being a success; None when it is one.
+
+    A success that the store does not confirm is returned as well: of a future whose `exception` raises, an event loop
+    would never hear.
+
+    Raises:
+        StoreUnavailable: nobody can say.
+    """
+    try:
+        return make_error(confirm_end(record, outputs))
+    except ArtifactRefused as error:
+        return error
 
 
 def read_result(outputs: Outputs) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol
 
-from jobqueue.errors import InvalidSpec, JobqueueError, Problem, Unavailable
+from jobqueue.errors import ArtifactRefused, InvalidSpec, JobqueueError, Problem, Unavailable
 from jobqueue.ids import ExperimentId
 from jobqueue.lifecycle import State
 from jobqueue.quantities import is_number, parse_duration
@@ -219,7 +219,13 @@ class Watcher:
         with self._changed:
             entry = self._entries.get(experiment_id)
         watched = entry.watched() if entry else None
-        return watched is None or watched.settle()
+        if watched is None:
+            return True
+        try:
+            return watched.settle()
+        except ArtifactRefused as error:  # what lies where its end is told is no marker, and none will be
+            watched.resolve(error)
+            return True
 
     def _note(self, error: Unavailable | None) -> None:
         with self._changed:

@@ -13,6 +13,7 @@ import pytest
 from services.hand_worker import HandWorker
 from services.waiting import wait_until
 
+from jobqueue.artifacts import result_key
 from jobqueue.errors import (
     ArtifactRefused,
     ExperimentCancelled,
@@ -23,7 +24,7 @@ from jobqueue.errors import (
     RegistryUnavailable,
 )
 from jobqueue.ids import ExperimentId, make_experiment_id
-from jobqueue.lifecycle import Reason, State
+from jobqueue.lifecycle import Outcome, Reason, State
 from producers import watching
 from producers.client import Client
 from producers.ending import read_marker
@@ -276,12 +277,37 @@ def test_a_long_outage_is_told_to_who_waits(client: Client, exp: Experiment, mon
 def test_a_forgetful_registry_is_made_up_for_by_the_marker(client: Client, exp: Experiment, worker: HandWorker) -> None:
     worker.run()
     worker.put_outputs({"outputs/result.json": b"[1]"})
-    from jobqueue.lifecycle import Outcome
-
     worker.mark(Outcome(reason=Reason.EXITED_ZERO, exit_code=0), State.SUCCEEDED)
     client._connections.registry.experiments._table.entries.clear()  # type: ignore[attr-defined]
 
     assert exp.result(timeout=SOON) == [1]
+
+
+def test_a_marker_that_is_none_ends_the_waiting_of_a_forgetful_registry(
+    client: Client, exp: Experiment, worker: HandWorker
+) -> None:
+    worker.run()
+    client._connections.store.put(result_key(exp.id), b"no marker")
+    client._connections.registry.experiments._table.entries.clear()  # type: ignore[attr-defined]
+
+    with pytest.raises(ArtifactRefused, match="not a result marker"):
+        exp.result(timeout=SOON)
+
+
+def test_an_end_that_the_store_does_not_know_ends_the_waiting_of_every_loop(
+    exp: Experiment, worker: HandWorker
+) -> None:
+    worker.run()
+    worker.registry.leases.advance(worker.lease, State.FINALIZING)
+    worker.registry.leases.finish(worker.lease, Outcome(reason=Reason.EXITED_ZERO, exit_code=0), state=State.SUCCEEDED)
+
+    async def wait() -> None:
+        await asyncio.wait_for(asyncio.wrap_future(exp), SOON)
+
+    with pytest.raises(ArtifactRefused, match="has no result of it"):
+        asyncio.run(wait())
+    done, _ = concurrent.futures.wait([exp], timeout=SOON, return_when=concurrent.futures.FIRST_EXCEPTION)
+    assert done == {exp}
 
 
 def test_an_id_that_was_never_given_is_an_error_and_not_a_wait(client: Client) -> None:
