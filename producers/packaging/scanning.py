@@ -156,7 +156,7 @@ def _walk(found: Scan, place: _Place) -> None:
         status = place.folder.stat()
         children = sorted(os.scandir(place.folder), key=lambda child: child.name)
     except OSError as error:
-        found.faults.append(_tell_unreadable(place, error))
+        found.faults.append(_tell_unreadable(found, place, error))
         return
     patterns = read_patterns(place.folder, relative=place.relative) + place.patterns
     around = place.around | {(status.st_dev, status.st_ino)}
@@ -183,7 +183,7 @@ def _visit(found: Scan, place: _Place) -> None:
     except FileNotFoundError:
         return  # it went while we looked; what is packed is what is still there
     except OSError as error:
-        found.faults.append(_tell_unreadable(place, error))
+        found.faults.append(_tell_unreadable(found, place, error))
         return
     entry = _entry(place.relative, source, status)
     if _is_left_out(found, place, entry):
@@ -193,19 +193,19 @@ def _visit(found: Scan, place: _Place) -> None:
     elif entry.is_folder and (status.st_dev, status.st_ino) in place.around:
         found.links.append(entry.path)
     elif fault := _fault(entry.path) or _find_twin(found, entry.path):
-        other = (
-            f"list it in {IGNORE_FILE}" if found.honours_ignores else "send a .tar that the experiment unpacks itself"
-        )
-        way_out = f"rename it, or {other}"
-        found.faults.append(f"{_shown(entry.path)} {fault} ({way_out})")
+        found.faults.append(f"{_shown(entry.path)} {fault} (rename it, or {_tell_way_out(found)})")
     else:
         found.entries.append(entry)
         if entry.is_folder:
             _walk(found, _Place(folder=source, relative=f"{entry.path}/", patterns=place.patterns, around=place.around))
 
 
-def _tell_unreadable(place: _Place, error: OSError) -> str:
-    return f"{_shown(place.relative)} cannot be read: {error.strerror} (list it in {IGNORE_FILE})"
+def _tell_way_out(found: Scan) -> str:
+    return f"list it in {IGNORE_FILE}" if found.honours_ignores else "send a .tar that the experiment unpacks itself"
+
+
+def _tell_unreadable(found: Scan, place: _Place, error: OSError) -> str:
+    return f"{_shown(place.relative)} cannot be read: {error.strerror} ({_tell_way_out(found)})"
 
 
 def _follow(found: Scan, link: Path) -> Path | None:

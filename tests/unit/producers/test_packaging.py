@@ -20,7 +20,7 @@ from jobqueue.errors import InvalidSpec, StoreUnavailable
 from jobqueue.storage import locate, open_store
 from jobqueue.storage.base import Store
 from producers import packaging
-from producers.packaging import check_workspace, pack_workspace, upload_input
+from producers.packaging import check_input, check_workspace, pack_workspace, upload_input
 from producers.packaging.ignoring import MAX_KEY_BYTES, holds_key
 
 OLD = 1_700_000_000
@@ -502,6 +502,24 @@ def test_of_too_many_files_nothing_is_read_and_the_folders_with_most_of_them_are
         "workspace: more than 50 files and folders, most of those seen in 'data/frames/' (41), './' (5), 'runs/' (2) "
         "(name a smaller folder, or list what is not needed in .jobqueueignore)"
     )
+
+
+def test_what_cannot_be_read_comes_with_a_way_out_that_counts_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(place: str | Path = ".") -> object:
+        if Path(place).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(place)
+
+    (folder / "closed").mkdir()
+    monkeypatch.setattr("producers.packaging.scanning.os.scandir", refuse)
+
+    assert problems(folder).endswith("'closed/' cannot be read: Permission denied (list it in .jobqueueignore)")
+    (problem,) = check_input(folder, field="inputs.data").problems  # where ignore files have no say
+    assert problem.message.endswith("Permission denied (send a .tar that the experiment unpacks itself)")
 
 
 def test_the_whole_machine_is_no_workspace() -> None:
