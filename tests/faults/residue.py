@@ -8,10 +8,10 @@ import redis
 
 from faults.history import Fact
 from faults.injections import SKEW_KEY
-from faults.world import World, open_registry_of
+from faults.world import PROJECT, World, open_registry_of
 from jobqueue.brokers import open_broker
 from jobqueue.errors import JobqueueError
-from jobqueue.routing import COMPANIONS
+from jobqueue.routing import COMPANIONS, request_queues
 
 # What a registry keeps for ever: its own clock, and the suite's hand on it.
 _KEPT_KEYS: Final = frozenset({"jobqueue:clock", SKEW_KEY})
@@ -85,7 +85,9 @@ def _leased(world: World) -> list[str]:
 
 
 def _strange_queues(world: World) -> list[str]:
-    ours = {world.queue, *(world.queue + companion for companion in COMPANIONS)}
+    # Who submits while a broker has lost its queues makes all of the project's.
+    queues = request_queues(PROJECT)
+    ours = {*queues, *(queue + companion for queue in queues for companion in COMPANIONS)}
     return sorted(
         name for name in world.broker.names() if name not in world.made | ours and not name.startswith(_BINDINGS)
     )
