@@ -106,7 +106,7 @@ both = pytest.mark.parametrize("is_confined", [True, False], ids=["confined", "b
 def test_it_begins_as_in_a_container_however_its_worker_was_started(workspace: Path, *, is_confined: bool) -> None:
     command = "echo $(grep -E '^Sig(Blk|Ign)|^Umask' /proc/self/status)"
     words = [sys.executable, "-c", BACKGROUND + WORKER, str(workspace), str(is_confined), "False", command, "60"]
-    done = subprocess.run(words, stdout=subprocess.PIPE, cwd=PACKAGES, text=True, timeout=60, check=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE, cwd=PACKAGES, text=True, timeout=200, check=True)
     (container,) = ProcessRuntime(workspace / "state").find("node")
     container.remove()
     *told, ignored = done.stdout.split()

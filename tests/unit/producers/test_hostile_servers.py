@@ -52,7 +52,7 @@ def test_a_success_is_believed_from_the_store_alone(exp: Experiment, worker: Any
     """
     say_succeeded(worker)
 
-    assert exp.wait(5)
+    assert exp.wait(60)
     error = exp.exception()
     assert isinstance(error, ArtifactRefused)
     assert "the store has no result of it" in error.message
@@ -71,7 +71,7 @@ def test_a_failure_that_the_registry_calls_a_success_is_a_failure(exp: Experimen
     worker.mark(Outcome(reason=Reason.EXITED_NONZERO, exit_code=3), State.FAILED)
     say_succeeded(worker)
 
-    error = exp.exception(5)
+    error = exp.exception(60)
     assert isinstance(error, ExperimentFailed)
     assert error.exit_code == 3
     with pytest.raises(ExperimentFailed):
