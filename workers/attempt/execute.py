@@ -153,8 +153,8 @@ class Execution:
         self._file.update(started_at_seconds=clock_seconds())
         container = site.runtime.start(plan)
         self.has_started = True
-        site.health.note_start()
         try:
+            site.health.note_start()
             return self._supervise(container, spec, staged.workspace)
         finally:
             self._remove(container)

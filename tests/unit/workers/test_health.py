@@ -231,6 +231,19 @@ def test_it_is_tried_with_one_after_longer_and_longer_pauses_and_one_that_starts
     assert node.site.health.is_fit, "it begins to count anew"
 
 
+def test_no_container_stays_though_its_start_cannot_be_noted(node: FakeNode, engine: RefusingEngine) -> None:
+    def upset() -> None:
+        raise OSError("odd")
+
+    for _ in range(3):
+        engine.fail()
+    engine.is_refusing = False
+    node.site.health.on_change = upset
+    engine.fail()
+    assert [container.is_removed for container in node.runtime.containers] == [True]
+    assert node.site.health.is_fit
+
+
 def test_one_that_starts_between_them_breaks_the_row(node: FakeNode, engine: RefusingEngine) -> None:
     for _ in range(4):
         engine.is_refusing = True
