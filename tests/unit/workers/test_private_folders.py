@@ -41,6 +41,12 @@ def test_so_are_the_key_of_tls_and_the_credentials_of_the_store(
     assert Path("/opt/ca.pem") not in find_private(settings)
 
 
+def test_a_variable_that_names_no_file_hides_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = find_private(settings := Settings(state_dir=tmp_path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", "")
+    assert find_private(settings) == expected
+
+
 def test_a_user_without_a_home_starts_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(state_dir=tmp_path, cache_dir=tmp_path)
     expected = find_private(settings)

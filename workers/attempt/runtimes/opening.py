@@ -40,8 +40,8 @@ def find_private(settings: Settings) -> tuple[Path, ...]:
     """Return the folders and files, beside the state folder, that no experiment is to see, wherever they lie."""
     folders = (settings.cache_dir, settings.keys_dir, settings.device_locks_dir, *folders_of(settings.storage))
     # The store's credentials.
-    files = (Path(value) for name, value in os.environ.items() if name.startswith("AWS_") and name.endswith("_FILE"))
-    return (*folders, *settings.private_files, *files, *_find_home())
+    files = (value for name, value in os.environ.items() if name.startswith("AWS_") and name.endswith("_FILE"))
+    return (*folders, *settings.private_files, *map(Path, filter(None, files)), *_find_home())
 
 
 def _find_home() -> list[Path]:
