@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from services.runtimes import NODE, run
 
-from jobqueue.errors import InvalidSetting
+from jobqueue.errors import InvalidSetting, RuntimeFailure
 from jobqueue.resources import Resources
 from workers.attempt.runtimes.base import Labels, Plan
 from workers.attempt.runtimes.process import ProcessRuntime
@@ -135,3 +135,15 @@ def test_a_confined_process_has_the_files_of_its_own_devices_alone(
     printed, errors = look(script, tmp_path, runtime, gpus=("GPU-b",))
     assert sorted(printed.split()) == ["/dev/nvidia-caps/nvidia-cap7", "/dev/nvidia1", "/dev/nvidiactl"], errors
     assert look(script, tmp_path, runtime) == ("", "")
+
+
+def test_a_driver_that_does_not_tell_a_devices_files_is_in_the_way_of_a_confined_process_alone(tmp_path: Path) -> None:
+    def nodes_of(uuids: tuple[str, ...]) -> tuple[str, ...]:
+        raise RuntimeFailure(f"not known which file of /dev is the device {uuids[0]}")
+
+    confined, bare = (
+        ProcessRuntime(tmp_path / "state", nodes_of=nodes_of, is_confined=is_confined) for is_confined in (True, False)
+    )
+    with pytest.raises(RuntimeFailure, match="the device GPU-b"):
+        look("echo ran", tmp_path, confined, gpus=("GPU-b",))
+    assert look("echo ran", tmp_path, bare, gpus=("GPU-b",)) == ("ran\n", "")

@@ -133,7 +133,8 @@ class ProcessRuntime:
     def start(self, plan: Plan) -> Container:
         """Start a supervisor, which starts the experiment."""
         self.check()
-        nodes = self._nodes_of(plan.gpus) if plan.gpus else ()
+        # One that is not confined opens whatever its user may.
+        nodes = self._nodes_of(plan.gpus) if plan.gpus and self._is_confined else ()
         folder = Path(tempfile.mkdtemp(prefix=f"{make_name(plan.labels)}-", dir=self._folder))
         try:
             container = self._start(plan, folder, nodes)
