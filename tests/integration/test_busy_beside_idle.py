@@ -8,7 +8,7 @@ from services.place import OpenAt, Place, number, wait_for_sleep
 
 from jobqueue.lifecycle import State
 
-pytestmark = [pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 # So many that what comes at a time then, up to 10, 16 or 64, begins with garbage and ends with several sound ones.
 FLOOD, SOUND = 17, 6
 
@@ -47,6 +47,6 @@ def lay(place: Place, messages: list[bytes]) -> bool:
 def garbage_of(place: Place) -> bytes:
     """Return the envelope of an experiment that is over."""
     experiment = place.submit("true")
-    message = place.client._connections.registry.experiments.get(experiment.id).submission.message
+    message = place.record_of(experiment).submission.message
     experiment.cancel()
     return message

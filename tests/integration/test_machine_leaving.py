@@ -15,11 +15,9 @@ from services.site import ROOT
 from services.waiting import wait_until
 
 from jobqueue.lifecycle import Phase, Reason, State
-from jobqueue.registry.base import Record
-from producers.handle import Experiment
 from workers.hardware.devices import Device
 
-pytestmark = [pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
 GPUS = 2
 LONG = timedelta(minutes=2)
 
@@ -37,11 +35,11 @@ def test_what_waits_for_a_busy_machine_runs_on_one_that_starts_meanwhile(place: 
         running = place.submit(f"sleep {seconds}; true", gpus=1)
         sleeper = wait_for_sleep(seconds)
         waiting = place.submit("echo $NVIDIA_VISIBLE_DEVICES", gpus=GPUS)
-        wait_until(lambda: record_of(place, waiting).phase is Phase.WAITING, what="it waiting in line", within=LONG)
+        wait_until(lambda: place.record_of(waiting).phase is Phase.WAITING, what="it waiting in line", within=LONG)
         with open_node(place, tmp_path / "second", devices=UUIDS[GPUS:]):
             assert waiting.result(timeout=LONG.total_seconds()) == {"exit_code": 0}
             assert set(next(iter(waiting.logs())).split(",")) == set(UUIDS[GPUS:])
-            record = record_of(place, waiting)
+            record = place.record_of(waiting)
             assert (record.state, record.user_failures, record.platform_failures) == (State.SUCCEEDED, 0, 0)
             (past,) = record.history
             assert (past.attempt, past.reason) == (1, Reason.DOES_NOT_FIT)
@@ -75,10 +73,6 @@ def open_node(place: Place, folder: Path, *, devices: tuple[str, ...]) -> Iterat
     ]
     with workers[0], workers[1]:
         yield
-
-
-def record_of(place: Place, experiment: Experiment) -> Record:
-    return place.client._connections.registry.experiments.get(experiment.id)
 
 
 def node_of(place: Place, name: str) -> str:
