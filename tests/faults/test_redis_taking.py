@@ -18,6 +18,8 @@ from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Broker
 from jobqueue.brokers.redis_server import RECEIVE, mail_hash, mail_keys
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 
 @pytest.fixture
 def site(redis_server: RedisServer, tmp_path: Path) -> Iterator[Site]:

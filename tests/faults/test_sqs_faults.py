@@ -20,6 +20,8 @@ from jobqueue.application import make_app
 from jobqueue.config import Settings
 from jobqueue.lifecycle import State
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 WORKERS_MAY_ASK = {"GetQueueUrl", "ReceiveMessage", "DeleteMessage", "ChangeMessageVisibility"}
 FAULTS = [
     (503, "ServiceUnavailable"),

@@ -12,6 +12,8 @@ from services.waiting import wait_until
 from jobqueue.lifecycle import Reason
 from producers.handle import Experiment
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
 # Killed workers come back at once: nobody else may be granted the lease before.
 LEASE = "60s"

@@ -23,6 +23,8 @@ from workers.attempt.input_cache import InputCache
 from workers.attempt.lease_files import read_leases
 from workers.attempt.trees import remove
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 LONG = timedelta(seconds=60)
 CONTENT = bytes(range(256)) * 1000
 DIGEST = sha256(CONTENT).hexdigest()

@@ -29,6 +29,8 @@ from producers.client import Client
 from producers.handle import Experiment
 from producers.preparation import JobqueueWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 MIB = 2**20
 PLACES = [("rabbitmq", "docker"), ("redis", "process"), ("sqs", "process")]
 UNICODE = "Über-日本-🎉"

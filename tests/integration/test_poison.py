@@ -38,6 +38,8 @@ from jobqueue.routing import dead_letter_queue
 from producers.client import Client
 from producers.preparation import JobqueueWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 LONG = timedelta(seconds=90)
 BROKERS = ("rabbitmq", "redis", "sqs")
 BOMB_BYTES = 180 * 2**20

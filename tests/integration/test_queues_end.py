@@ -23,6 +23,8 @@ from producers.cli import jobqueue
 from producers.handle import Experiment
 from producers.preparation import JobqueueWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 LONG = timedelta(seconds=60)
 
 

@@ -25,6 +25,8 @@ from jobqueue.report import Report
 from jobqueue.routing import reporting_queue
 from workers.attempt.reporting import Outbox
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 LEASE = timedelta(seconds=6)
 
 TELLER = """

@@ -17,6 +17,8 @@ from jobqueue.lifecycle import Fault, Reason, State
 from jobqueue.report import LogEntry
 from producers.handle import Experiment
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
 on_both = pytest.mark.parametrize("place", BOTH, indirect=True, ids="-".join)
 on_each = pytest.mark.parametrize("place", [*BOTH, ("sqs", "process")], indirect=True, ids="-".join)

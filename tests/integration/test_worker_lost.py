@@ -15,6 +15,8 @@ from services.waiting import wait_until
 from jobqueue.lifecycle import Reason, State
 from jobqueue.storage import open_store
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 BOTH = [("rabbitmq", "docker"), ("redis", "process")]
 on_both = pytest.mark.parametrize("place", BOTH, indirect=True, ids="-".join)
 

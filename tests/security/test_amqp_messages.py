@@ -21,6 +21,8 @@ from jobqueue.brokers import open_broker
 from jobqueue.brokers.base import Mail
 from producers.preparation import JobqueueWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 LONG = timedelta(seconds=60)
 # As many as one frame of RabbitMQ's holds.
 DEPTH = 15_000

@@ -23,6 +23,8 @@ from services.waiting import wait_until
 from jobqueue.brokers import open_broker
 from jobqueue.routing import dead_letter_queue, reporting_queue
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rabbitmq-definitions.json"
 
 

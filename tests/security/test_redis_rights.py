@@ -24,6 +24,8 @@ from jobqueue.registry import open_registry
 from jobqueue.registry.presence import Drain
 from jobqueue.routing import reporting_queue
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "redis.acl"
 USERS = ("operator", "node", "producer", "flower")
 

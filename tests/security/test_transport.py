@@ -19,6 +19,8 @@ from jobqueue.errors import InvalidSetting, Unavailable
 from jobqueue.registry import open_registry
 from jobqueue.storage import open_store
 
+pytestmark = pytest.mark.filterwarnings("ignore::producers.preparation.JobqueueWarning")
+
 LEASE = timedelta(seconds=10)
 LONG = timedelta(seconds=60)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
