@@ -138,6 +138,11 @@ def _no_socket_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest
             monkeypatch.setattr(socket.socket, method, _local_only(original))
 
 
+def pytest_configure() -> None:
+    """Let other users read what tests lay down for them, whatever the custom of whoever runs this."""
+    os.umask(0o022)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark every test with its tier, which is the folder that it stands in; and let what takes long come first."""
     for item in items:
