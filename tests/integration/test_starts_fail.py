@@ -50,6 +50,7 @@ def bad(place: Place, proxy: EngineProxy) -> Iterator[Process]:
     }
     with place.make_worker("bad", environment=own) as worker:
         yield worker
+        worker.stop()  # killed, it would leave the container that it tries to start
 
 
 def find_states(place: Place) -> dict[str, tuple[str, str]]:
